@@ -1,0 +1,2 @@
+//! meshctl, the operator's tool for meshd.
+fn main() {}

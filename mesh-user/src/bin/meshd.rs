@@ -1,0 +1,2 @@
+//! meshd, the per-node mesh daemon.
+fn main() {}

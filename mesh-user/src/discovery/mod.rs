@@ -1,0 +1,1 @@
+//! Sources that build the next [`crate::world::World`]: files now.

@@ -1,0 +1,186 @@
+//! `spiffe://<trust domain>/<path>`, parsed once and kept valid.
+//!
+//! Source: SPIFFE-ID.md sections 2.1 to 2.4.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+/// A SPIFFE ID is at most this many bytes (SPIFFE-ID.md section 2.4).
+const MAX_BYTES: usize = 2048;
+/// A trust domain is at most this many bytes (SPIFFE-ID.md section 2.1).
+const MAX_TRUST_DOMAIN_BYTES: usize = 255;
+
+/// Why a string is no SPIFFE ID or trust domain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpiffeIdError {
+    /// The scheme is missing or another one.
+    #[error("a SPIFFE ID starts with \"spiffe://\"")]
+    Scheme,
+    /// Longer than the standard allows.
+    #[error("a SPIFFE ID has at most {MAX_BYTES} bytes, a trust domain at most {MAX_TRUST_DOMAIN_BYTES}")]
+    TooLong,
+    /// Empty, or a character outside `[a-z0-9._-]`.
+    #[error("trust domain {0:?}: use lower-case letters, digits, '.', '-' and '_'")]
+    TrustDomain(String),
+    /// An empty or dot segment, a trailing slash, or a character outside `[a-zA-Z0-9._-]`.
+    #[error(
+        "path {0:?}: segments are non-empty, are not \".\" or \"..\", and use letters, digits, '.', '-' and '_'"
+    )]
+    Path(String),
+}
+
+/// The name of a trust domain, such as `cluster.local`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TrustDomain(Arc<str>);
+
+impl TrustDomain {
+    /// The name, without a scheme.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TrustDomain {
+    type Err = SpiffeIdError;
+
+    fn from_str(name: &str) -> Result<Self, SpiffeIdError> {
+        if name.len() > MAX_TRUST_DOMAIN_BYTES {
+            return Err(SpiffeIdError::TooLong);
+        }
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+        if name.is_empty() || !name.bytes().all(allowed) {
+            return Err(SpiffeIdError::TrustDomain(name.to_owned()));
+        }
+        Ok(Self(name.into()))
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A workload's identity.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpiffeId {
+    trust_domain: TrustDomain,
+    /// Starts with `/`; may be empty.
+    path: Arc<str>,
+}
+
+impl SpiffeId {
+    /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`, Istio's form.
+    ///
+    /// # Errors
+    /// When a segment is not valid in a SPIFFE path.
+    pub fn for_service_account(
+        trust_domain: &TrustDomain,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<Self, SpiffeIdError> {
+        let path = format!("/ns/{namespace}/sa/{service_account}");
+        for segment in [namespace, service_account] {
+            if segment.contains('/') {
+                return Err(SpiffeIdError::Path(path));
+            }
+        }
+        Self::new(trust_domain.clone(), &path)
+    }
+
+    fn new(trust_domain: TrustDomain, path: &str) -> Result<Self, SpiffeIdError> {
+        if "spiffe://".len() + trust_domain.as_str().len() + path.len() > MAX_BYTES {
+            return Err(SpiffeIdError::TooLong);
+        }
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let valid = path.is_empty()
+            || path.strip_prefix('/').is_some_and(|p| {
+                p.split('/').all(|s| !s.is_empty() && s != "." && s != ".." && s.bytes().all(allowed))
+            });
+        if !valid {
+            return Err(SpiffeIdError::Path(path.to_owned()));
+        }
+        Ok(Self { trust_domain, path: path.into() })
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The path with its leading slash, or empty.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Namespace and service account, when the path has Istio's form.
+    pub fn service_account(&self) -> Option<(&str, &str)> {
+        let mut segments = self.path.strip_prefix('/')?.split('/');
+        match (segments.next(), segments.next(), segments.next(), segments.next(), segments.next()) {
+            (Some("ns"), Some(namespace), Some("sa"), Some(account), None) => Some((namespace, account)),
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = SpiffeIdError;
+
+    fn from_str(id: &str) -> Result<Self, SpiffeIdError> {
+        if id.len() > MAX_BYTES {
+            return Err(SpiffeIdError::TooLong);
+        }
+        let rest = id.strip_prefix("spiffe://").ok_or(SpiffeIdError::Scheme)?;
+        let (domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        Self::new(domain.parse()?, path)
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}{}", self.trust_domain, self.path)
+    }
+}
+
+impl fmt::Debug for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn istio_form_round_trips() {
+        let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+        assert_eq!(id.service_account(), Some(("shop", "web")));
+        assert_eq!(id.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(SpiffeId::for_service_account(id.trust_domain(), "shop", "web").unwrap(), id);
+    }
+
+    #[test]
+    fn malformed_ids_are_refused() {
+        for bad in [
+            "",
+            "http://a/b",
+            "spiffe://",
+            "spiffe:///ns/a",
+            "spiffe://Upper/x",
+            "spiffe://a/",
+            "spiffe://a//b",
+            "spiffe://a/./b",
+            "spiffe://a/../b",
+            "spiffe://a/b%20",
+            "spiffe://a:80/b",
+            "spiffe://u@a/b",
+            "spiffe://a/b?c",
+            "spiffe://a/b#c",
+            "spiffe://a/b/",
+        ] {
+            assert!(bad.parse::<SpiffeId>().is_err(), "{bad} was accepted");
+        }
+        assert!(format!("spiffe://a/{}", "x".repeat(2048)).parse::<SpiffeId>().is_err());
+        assert!(SpiffeId::for_service_account(&"a".parse().unwrap(), "x/sa/y", "z").is_err());
+    }
+}

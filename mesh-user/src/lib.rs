@@ -1,0 +1,28 @@
+//! meshd as a library: everything the daemon `meshd` and the operator's tool `meshctl` share.
+//!
+//! The modules are layers; a module uses only those below it (`tests/layers.rs` reads the imports and
+//! holds this):
+//!
+//! ```text
+//! admin                    HTTP API on a Unix socket, metrics endpoint
+//! proxy                    outbound, inbound, relay, detection
+//! capture                  loading eBPF, maps, listeners inside workload namespaces, enrolment
+//! discovery  ca            sources -> World | the certificate authority
+//! policy     tls           pure decisions, no I/O | handshakes, verifiers, offload to the kernel
+//! world      config        one immutable snapshot of workloads, services, addresses | the node's file
+//! identity                 SPIFFE IDs, SVIDs, trust bundles
+//! telemetry  sys           metrics, access log, tracing | netns, sockets, splice, kTLS: all `unsafe`
+//! ```
+
+pub mod admin;
+pub mod ca;
+pub mod capture;
+pub mod config;
+pub mod discovery;
+pub mod identity;
+pub mod policy;
+pub mod proxy;
+pub mod sys;
+pub mod telemetry;
+pub mod tls;
+pub mod world;

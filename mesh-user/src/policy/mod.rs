@@ -1,0 +1,1 @@
+//! Istio security policy: parsing, compilation per workload, decisions. Pure: no I/O.

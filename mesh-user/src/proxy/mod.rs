@@ -1,0 +1,1 @@
+//! Outbound and inbound connections: detection, handshake, verdict, relay.

@@ -1,0 +1,1 @@
+//! Metrics, access log, tracing set-up. Never logs a secret.
