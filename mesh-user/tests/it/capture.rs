@@ -37,8 +37,22 @@ impl Capture {
             .launch(
                 &format!("tcpdump-{name}"),
                 &[
-                    "tcpdump", "-i", "any", "-y", "LINUX_SLL2", "--immediate-mode", "-U", "-n", "-B", "32768", "-s", &snap,
-                    "-Z", "root", "-w", &path,
+                    "tcpdump",
+                    "-i",
+                    "any",
+                    "-y",
+                    "LINUX_SLL2",
+                    "--immediate-mode",
+                    "-U",
+                    "-n",
+                    "-B",
+                    "32768",
+                    "-s",
+                    &snap,
+                    "-Z",
+                    "root",
+                    "-w",
+                    &path,
                 ],
             )
             .start()?;
@@ -54,7 +68,11 @@ impl Capture {
         let finished = self.tcpdump.finish(PATIENCE)?;
         ensure!(finished.status.success(), "tcpdump failed: {}", finished.stderr);
         let lossless = finished.stderr.contains("\n0 packets dropped by kernel");
-        ensure!(self.may_lose || lossless, "the capture is incomplete and proves nothing: {}", finished.stderr);
+        ensure!(
+            self.may_lose || lossless,
+            "the capture is incomplete and proves nothing: {}",
+            finished.stderr
+        );
         let bytes = std::fs::read(&self.file).with_context(|| format!("reading {}", self.file.display()))?;
         let tap = Wiretap::read(&bytes)?;
         if !self.may_lose {

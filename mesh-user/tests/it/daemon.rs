@@ -59,9 +59,9 @@ fn find_named<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
 
 fn is_proven(entry: &Value) -> bool {
     ["proven", "ok", "available"].iter().any(|key| entry.get(key) == Some(&Value::Bool(true)))
-        || ["status", "state", "result", "verdict"]
-            .iter()
-            .any(|key| entry.get(key).and_then(Value::as_str).is_some_and(|text| text == "proven" || text == "ok"))
+        || ["status", "state", "result", "verdict"].iter().any(|key| {
+            entry.get(key).and_then(Value::as_str).is_some_and(|text| text == "proven" || text == "ok")
+        })
 }
 
 /// One node and its daemon.
@@ -191,12 +191,20 @@ impl Node {
     }
 
     /// Waits for an access-log line that `is_it` knows.
-    pub(crate) fn wait_access_log(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+    pub(crate) fn wait_access_log(
+        &self,
+        what: &str,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
         let mut found = None;
-        let waited = wait_until(Duration::from_secs(10), &format!("{}'s access log to show {what}", self.name), || {
-            found = self.access_log().into_iter().find(&is_it);
-            Ok(found.is_some())
-        });
+        let waited = wait_until(
+            Duration::from_secs(10),
+            &format!("{}'s access log to show {what}", self.name),
+            || {
+                found = self.access_log().into_iter().find(&is_it);
+                Ok(found.is_some())
+            },
+        );
         let lines = || self.access_log().iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
         waited.with_context(|| format!("lines:\n{}", lines()))?;
         found.context("the line was found")
@@ -231,7 +239,8 @@ impl Node {
     pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
         let text = self.metrics()?;
         let series = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|l| line.contains(l))
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|l| line.contains(l))
         });
         Ok(series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
@@ -248,7 +257,12 @@ impl Node {
     pub(crate) fn join_trust_of(&self, root: &Self) -> anyhow::Result<()> {
         let (state, out) = (root.state_dir(), self.ca_dir());
         root.ctl(&[
-            "ca", "intermediate", "--state-dir", &state.to_string_lossy(), "--out", &out.to_string_lossy(),
+            "ca",
+            "intermediate",
+            "--state-dir",
+            &state.to_string_lossy(),
+            "--out",
+            &out.to_string_lossy(),
         ])?
         .succeeded()
         .context("making the second node's intermediate")?;
@@ -265,7 +279,8 @@ fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {
 
 /// An HTTP GET over the admin socket: status and body.
 pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<(u16, String)> {
-    let mut stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+    let mut stream =
+        UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: meshd\r\nConnection: close\r\n\r\n")?;
     let (mut answer, begun) = (Vec::new(), Instant::now());

@@ -5,9 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use super::cgroup;
 use super::relay::Relay;
@@ -56,6 +56,7 @@ impl Ground {
     /// Makes folder and cgroup for the story called `name`.
     pub(crate) fn lay(name: &str, relay: Relay) -> anyhow::Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
+        still_wanted()?;
         let tag = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new(TMP_DIR).join(&tag);
         fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -152,11 +153,25 @@ pub(crate) fn sweep_dead() {
     }
 }
 
-/// Removes everything of this process.
+/// Set when the run was interrupted: nothing new may be made while what is there is being removed.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Fails once the run was interrupted; asked before anything is made or started.
+pub(crate) fn still_wanted() -> anyhow::Result<()> {
+    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "the run was interrupted");
+    Ok(())
+}
+
+/// Removes everything of this process, for good.
 pub(crate) fn sweep_own() {
-    for tag in tags() {
-        if pid_of(&tag) == Some(std::process::id()) {
-            remove(&tag);
+    INTERRUPTED.store(true, Ordering::SeqCst);
+    // Whoever asked just before may still be making something.
+    for pause_ms in [0, 300] {
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+        for tag in tags() {
+            if pid_of(&tag) == Some(std::process::id()) {
+                remove(&tag);
+            }
         }
     }
 }
@@ -187,7 +202,8 @@ fn remove(tag: &str) {
     if let Err(error) = cgroup::kill(&group) {
         eprintln!("{tag}: {error:#}");
     }
-    let names = fs::read_dir(NETNS_DIR).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    let names =
+        fs::read_dir(NETNS_DIR).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
     for name in names.iter().map(fs::DirEntry::file_name) {
         if name.to_string_lossy().starts_with(&format!("{tag}-")) {
             quietly(Command::new("ip").args(["netns", "delete"]).arg(&name));

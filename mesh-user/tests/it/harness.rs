@@ -58,7 +58,9 @@ pub(crate) fn main() -> ExitCode {
     }
     let mut args = Arguments::from_args();
     if !args.list && !nix::unistd::geteuid().is_root() {
-        eprintln!("these tests make network namespaces and cgroups: run them as root (sudo -E cargo xtask test)");
+        eprintln!(
+            "these tests make network namespaces and cgroups: run them as root (sudo -E cargo xtask test)"
+        );
         return ExitCode::from(101);
     }
     if !args.list {
@@ -70,7 +72,8 @@ pub(crate) fn main() -> ExitCode {
         args.test_threads = Some(cores.clamp(2, 4));
     }
     let skipped = Skipped::default();
-    let trials = scenarios::all().into_iter().flat_map(|(topic, story)| trials(topic, *story, &skipped)).collect();
+    let trials =
+        scenarios::all().into_iter().flat_map(|(topic, story)| trials(topic, *story, &skipped)).collect();
     let conclusion = libtest_mimic::run(&args, trials);
     for (reason, count) in &*skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
         println!("ignored {count}: {reason}");
@@ -94,7 +97,11 @@ fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
             let label = name.clone();
             Trial::ignorable_test(name, move || {
                 if let Some(reason) = reason_not_to_run(story, relay) {
-                    *skipped.lock().expect("no trial panics holding this").entry(reason.clone()).or_default() += 1;
+                    *skipped
+                        .lock()
+                        .expect("no trial panics holding this")
+                        .entry(reason.clone())
+                        .or_default() += 1;
                     return Ok(Completion::ignored_with(reason));
                 }
                 told_in_time(&label, story, relay).map(|()| Completion::Completed)
@@ -115,7 +122,8 @@ fn reason_not_to_run(story: Story, relay: Relay) -> Option<String> {
 
 /// Tells the story on a thread of its own and takes its ground away when the time is over.
 fn told_in_time(name: &str, story: Story, relay: Relay) -> Result<(), Failed> {
-    let ground = Ground::lay(name, relay).map_err(|e| Failed::from(format!("cannot make the test's ground: {e:#}")))?;
+    let ground = Ground::lay(name, relay)
+        .map_err(|e| Failed::from(format!("cannot make the test's ground: {e:#}")))?;
     let limit = Duration::from_secs(story.limit_s * if ground.scale().is_vm() { VM_PATIENCE } else { 1 });
     let (done, outcome) = mpsc::channel();
     let begun = Instant::now();
@@ -155,7 +163,8 @@ fn told_in_time(name: &str, story: Story, relay: Relay) -> Result<(), Failed> {
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     format!("panicked: {}", text.unwrap_or("(no text)"))
 }
 
@@ -164,7 +173,8 @@ fn remove_on_signal() {
     std::thread::spawn(|| {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
-            let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+            let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            else {
                 return;
             };
             tokio::select! {

@@ -52,7 +52,10 @@ impl Wiretap {
     pub(crate) fn read(file: &[u8]) -> anyhow::Result<Self> {
         ensure!(file.len() >= 24, "pcap file shorter than its header");
         let magic = u32_le(file, 0)?;
-        ensure!(magic == 0xa1b2_c3d4 || magic == 0xa1b2_3c4d, "not a pcap file of this byte order: {magic:#x}");
+        ensure!(
+            magic == 0xa1b2_c3d4 || magic == 0xa1b2_3c4d,
+            "not a pcap file of this byte order: {magic:#x}"
+        );
         let linktype = u32_le(file, 20)?;
         ensure!(linktype == LINKTYPE_LINUX_SLL2, "link type {linktype} instead of {LINKTYPE_LINUX_SLL2}");
         let (mut raw, mut at) = (Vec::new(), 24);
@@ -104,11 +107,13 @@ impl Wiretap {
         for (from_client, what) in [(true, "client to server"), (false, "server to client")] {
             let mut data = 0;
             let streams = self.streams_with(server.ip(), server.port()).filter(|stream| {
-                let (near, far) = if from_client { (stream.from, stream.to) } else { (stream.to, stream.from) };
+                let (near, far) =
+                    if from_client { (stream.from, stream.to) } else { (stream.to, stream.from) };
                 near.ip() == client && far == server && !stream.bytes.is_empty()
             });
             for stream in streams {
-                let records = stream.tls_records().with_context(|| format!("{} -> {}", stream.from, stream.to))?;
+                let records =
+                    stream.tls_records().with_context(|| format!("{} -> {}", stream.from, stream.to))?;
                 data += records.application_data;
             }
             ensure!(data > 0, "no TLS application data {what} ({client} and {server})\n{}", self.summary());
@@ -130,7 +135,8 @@ impl Wiretap {
         let mut text = format!("{} packets\n", self.raw.len());
         for stream in self.streams.iter().take(20) {
             let begin = String::from_utf8_lossy(&stream.bytes[..stream.bytes.len().min(48)]).into_owned();
-            let _ = writeln!(text, "{} -> {}: {} bytes, {begin:?}", stream.from, stream.to, stream.bytes.len());
+            let _ =
+                writeln!(text, "{} -> {}: {} bytes, {begin:?}", stream.from, stream.to, stream.bytes.len());
         }
         text
     }
@@ -173,7 +179,8 @@ impl Stream {
 
     fn add(&mut self, segment: &Segment) {
         self.resets += usize::from(segment.flags & RST != 0);
-        let offset = segment.seq.wrapping_add(u32::from(segment.flags & SYN != 0)).wrapping_sub(self.first_seq);
+        let offset =
+            segment.seq.wrapping_add(u32::from(segment.flags & SYN != 0)).wrapping_sub(self.first_seq);
         // Keepalive probes lie one byte before the stream.
         if segment.payload.is_empty() || offset > u32::MAX / 2 {
             return;
@@ -202,7 +209,8 @@ impl Stream {
 
 /// Groups segments into streams; a SYN with another sequence number begins the port pair's next connection.
 fn assemble(segments: impl Iterator<Item = Segment>) -> Vec<Stream> {
-    let (mut streams, mut latest) = (Vec::<Stream>::new(), BTreeMap::<(SocketAddr, SocketAddr), usize>::new());
+    let (mut streams, mut latest) =
+        (Vec::<Stream>::new(), BTreeMap::<(SocketAddr, SocketAddr), usize>::new());
     for segment in segments {
         let key = (segment.from, segment.to);
         let is_new = latest.get(&key).is_none_or(|&index| {

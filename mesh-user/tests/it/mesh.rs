@@ -1,15 +1,21 @@
 //! The cast most stories share: `client` and `other` on node a, `server` on node b, an `outsider` that no mesh knows,
 //! and a strict mesh. A story changes what it needs before it starts the daemons.
 
+use anyhow::ensure;
 use serde_json::{Value, json};
 
 use super::capture::Capture;
 use super::daemon::Node;
 use super::ground::Ground;
+use super::judge::Wiretap;
 use super::netns::{Place, Wire};
 use super::nodefile::{Workload, node_file};
 use super::peer;
 use super::process::{Finished, PATIENCE, Program, wait_until};
+use super::relay::Relay;
+
+/// What no wire may show.
+pub(crate) const MARKER: &str = "MARKER-7f3a91c2-readable";
 
 /// Mesh-wide STRICT.
 pub(crate) const STRICT: &str = "
@@ -73,6 +79,8 @@ pub(crate) struct Mesh {
     pub(crate) b: Node,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) services: Vec<Value>,
+    /// The `limits` of both nodes' files.
+    pub(crate) limits: Value,
 }
 
 impl std::ops::Deref for Mesh {
@@ -94,7 +102,7 @@ impl Mesh {
             Workload::pod(&pods.other, "node-a"),
             Workload::pod(&pods.server, "node-b"),
         ];
-        let mesh = Self { pods, a, b, workloads, services: Vec::new() };
+        let mesh = Self { pods, a, b, workloads, services: Vec::new(), limits: json!({}) };
         mesh.policies(STRICT)?;
         Ok(mesh)
     }
@@ -131,7 +139,9 @@ impl Mesh {
     /// Writes both nodes' files.
     pub(crate) fn configure(&self) -> anyhow::Result<()> {
         for node in [&self.a, &self.b] {
-            node.configure(&node_file(node, &self.workloads, &self.services))?;
+            let mut file = node_file(node, &self.workloads, &self.services);
+            file["limits"] = self.limits.clone();
+            node.configure(&file)?;
         }
         Ok(())
     }
@@ -144,13 +154,57 @@ impl Mesh {
         self.b.start()
     }
 
+    /// Captures the wire while `act` runs; the marker must not be readable in it.
+    pub(crate) fn watched(
+        &self,
+        name: &str,
+        act: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Wiretap> {
+        let capture = self.pods.capture(name)?;
+        act()?;
+        let tap = capture.stop()?;
+        tap.must_not_show(MARKER)?;
+        Ok(tap)
+    }
+
+    /// Both daemons say that the story's relay carried a connection from `client` to `server`, and the kernels'
+    /// counters agree.
+    pub(crate) fn must_have_relayed_by(&self, relay: Relay) -> anyhow::Result<()> {
+        for (node, direction) in [(&self.a, "outbound"), (&self.b, "inbound")] {
+            node.wait_access_log(&format!("an {direction} connection by {relay}"), |line| {
+                line["direction"] == direction
+                    && line["relay"] == relay.as_str()
+                    && line["verdict"] == "allow"
+            })?;
+        }
+        if relay.is_kernel() {
+            for place in [&self.client, &self.server] {
+                let sent = tls_stat(place, "TlsTxSw")? + tls_stat(place, "TlsTxDevice")?;
+                ensure!(
+                    sent > 0,
+                    "no socket in {} was given a TLS key, whatever the daemon says",
+                    place.name
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until both nodes decide as `wanted` says for `from` reaching the server's port, by asking them.
     pub(crate) fn wait_applied(&self, from: &Place, port: u16, wanted_to_pass: bool) -> anyhow::Result<()> {
         wait_until(PATIENCE, &format!("policy to say {wanted_to_pass} for {}", from.name), || {
-            let seen = probe(from, self.server.at(port), &["--send", "?", "--shutdown", "--wait-ms", "2000"])?;
+            let seen =
+                probe(from, self.server.at(port), &["--send", "?", "--shutdown", "--wait-ms", "2000"])?;
             Ok((seen["ended"] == "eof" && seen["connect"] == "ok") == wanted_to_pass)
         })
     }
+}
+
+/// A counter of the kernel's TLS in this place's namespace.
+fn tls_stat(place: &Place, name: &str) -> anyhow::Result<u64> {
+    let text = place.run(&["cat", "/proc/net/tls_stat"])?.succeeded()?;
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
+    Ok(line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0))
 }
 
 /// Starts a peer that listens in `place`.
@@ -173,7 +227,11 @@ pub(crate) fn probe(place: &Place, to: std::net::SocketAddr, options: &[&str]) -
 }
 
 /// Starts a probe that is still talking when this returns.
-pub(crate) fn start_probe(place: &Place, to: std::net::SocketAddr, options: &[&str]) -> anyhow::Result<Program> {
+pub(crate) fn start_probe(
+    place: &Place,
+    to: std::net::SocketAddr,
+    options: &[&str],
+) -> anyhow::Result<Program> {
     let to = to.to_string();
     let mut args = vec!["probe", &to];
     args.extend(options);
@@ -182,7 +240,13 @@ pub(crate) fn start_probe(place: &Place, to: std::net::SocketAddr, options: &[&s
 
 /// The last JSON line of a peer that ended well.
 pub(crate) fn last_line(finished: &Finished) -> anyhow::Result<Value> {
-    anyhow::ensure!(finished.status.success(), "{} failed: {}{}", finished.label, finished.stdout, finished.stderr);
+    anyhow::ensure!(
+        finished.status.success(),
+        "{} failed: {}{}",
+        finished.label,
+        finished.stdout,
+        finished.stderr
+    );
     json_lines(&finished.stdout).pop().ok_or_else(|| anyhow::anyhow!("{} said nothing", finished.label))
 }
 
@@ -192,7 +256,11 @@ pub(crate) fn json_lines(text: &str) -> Vec<Value> {
 }
 
 /// Waits until a listening peer has seen an event that `is_it` knows.
-pub(crate) fn wait_event(server: &Program, what: &str, is_it: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+pub(crate) fn wait_event(
+    server: &Program,
+    what: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> anyhow::Result<Value> {
     let mut found = None;
     wait_until(PATIENCE, &format!("the server to see {what}"), || {
         found = json_lines(&server.stdout()).into_iter().find(&is_it);

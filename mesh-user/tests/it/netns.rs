@@ -45,7 +45,19 @@ impl Wire {
         ip(&["netns", "add", &netns])?;
         ip(&["-n", &netns, "link", "set", "lo", "up"])?;
         // No snooping and no learning delay: what is plugged in talks at once.
-        ip(&["-n", &netns, "link", "add", "br0", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"])?;
+        ip(&[
+            "-n",
+            &netns,
+            "link",
+            "add",
+            "br0",
+            "type",
+            "bridge",
+            "forward_delay",
+            "0",
+            "mcast_snooping",
+            "0",
+        ])?;
         ip(&["-n", &netns, "link", "set", "br0", "up"])?;
         Ok(wire)
     }
@@ -65,7 +77,20 @@ impl Wire {
         let (inside, port) = (place.netns.as_str(), format!("v-{name}"));
         ip(&["netns", "add", inside])?;
         ip(&["-n", inside, "link", "set", "lo", "up"])?;
-        ip(&["-n", &self.netns, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", inside])?;
+        ip(&[
+            "-n",
+            &self.netns,
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            inside,
+        ])?;
         ip(&["-n", &self.netns, "link", "set", &port, "master", "br0", "up"])?;
         ip(&["-n", inside, "addr", "add", &format!("{}/24", place.v4), "dev", "eth0"])?;
         ip(&["-n", inside, "addr", "add", &format!("{}/64", place.v6), "dev", "eth0", "nodad"])?;
@@ -97,6 +122,12 @@ impl Place {
         &self.cgroup
     }
 
+    /// The same namespace, with programs in the cgroup `path`.
+    pub(crate) fn in_cgroup(&self, path: &Path) -> anyhow::Result<Self> {
+        super::cgroup::make(path)?;
+        Ok(Self { cgroup: path.to_owned(), ..self.clone() })
+    }
+
     pub(crate) fn addresses(&self) -> [IpAddr; 2] {
         [self.v4.into(), self.v6.into()]
     }
@@ -122,7 +153,8 @@ impl Place {
 
     /// Runs a program here to its end.
     pub(crate) fn run(&self, argv: &[&str]) -> anyhow::Result<Finished> {
-        let program = Path::new(argv[0]).file_name().map_or_else(|| "program".into(), |name| name.to_string_lossy());
+        let program =
+            Path::new(argv[0]).file_name().map_or_else(|| "program".into(), |name| name.to_string_lossy());
         self.launch(&program, argv).finish(Duration::from_secs(120))
     }
 }
@@ -139,7 +171,8 @@ fn launch(label: &str, argv: &[&str], netns: &str, cgroup: &Path, dir: &Path) ->
 }
 
 /// Runs `ip` with these arguments.
-pub(crate) fn ip(args: &[&str]) -> anyhow::Result<()> {
+fn ip(args: &[&str]) -> anyhow::Result<()> {
+    super::ground::still_wanted()?;
     let output = Command::new("ip").args(args).output().context("running ip (package iproute2)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {}: {}", args.join(" "), said.trim());

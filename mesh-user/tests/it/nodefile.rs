@@ -24,6 +24,7 @@ pub(crate) struct Workload {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) selector: Selector,
     pub(crate) ports: Vec<u16>,
+    pub(crate) exclude_inbound_ports: Vec<u16>,
     /// Name of the node that enrols it.
     pub(crate) node: String,
 }
@@ -38,6 +39,7 @@ impl Workload {
             addresses: place.addresses().to_vec(),
             selector: Selector::Netns(place.netns_path()),
             ports: Vec::new(),
+            exclude_inbound_ports: Vec::new(),
             node: node.into(),
         }
     }
@@ -51,6 +53,7 @@ impl Workload {
         let Value::Object(map) = json!({
             "name": self.name, "namespace": self.namespace, "serviceAccount": self.service_account,
             "labels": { "app": self.name }, "addresses": self.addresses,
+            "excludeInboundPorts": self.exclude_inbound_ports,
         }) else {
             unreachable!("a map was written")
         };

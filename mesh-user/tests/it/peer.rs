@@ -88,7 +88,9 @@ fn probe(args: &Args) -> anyhow::Result<()> {
     let mut stream = match connect(args, to) {
         Ok(stream) => stream,
         Err(error) => {
-            say(&json!({ "connect": name_of(&error), "received": 0, "ended": name_of(&error), "ms": ms_since(begun) }));
+            say(
+                &json!({ "connect": name_of(&error), "received": 0, "ended": name_of(&error), "ms": ms_since(begun) }),
+            );
             return Ok(());
         }
     };
@@ -125,7 +127,9 @@ fn probe(args: &Args) -> anyhow::Result<()> {
 fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
     let to = match to {
         // A dual-stack program's way to an IPv4 host.
-        SocketAddr::V4(v4) if args.flag("--mapped") => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+        SocketAddr::V4(v4) if args.flag("--mapped") => {
+            SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+        }
         as_given => as_given,
     };
     if args.flag("--nonblocking") {
@@ -159,7 +163,8 @@ fn read_to_end_until(stream: &mut TcpStream, end: Instant) -> Ended {
         match stream.read(&mut buffer) {
             Ok(0) => break "eof".to_owned(),
             Ok(count) => bytes.extend_from_slice(&buffer[..count]),
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(error)
+                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
             Err(error) => break name_of(&error),
         }
     };
@@ -187,7 +192,9 @@ fn ms_since(begun: Instant) -> u64 {
 fn mptcp(_args: &Args) -> anyhow::Result<()> {
     match Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) {
         Ok(_) => say(&json!({ "socket": "given" })),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => say(&json!({ "socket": "refused" })),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+            say(&json!({ "socket": "refused" }))
+        }
         Err(error) => say(&json!({ "socket": error.to_string() })),
     }
     Ok(())

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -36,12 +37,16 @@ impl Claim {
 
     fn params(&self) -> anyhow::Result<CertificateParams> {
         let mut params = CertificateParams::default();
-        params.subject_alt_names =
-            self.uris.iter().map(|uri| Ok(SanType::URI(uri.as_str().try_into()?))).collect::<anyhow::Result<_>>()?;
+        params.subject_alt_names = self
+            .uris
+            .iter()
+            .map(|uri| Ok(SanType::URI(uri.as_str().try_into()?)))
+            .collect::<anyhow::Result<_>>()?;
         params.not_before = self.not_before;
         params.not_after = self.not_after;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         Ok(params)
     }
 }

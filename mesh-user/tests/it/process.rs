@@ -34,15 +34,17 @@ impl Launch {
     /// Starts it.
     pub(crate) fn start(self) -> anyhow::Result<Program> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
+        super::ground::still_wanted()?;
         let unique = format!("{}-{}", self.label, NEXT.fetch_add(1, Ordering::Relaxed));
         let group = self.cgroup.join(&unique);
         cgroup::make(&group)?;
         let (out, err) = (self.logs.join(format!("{unique}.out")), self.logs.join(format!("{unique}.err")));
         let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""])
-            .arg(&group)
-            .args(["nsenter", &format!("--net={}", self.netns.display()), "--"]);
+        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&group).args([
+            "nsenter",
+            &format!("--net={}", self.netns.display()),
+            "--",
+        ]);
         if let Some(user) = &self.user {
             command.args(["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--"]);
         }
@@ -85,7 +87,14 @@ pub(crate) struct Finished {
 impl Finished {
     /// Its standard output, if it succeeded.
     pub(crate) fn succeeded(self) -> anyhow::Result<String> {
-        ensure!(self.status.success(), "{} failed ({}): {}{}", self.label, self.status, self.stdout, self.stderr);
+        ensure!(
+            self.status.success(),
+            "{} failed ({}): {}{}",
+            self.label,
+            self.status,
+            self.stdout,
+            self.stderr
+        );
         Ok(self.stdout)
     }
 
@@ -120,7 +129,12 @@ impl Program {
                 return Ok(true);
             }
             if let Some(status) = self.child.try_wait()? {
-                bail!("{} ended ({status}) before saying {text:?}: {}{}", self.label, self.stdout(), self.stderr());
+                bail!(
+                    "{} ended ({status}) before saying {text:?}: {}{}",
+                    self.label,
+                    self.stdout(),
+                    self.stderr()
+                );
             }
             Ok(false)
         })

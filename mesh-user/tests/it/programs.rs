@@ -42,7 +42,17 @@ pub(crate) fn redis(place: &Place, port: u16) -> anyhow::Result<Program> {
     let port_text = port.to_string();
     let dir = folder(place, "redis")?;
     let argv = [
-        "redis-server", "--port", &port_text, "--bind", "0.0.0.0", "::", "--protected-mode", "no", "--save", "", "--dir",
+        "redis-server",
+        "--port",
+        &port_text,
+        "--bind",
+        "0.0.0.0",
+        "::",
+        "--protected-mode",
+        "no",
+        "--save",
+        "",
+        "--dir",
         &dir.to_string_lossy(),
     ]
     .map(str::to_owned);
@@ -54,14 +64,18 @@ pub(crate) fn redis(place: &Place, port: u16) -> anyhow::Result<Program> {
 /// PostgreSQL as user `postgres`, trusting whoever reaches it.
 pub(crate) fn postgres(place: &Place, port: u16) -> anyhow::Result<Program> {
     let dir = folder(place, "postgres")?;
-    let passwd = nix::unistd::User::from_name("postgres")?.context("no user postgres (package postgresql)")?;
+    let passwd =
+        nix::unistd::User::from_name("postgres")?.context("no user postgres (package postgresql)")?;
     nix::unistd::chown(&dir, Some(passwd.uid), Some(passwd.gid))?;
     open_to_all(place.dir())?;
     let (data, bin) = (dir.join("data"), postgres_bin()?);
     let (initdb, server) = (bin.join("initdb"), bin.join("postgres"));
     let (data, dir) = (data.to_string_lossy().into_owned(), dir.to_string_lossy().into_owned());
     place
-        .launch("initdb", &[&initdb.to_string_lossy(), "-D", data.as_str(), "-A", "trust", "-N", "--no-locale"])
+        .launch(
+            "initdb",
+            &[&initdb.to_string_lossy(), "-D", data.as_str(), "-A", "trust", "-N", "--no-locale"],
+        )
         .as_user("postgres")
         .finish(PATIENCE * 4)?
         .succeeded()?;
@@ -71,8 +85,19 @@ pub(crate) fn postgres(place: &Place, port: u16) -> anyhow::Result<Program> {
     )?;
     let (port_text, socket_dir) = (port.to_string(), format!("unix_socket_directories={dir}"));
     let argv = [
-        &server.to_string_lossy(), "-D", data.as_str(), "-p", &port_text, "-c", "listen_addresses=*", "-c", &socket_dir,
-        "-c", "fsync=off", "-c", "shared_buffers=16MB",
+        &server.to_string_lossy(),
+        "-D",
+        data.as_str(),
+        "-p",
+        &port_text,
+        "-c",
+        "listen_addresses=*",
+        "-c",
+        &socket_dir,
+        "-c",
+        "fsync=off",
+        "-c",
+        "shared_buffers=16MB",
     ]
     .map(str::to_owned);
     let mut program = place.launch("postgres", &argv).as_user("postgres").start()?;
@@ -105,7 +130,9 @@ pub(crate) fn sshd(place: &Place, port: u16) -> anyhow::Result<Ssh> {
     let here = dir.display();
     for key in ["host", "user"] {
         let file = dir.join(key);
-        place.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &file.to_string_lossy()])?.succeeded()?;
+        place
+            .run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &file.to_string_lossy()])?
+            .succeeded()?;
     }
     fs::copy(dir.join("user.pub"), dir.join("authorized"))?;
     fs::create_dir_all("/run/sshd")?;

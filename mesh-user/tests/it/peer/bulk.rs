@@ -31,7 +31,13 @@ pub(super) fn probe(args: &Args) -> anyhow::Result<()> {
     exchange(stream, to, args.number("--bytes", 1 << 20)?, SEED_OF_CLIENT, SEED_OF_SERVER)
 }
 
-fn exchange(stream: TcpStream, with: SocketAddr, bytes: u64, own_seed: u64, their_seed: u64) -> anyhow::Result<()> {
+fn exchange(
+    stream: TcpStream,
+    with: SocketAddr,
+    bytes: u64,
+    own_seed: u64,
+    their_seed: u64,
+) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut outward = stream.try_clone()?;
     let sender = std::thread::spawn(move || -> std::io::Result<()> {
@@ -72,10 +78,12 @@ fn send(to: &mut impl Write, bytes: u64, seed: u64) -> std::io::Result<()> {
 }
 
 fn receive(from: &mut impl Read, bytes: u64, seed: u64) -> anyhow::Result<()> {
-    let (mut numbers, mut expected, mut got, mut left) = (Numbers(seed), vec![0; BLOCK], vec![0; BLOCK], bytes);
+    let (mut numbers, mut expected, mut got, mut left) =
+        (Numbers(seed), vec![0; BLOCK], vec![0; BLOCK], bytes);
     while left > 0 {
         let length = usize::try_from(left).unwrap_or(BLOCK).min(BLOCK);
-        from.read_exact(&mut got[..length]).with_context(|| format!("{left} of {bytes} bytes are missing"))?;
+        from.read_exact(&mut got[..length])
+            .with_context(|| format!("{left} of {bytes} bytes are missing"))?;
         numbers.fill(&mut expected[..length]);
         ensure!(got[..length] == expected[..length], "bytes differ in the block at {}", bytes - left);
         left -= length as u64;

@@ -11,7 +11,7 @@ use super::{Args, name_of, read_to_end_until, say};
 
 /// Options: `--banner TEXT` speaks first; `--echo` returns what comes; `--reply-kib N` answers that much after the
 /// client's FIN; `--truth` answers with the addresses seen and closes; `--shutdown-first` sends its FIN after the
-/// banner and goes on reading; `--truncate` closes with unread data and so resets; `--reuseport N` listens N times.
+/// banner and goes on reading; `--reset` answers the first bytes with a reset; `--reuseport N` listens N times.
 pub(super) fn serve(args: &Args) -> anyhow::Result<()> {
     let at = args.address()?;
     let listeners = usize::try_from(args.number("--reuseport", 0)?)?;
@@ -49,6 +49,7 @@ struct Behaviour {
     truth: bool,
     shutdown_first: bool,
     quiet: bool,
+    reset: bool,
     reply_kib: usize,
     hold_ms: u64,
 }
@@ -62,6 +63,7 @@ impl Behaviour {
             truth: args.flag("--truth"),
             shutdown_first: args.flag("--shutdown-first"),
             quiet: args.flag("--quiet"),
+            reset: args.flag("--reset"),
             reply_kib: usize::try_from(args.number("--reply-kib", 0)?)?,
             hold_ms: args.number("--hold-ms", 600_000)?,
         })
@@ -98,6 +100,11 @@ fn attend(mut stream: TcpStream, accepted: SocketAddr, behaviour: &Behaviour) ->
     }
     if behaviour.shutdown_first {
         stream.shutdown(Shutdown::Write)?;
+    }
+    if behaviour.reset {
+        let _ = stream.read(&mut [0; 1024])?;
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        return Ok(());
     }
     let (bytes, how) = if behaviour.echo {
         echo(&mut stream)

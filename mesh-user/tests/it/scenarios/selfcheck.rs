@@ -7,11 +7,9 @@ use serde_json::Value;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::judge::Wiretap;
-use crate::it::mesh::{Pods, last_line, probe, serve, start_probe, wait_event};
+use crate::it::mesh::{MARKER, Pods, last_line, probe, serve, start_probe, wait_event};
 use crate::it::process::PATIENCE;
 use crate::it::{peer, programs};
-
-const MARKER: &str = "MARKER-7f3a91c2-readable";
 
 pub(super) const STORIES: &[Story] = stories![
     NoDaemon 60:
@@ -31,7 +29,8 @@ fn without_meshd_the_marker_is_seen_on_the_wire(ground: &Ground) -> anyhow::Resu
     let _nginx = programs::nginx(&pods.server, 8080, MARKER)?;
     for (to, name) in [(pods.server.at(8080), "v4"), (pods.server.at6(8080), "v6")] {
         let capture = pods.capture(name)?;
-        let page = pods.client.run(&["curl", "-sS", "--max-time", "10", &format!("http://{to}/")])?.succeeded()?;
+        let page =
+            pods.client.run(&["curl", "-sS", "--max-time", "10", &format!("http://{to}/")])?.succeeded()?;
         ensure!(page.contains(MARKER), "curl got {page:?}");
         let tap = capture.stop()?;
         ensure!(tap.find(MARKER.as_bytes()).is_some(), "the judge is blind on {name}: {}", tap.summary());
@@ -44,8 +43,12 @@ fn a_marker_split_over_segments_is_found(ground: &Ground) -> anyhow::Result<()> 
     let pods = Pods::given(ground)?;
     // A small MTU cuts the marker into many segments.
     pods.client.run(&["ip", "link", "set", "eth0", "mtu", "1280"])?.succeeded()?;
-    pods.client.run(&["ip", "route", "change", "10.201.0.0/24", "dev", "eth0", "advmss", "88"])?.succeeded()?;
-    pods.server.run(&["ip", "route", "change", "10.201.0.0/24", "dev", "eth0", "advmss", "88"])?.succeeded()?;
+    pods.client
+        .run(&["ip", "route", "change", "10.201.0.0/24", "dev", "eth0", "advmss", "88"])?
+        .succeeded()?;
+    pods.server
+        .run(&["ip", "route", "change", "10.201.0.0/24", "dev", "eth0", "advmss", "88"])?
+        .succeeded()?;
     let _server = serve(&pods.server, 7000, &[])?;
     let capture = pods.capture("split")?;
     let long = format!("{}{MARKER}{}", "a".repeat(80), MARKER.repeat(20));
@@ -120,7 +123,8 @@ fn real_servers_run_over_plain_tcp(ground: &Ground) -> anyhow::Result<()> {
     let _redis = programs::redis(&pods.server, 6379)?;
     ensure!(pods.client.run(&["redis-cli", "-h", &to, "ping"])?.succeeded()?.contains("PONG"), "redis");
     let _postgres = programs::postgres(&pods.server, 5432)?;
-    let answer = pods.client.run(&["psql", "-h", &to, "-U", "postgres", "-Atc", "select 6*7"])?.succeeded()?;
+    let answer =
+        pods.client.run(&["psql", "-h", &to, "-U", "postgres", "-Atc", "select 6*7"])?.succeeded()?;
     ensure!(answer.trim() == "42", "psql said {answer:?}");
     let ssh = programs::sshd(&pods.server, 2222)?;
     let mut argv = vec!["ssh", "-p", "2222"];
@@ -140,13 +144,15 @@ fn peers_carry_bulk_and_many_over_plain_tcp(ground: &Ground) -> anyhow::Result<(
     let pods = Pods::given(ground)?;
     let bytes = (1_u64 << 24).to_string();
     let at = pods.server.at(7001).to_string();
-    let mut bulk = pods.server.launch("bulk", &peer::argv(&["bulk-serve", &at, "--bytes", &bytes])).start()?;
+    let mut bulk =
+        pods.server.launch("bulk", &peer::argv(&["bulk-serve", &at, "--bytes", &bytes])).start()?;
     bulk.wait_to_say("listening", PATIENCE)?;
     let probe = pods.client.launch("bulk", &peer::argv(&["bulk-probe", &at, "--bytes", &bytes]));
     ensure!(last_line(&probe.finish(PATIENCE)?)?["ok"] == Value::Bool(true), "bulk");
     let _echo = serve(&pods.server, 7000, &["--echo", "--quiet"])?;
     let to = pods.server.at(7000).to_string();
-    let short = pods.client.launch("short", &peer::argv(&["short", &to, "--count", "200"])).finish(PATIENCE)?;
+    let short =
+        pods.client.launch("short", &peer::argv(&["short", &to, "--count", "200"])).finish(PATIENCE)?;
     ensure!(last_line(&short)?["failed"] == 0, "{}", short.stderr);
     let release = ground.dir().join("release").to_string_lossy().into_owned();
     let idle = peer::argv(&["idle", &to, "--count", "50", "--until", &release]);
