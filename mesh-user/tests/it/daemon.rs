@@ -214,9 +214,9 @@ impl Node {
     pub(crate) fn ctl(&self, args: &[&str]) -> anyhow::Result<Finished> {
         let (meshctl, runtime) = (bin_dir().join("meshctl"), self.runtime_dir());
         let (meshctl, runtime) = (meshctl.to_string_lossy(), runtime.to_string_lossy());
-        let mut argv = vec![meshctl.as_ref(), "--runtime-dir", runtime.as_ref()];
-        argv.extend(args);
-        self.place.run(&argv)
+        let mut line = vec![meshctl.as_ref(), "--runtime-dir", runtime.as_ref()];
+        line.extend(args);
+        self.place.run(&line)
     }
 
     /// The same with `-o json`.
@@ -235,14 +235,16 @@ impl Node {
         }
     }
 
-    /// The sum of a metric over its series whose line contains all of `labels`.
-    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
+    /// The sum of a metric over its series whose line contains all of `labels`, in whole units.
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<i64> {
         let text = self.metrics()?;
         let series = text.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
-                && labels.iter().all(|l| line.contains(l))
+                && labels.iter().all(|label| line.contains(label))
         });
-        Ok(series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        let sum: f64 = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+        #[expect(clippy::cast_possible_truncation, reason = "counts and seconds since 1970 fit")]
+        Ok(sum.round() as i64)
     }
 
     /// Resident memory in KiB.

@@ -2,6 +2,7 @@
 //! everything with that name away. Namespaces, mounts and cgroups are found by name, so nothing needs registering
 //! and a dead run's leftovers are removed the same way.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -90,16 +91,6 @@ impl Ground {
         self.scale
     }
 
-    /// Writes `text` to the file `name` in the story's folder.
-    pub(crate) fn file(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
-        let path = self.dir.join(name);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        Ok(path)
-    }
-
     /// Ends every process of the story.
     pub(crate) fn kill_everything(&self) {
         if let Err(error) = cgroup::kill(&self.cgroup) {
@@ -126,7 +117,7 @@ impl Ground {
             if readable && !log.is_empty() {
                 let lines: Vec<&str> = log.lines().collect();
                 let tail = &lines[lines.len().saturating_sub(15)..];
-                text.push_str(&format!("--- {}\n{}\n", file_name.display(), tail.join("\n")));
+                let _ = write!(text, "--- {}\n{}\n", file_name.display(), tail.join("\n"));
             }
         }
         text

@@ -97,11 +97,6 @@ impl Wiretap {
         self.streams.iter().filter(move |stream| stream.from == end || stream.to == end)
     }
 
-    /// All streams.
-    pub(crate) fn streams(&self) -> &[Stream] {
-        &self.streams
-    }
-
     /// Between `client` and `server`, and both ways, only TLS records flowed, and application data among them.
     pub(crate) fn must_be_tls_between(&self, client: IpAddr, server: SocketAddr) -> anyhow::Result<()> {
         for (from_client, what) in [(true, "client to server"), (false, "server to client")] {

@@ -189,15 +189,6 @@ impl Mesh {
         }
         Ok(())
     }
-
-    /// Waits until both nodes decide as `wanted` says for `from` reaching the server's port, by asking them.
-    pub(crate) fn wait_applied(&self, from: &Place, port: u16, wanted_to_pass: bool) -> anyhow::Result<()> {
-        wait_until(PATIENCE, &format!("policy to say {wanted_to_pass} for {}", from.name), || {
-            let seen =
-                probe(from, self.server.at(port), &["--send", "?", "--shutdown", "--wait-ms", "2000"])?;
-            Ok((seen["ended"] == "eof" && seen["connect"] == "ok") == wanted_to_pass)
-        })
-    }
 }
 
 /// A counter of the kernel's TLS in this place's namespace.
@@ -216,7 +207,7 @@ pub(crate) fn serve(place: &Place, port: u16, options: &[&str]) -> anyhow::Resul
 pub(crate) fn serve_at(place: &Place, at: &str, options: &[&str]) -> anyhow::Result<Program> {
     let mut args = vec!["serve", at];
     args.extend(options);
-    let mut program = place.launch("serve", &peer::argv(&args)).start()?;
+    let mut program = place.launch("serve", &peer::command_line(&args)).start()?;
     program.wait_to_say("listening", PATIENCE)?;
     Ok(program)
 }
@@ -235,7 +226,7 @@ pub(crate) fn start_probe(
     let to = to.to_string();
     let mut args = vec!["probe", &to];
     args.extend(options);
-    place.launch("probe", &peer::argv(&args)).start()
+    place.launch("probe", &peer::command_line(&args)).start()
 }
 
 /// The last JSON line of a peer that ended well.

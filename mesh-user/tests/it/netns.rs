@@ -117,11 +117,6 @@ impl Place {
         Path::new(NETNS_DIR).join(&self.netns)
     }
 
-    /// The cgroup above all programs of this place.
-    pub(crate) fn cgroup(&self) -> &Path {
-        &self.cgroup
-    }
-
     /// The same namespace, with programs in the cgroup `path`.
     pub(crate) fn in_cgroup(&self, path: &Path) -> anyhow::Result<Self> {
         super::cgroup::make(path)?;

@@ -17,11 +17,11 @@ mod serve;
 pub(crate) const VERB: &str = "__peer";
 
 /// The argument vector that starts a peer.
-pub(crate) fn argv(args: &[&str]) -> Vec<String> {
+pub(crate) fn command_line(args: &[&str]) -> Vec<String> {
     let own = std::env::current_exe().expect("the test executable has a path");
-    let mut argv = vec![own.to_string_lossy().into_owned(), VERB.to_owned()];
-    argv.extend(args.iter().map(|arg| (*arg).to_owned()));
-    argv
+    let mut line = vec![own.to_string_lossy().into_owned(), VERB.to_owned()];
+    line.extend(args.iter().map(|arg| (*arg).to_owned()));
+    line
 }
 
 /// Plays the peer if this process was started as one.
@@ -66,7 +66,10 @@ fn play(args: &Args) -> anyhow::Result<()> {
     match args.0.first().map(String::as_str) {
         Some("serve") => serve::serve(args),
         Some("probe") => probe(args),
-        Some("mptcp") => mptcp(args),
+        Some("mptcp") => {
+            mptcp();
+            Ok(())
+        }
         Some("bulk-serve") => bulk::serve(args),
         Some("bulk-probe") => bulk::probe(args),
         Some("short") => many::short(args),
@@ -189,13 +192,11 @@ fn ms_since(begun: Instant) -> u64 {
 }
 
 /// Asks for an MPTCP socket and says what came.
-fn mptcp(_args: &Args) -> anyhow::Result<()> {
-    match Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) {
-        Ok(_) => say(&json!({ "socket": "given" })),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
-            say(&json!({ "socket": "refused" }))
-        }
-        Err(error) => say(&json!({ "socket": error.to_string() })),
-    }
-    Ok(())
+fn mptcp() {
+    let said = match Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) {
+        Ok(_) => "given".to_owned(),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => "refused".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    say(&json!({ "socket": said }));
 }

@@ -2,7 +2,7 @@
 //! are created where capture looks for them. Output goes to files in the story's folder, so that no pipe can fill.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// Runs as this user instead of root.
-    pub(crate) fn as_user(mut self, user: &str) -> Self {
+    pub(crate) fn with_user(mut self, user: &str) -> Self {
         self.user = Some(user.to_owned());
         self
     }
@@ -108,10 +108,6 @@ impl Finished {
 impl Program {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    pub(crate) fn cgroup(&self) -> &Path {
-        &self.group
     }
 
     pub(crate) fn stdout(&self) -> String {

@@ -1,4 +1,4 @@
-//! Ready-made servers, configured to run from the story's folder: nginx, redis, PostgreSQL, sshd, iperf3.
+//! Ready-made servers, configured to run from the story's folder: nginx, redis, `PostgreSQL`, sshd, iperf3.
 //! Each function returns only when the server answers to itself; clients are run by the stories.
 
 use std::fs;
@@ -61,7 +61,7 @@ pub(crate) fn redis(place: &Place, port: u16) -> anyhow::Result<Program> {
     Ok(program)
 }
 
-/// PostgreSQL as user `postgres`, trusting whoever reaches it.
+/// `PostgreSQL` as user `postgres`, trusting whoever reaches it.
 pub(crate) fn postgres(place: &Place, port: u16) -> anyhow::Result<Program> {
     let dir = folder(place, "postgres")?;
     let passwd =
@@ -76,7 +76,7 @@ pub(crate) fn postgres(place: &Place, port: u16) -> anyhow::Result<Program> {
             "initdb",
             &[&initdb.to_string_lossy(), "-D", data.as_str(), "-A", "trust", "-N", "--no-locale"],
         )
-        .as_user("postgres")
+        .with_user("postgres")
         .finish(PATIENCE * 4)?
         .succeeded()?;
     fs::write(
@@ -100,12 +100,12 @@ pub(crate) fn postgres(place: &Place, port: u16) -> anyhow::Result<Program> {
         "shared_buffers=16MB",
     ]
     .map(str::to_owned);
-    let mut program = place.launch("postgres", &argv).as_user("postgres").start()?;
+    let mut program = place.launch("postgres", &argv).with_user("postgres").start()?;
     program.wait_to_say("ready to accept connections", PATIENCE * 2)?;
     Ok(program)
 }
 
-/// Where Debian keeps PostgreSQL's own programs.
+/// Where Debian keeps `PostgreSQL`'s own programs.
 fn postgres_bin() -> anyhow::Result<PathBuf> {
     let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .context("PostgreSQL's server is not installed (package postgresql)")?
@@ -119,7 +119,7 @@ fn postgres_bin() -> anyhow::Result<PathBuf> {
 
 /// What an ssh client needs to log in.
 pub(crate) struct Ssh {
-    pub(crate) server: Program,
+    _server: Program,
     /// Options for `ssh` and `scp`: key, and no questions.
     pub(crate) options: Vec<String>,
 }
@@ -149,7 +149,7 @@ pub(crate) fn sshd(place: &Place, port: u16) -> anyhow::Result<Ssh> {
         "-i {here}/user -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
          -o ConnectTimeout=20"
     );
-    Ok(Ssh { server, options: options.split_whitespace().map(str::to_owned).collect() })
+    Ok(Ssh { _server: server, options: options.split_whitespace().map(str::to_owned).collect() })
 }
 
 /// An iperf3 server.

@@ -42,10 +42,11 @@ impl fmt::Display for Relay {
 
 /// The reason `relay` cannot be tried here, if there is one.
 pub(crate) fn why_unavailable(relay: Relay) -> Option<String> {
+    static KERNEL: OnceLock<Option<String>> = OnceLock::new();
+    static SPLICE: OnceLock<Option<String>> = OnceLock::new();
     if !relay.is_kernel() {
         return None;
     }
-    static KERNEL: OnceLock<Option<String>> = OnceLock::new();
     let no_tls = KERNEL.get_or_init(|| kernel_tls().err().map(|e| format!("this kernel has no TLS ({e})")));
     if no_tls.is_some() {
         return no_tls.clone();
@@ -53,7 +54,6 @@ pub(crate) fn why_unavailable(relay: Relay) -> Option<String> {
     if relay == Relay::Ktls {
         return None;
     }
-    static SPLICE: OnceLock<Option<String>> = OnceLock::new();
     SPLICE.get_or_init(|| daemon::why_not_proven("ktls-splice")).clone()
 }
 

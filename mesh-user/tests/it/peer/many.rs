@@ -19,10 +19,10 @@ pub(super) fn short(args: &Args) -> anyhow::Result<()> {
         for _ in 0..threads {
             scope.spawn(|| {
                 while next.fetch_add(1, Ordering::Relaxed) < count {
-                    if let Err(error) = TcpStream::connect(to).and_then(|stream| ask(stream, b"short")) {
-                        if failed.fetch_add(1, Ordering::Relaxed) < 5 {
-                            eprintln!("connection failed: {error}");
-                        }
+                    let asked = TcpStream::connect(to).and_then(|stream| ask(stream, b"short"));
+                    let Err(error) = asked else { continue };
+                    if failed.fetch_add(1, Ordering::Relaxed) < 5 {
+                        eprintln!("connection failed: {error}");
                     }
                 }
             });

@@ -42,6 +42,7 @@ fn listen(at: SocketAddr, share_port: bool) -> anyhow::Result<TcpListener> {
 }
 
 #[derive(Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each flag of the command line")]
 struct Behaviour {
     listener: usize,
     banner: Option<String>,

@@ -24,11 +24,11 @@ fn a_gigabyte_each_way_at_once_arrives_unchanged(ground: &Ground) -> anyhow::Res
     let mesh = Mesh::strict(ground)?;
     let bytes = ground.scale().of(1_u64 << 30, 16 << 20).to_string();
     let at = mesh.server.at(7001);
-    let serve = peer::argv(&["bulk-serve", &at.to_string(), "--bytes", &bytes]);
+    let serve = peer::command_line(&["bulk-serve", &at.to_string(), "--bytes", &bytes]);
     let mut server = mesh.server.launch("bulk", &serve).start()?;
     server.wait_to_say("listening", PATIENCE)?;
     let capture = Capture::start_of_bulk(&mesh.wire, "bulk")?;
-    let probe = peer::argv(&["bulk-probe", &at.to_string(), "--bytes", &bytes]);
+    let probe = peer::command_line(&["bulk-probe", &at.to_string(), "--bytes", &bytes]);
     let seen = last_line(&mesh.client.launch("bulk", &probe).finish(Duration::from_secs(1500))?)
         .with_context(|| format!("the server said {}{}", server.stdout(), server.stderr()))?;
     ensure!(seen["ok"] == true, "{seen}");
@@ -47,7 +47,7 @@ fn iperf3_runs_both_ways(ground: &Ground) -> anyhow::Result<()> {
         argv.extend(direction);
         let report: serde_json::Value = serde_json::from_str(&mesh.client.run(&argv)?.succeeded()?)?;
         let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate")?;
-        ensure!(rate > 0.0, "nothing was received");
+        ensure!(rate > 0, "nothing was received");
         println!("iperf3 {direction:?} by {}: {:.2} Gbit/s", ground.relay(), rate / 1e9);
     }
     mesh.must_have_relayed_by(ground.relay())
@@ -57,7 +57,7 @@ fn ten_thousand_short_connections_all_succeed(ground: &Ground) -> anyhow::Result
     let mesh = Mesh::strict(ground)?;
     let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
     let (to, count) = (mesh.server.at(7000).to_string(), ground.scale().of("10000", "500"));
-    let short = peer::argv(&["short", &to, "--count", count, "--threads", "16"]);
+    let short = peer::command_line(&["short", &to, "--count", count, "--threads", "16"]);
     let finished = mesh.client.launch("short", &short).finish(Duration::from_secs(1500))?;
     let seen = last_line(&finished)?;
     ensure!(seen["failed"] == 0, "{seen}: {}", finished.stderr);
@@ -71,7 +71,7 @@ fn two_thousand_idle_connections_stay_usable_and_cost_little(ground: &Ground) ->
     let (to, count) = (mesh.server.at(7000).to_string(), ground.scale().of(2000_u64, 100));
     let before = (mesh.a.rss_kib()?, mesh.b.rss_kib()?);
     let release = ground.dir().join("release").to_string_lossy().into_owned();
-    let idle = peer::argv(&["idle", &to, "--count", &count.to_string(), "--until", &release]);
+    let idle = peer::command_line(&["idle", &to, "--count", &count.to_string(), "--until", &release]);
     let mut idle = mesh.client.launch("idle", &idle).start()?;
     idle.wait_to_say("holding", PATIENCE * 10)?;
     let after = (mesh.a.rss_kib()?, mesh.b.rss_kib()?);

@@ -135,7 +135,7 @@ fn a_bad_file_on_reload_keeps_the_old_configuration(ground: &Ground) -> anyhow::
     mesh.b.configure_with_text("node: node-b\nworkload: []\n")?;
     mesh.b.meshd()?.signal(Signal::SIGHUP)?;
     wait_until(PATIENCE, "the failed reload to be counted", || {
-        Ok(mesh.b.metric("meshd_config_last_reload_success", &[])? == 0.0)
+        Ok(mesh.b.metric("meshd_config_last_reload_success", &[])? == 0)
     })?;
     must_serve(&mesh)?;
     ensure!(
@@ -148,7 +148,7 @@ fn a_bad_file_on_reload_keeps_the_old_configuration(ground: &Ground) -> anyhow::
     mesh.configure()?;
     mesh.b.meshd()?.signal(Signal::SIGHUP)?;
     wait_until(PATIENCE, "the good file to be taken", || {
-        Ok(mesh.b.metric("meshd_config_last_reload_success", &[])? == 1.0)
+        Ok(mesh.b.metric("meshd_config_last_reload_success", &[])? == 1)
     })
 }
 
@@ -159,7 +159,7 @@ fn a_broken_policy_file_keeps_the_old_policies(ground: &Ground) -> anyhow::Resul
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nspec: { mtls: { mode: OFF } }\n",
     )?;
     wait_until(PATIENCE, "the failed reload to be counted", || {
-        Ok(mesh.b.metric("meshd_config_last_reload_success", &[])? == 0.0)
+        Ok(mesh.b.metric("meshd_config_last_reload_success", &[])? == 0)
     })?;
     let seen = probe(&mesh.outsider, mesh.server.at(7000), &["--send", "x", "--shutdown"])?;
     ensure!(seen["received"] == 0, "STRICT was lost: {seen}");

@@ -50,17 +50,17 @@ fn metrics_carry_istios_names_and_labels(ground: &Ground) -> anyhow::Result<()> 
         "connection_security_policy=\"mutual_tls\"",
     ];
     for name in ["istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"] {
-        ensure!(mesh.b.metric(name, &labels)? == 1.0, "{name}: {}", mesh.b.metrics()?);
+        ensure!(mesh.b.metric(name, &labels)? == 1, "{name}: {}", mesh.b.metrics()?);
     }
     for name in ["istio_tcp_sent_bytes_total", "istio_tcp_received_bytes_total"] {
-        ensure!(mesh.b.metric(name, &labels)? == 5.0, "{name}: {}", mesh.b.metrics()?);
+        ensure!(mesh.b.metric(name, &labels)? == 5, "{name}: {}", mesh.b.metrics()?);
     }
     ensure!(
-        mesh.a.metric("istio_tcp_connections_opened_total", &["reporter=\"source\""])? == 1.0,
+        mesh.a.metric("istio_tcp_connections_opened_total", &["reporter=\"source\""])? == 1,
         "the source's side"
     );
     let expiry = mesh.b.metric("meshd_svid_expiry_seconds", &["sa/server"])?;
-    ensure!(expiry > 0.0, "no certificate expiry: {}", mesh.b.metrics()?);
+    ensure!(expiry > 0, "no certificate expiry: {}", mesh.b.metrics()?);
     Ok(())
 }
 

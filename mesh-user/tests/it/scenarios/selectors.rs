@@ -80,7 +80,7 @@ fn a_client_selected_by_user_proves_its_own_identity(ground: &Ground) -> anyhow:
     let curl = ["curl", "-sS", "--max-time", "10", &url];
     mesh.watched("user", || {
         let said =
-            mesh.a.place.launch("curl", &curl).as_user("nobody").finish(crate::it::process::PATIENCE)?;
+            mesh.a.place.launch("curl", &curl).with_user("nobody").finish(crate::it::process::PATIENCE)?;
         ensure!(said.succeeded()?.contains(MARKER), "curl as nobody");
         Ok(())
     })?;

@@ -145,17 +145,19 @@ fn peers_carry_bulk_and_many_over_plain_tcp(ground: &Ground) -> anyhow::Result<(
     let bytes = (1_u64 << 24).to_string();
     let at = pods.server.at(7001).to_string();
     let mut bulk =
-        pods.server.launch("bulk", &peer::argv(&["bulk-serve", &at, "--bytes", &bytes])).start()?;
+        pods.server.launch("bulk", &peer::command_line(&["bulk-serve", &at, "--bytes", &bytes])).start()?;
     bulk.wait_to_say("listening", PATIENCE)?;
-    let probe = pods.client.launch("bulk", &peer::argv(&["bulk-probe", &at, "--bytes", &bytes]));
+    let probe = pods.client.launch("bulk", &peer::command_line(&["bulk-probe", &at, "--bytes", &bytes]));
     ensure!(last_line(&probe.finish(PATIENCE)?)?["ok"] == Value::Bool(true), "bulk");
     let _echo = serve(&pods.server, 7000, &["--echo", "--quiet"])?;
     let to = pods.server.at(7000).to_string();
-    let short =
-        pods.client.launch("short", &peer::argv(&["short", &to, "--count", "200"])).finish(PATIENCE)?;
+    let short = pods
+        .client
+        .launch("short", &peer::command_line(&["short", &to, "--count", "200"]))
+        .finish(PATIENCE)?;
     ensure!(last_line(&short)?["failed"] == 0, "{}", short.stderr);
     let release = ground.dir().join("release").to_string_lossy().into_owned();
-    let idle = peer::argv(&["idle", &to, "--count", "50", "--until", &release]);
+    let idle = peer::command_line(&["idle", &to, "--count", "50", "--until", &release]);
     let mut idle = pods.client.launch("idle", &idle).start()?;
     idle.wait_to_say("holding", PATIENCE)?;
     std::fs::write(&release, "")?;

@@ -1,4 +1,4 @@
-//! Protocols in which the server speaks first or the dialogue is many small messages: redis, PostgreSQL, SSH.
+//! Protocols in which the server speaks first or the dialogue is many small messages: redis, `PostgreSQL`, SSH.
 
 use anyhow::ensure;
 

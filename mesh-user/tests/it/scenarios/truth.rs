@@ -106,7 +106,7 @@ fn a_program_outside_the_mesh_is_left_alone(ground: &Ground) -> anyhow::Result<(
 fn an_mptcp_socket_is_refused_to_the_enrolled_only(ground: &Ground) -> anyhow::Result<()> {
     let mesh = Mesh::strict(ground)?;
     let ask = |place: &crate::it::netns::Place| {
-        let peer = place.launch("mptcp", &crate::it::peer::argv(&["mptcp"]));
+        let peer = place.launch("mptcp", &crate::it::peer::command_line(&["mptcp"]));
         crate::it::mesh::last_line(&peer.finish(PATIENCE)?)
     };
     let enrolled = ask(&mesh.client)?;
