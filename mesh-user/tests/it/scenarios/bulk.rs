@@ -47,7 +47,7 @@ fn iperf3_runs_both_ways(ground: &Ground) -> anyhow::Result<()> {
         argv.extend(direction);
         let report: serde_json::Value = serde_json::from_str(&mesh.client.run(&argv)?.succeeded()?)?;
         let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate")?;
-        ensure!(rate > 0, "nothing was received");
+        ensure!(rate > 0.0, "nothing was received");
         println!("iperf3 {direction:?} by {}: {:.2} Gbit/s", ground.relay(), rate / 1e9);
     }
     mesh.must_have_relayed_by(ground.relay())
