@@ -1,1 +1,3 @@
 //! Outbound and inbound connections: detection, handshake, verdict, relay.
+
+pub mod relay;
