@@ -218,13 +218,9 @@ impl Handshake {
 
     /// Sends the alert that rustls prepared, so that the peer's log names the cause too.
     async fn fail(&mut self, error: rustls::Error, mut outgoing: Vec<u8>) -> HandshakeError {
-        for _ in 0..4 {
-            let before = outgoing.len();
-            let done = self.session.process(&mut [], &mut |_| {}, &mut outgoing);
-            if done.outcome.is_err() || outgoing.len() == before {
-                break;
-            }
-        }
+        // One step hands out the alert and reads nothing; a second one would make rustls process the input
+        // that it has just refused.
+        let _ = self.session.process(&mut self.input, &mut |_| {}, &mut outgoing);
         let sent: io::Result<()> = self.stream.write_all(&outgoing).await;
         let cause = HandshakeError::from_rustls(error, self.received > READ_BYTES);
         if let Err(error) = sent {

@@ -8,6 +8,10 @@ mod handshake;
 mod offload;
 mod rustls_verifiers;
 mod session;
+#[cfg(test)]
+pub(crate) mod test_pki;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use client_hello::{ClientHello, Detected, detect};
@@ -19,4 +23,7 @@ pub use session::{
     KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,
     Step,
 };
+#[cfg(test)]
+use crate as meshd_library;
+
 pub use verify::{PeerRole, PeerVerifier, VerifiedPeer};

@@ -2,12 +2,28 @@
 //! connection, event-driven; no buffer is held while nothing moves. It never decides who may talk to whom.
 
 mod buffers;
+mod driver;
+mod legs;
+mod plain;
 mod stats;
+mod userspace;
 
+use std::task::Context;
+
+use tokio::net::TcpStream;
+
+pub use driver::relay;
 pub use stats::{CloseReason, EndedBy, LiveStats, RelayOptions, RelayOutcome};
 
 use crate::tls::{Established, KernelTls, Offloaded};
-use tokio::net::TcpStream;
+
+/// One kind of relay: two directions, each polled until it has ended.
+trait Pump {
+    /// From the application to the wire, until FIN (and close_notify) is sent.
+    fn poll_outbound(&mut self, cx: &mut Context<'_>, legs: legs::Legs<'_>) -> legs::Moved<()>;
+    /// From the wire to the application, until FIN is sent.
+    fn poll_inbound(&mut self, cx: &mut Context<'_>, legs: legs::Legs<'_>) -> legs::Moved<()>;
+}
 
 /// How the wire leg's records are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
