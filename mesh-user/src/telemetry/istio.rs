@@ -111,7 +111,7 @@ impl TcpConnections {
     }
 
     /// Counts a connection as opened; it counts as closed when the handle is dropped.
-    pub fn open(&self, labels: &ConnectionLabels) -> TcpConnection {
+    pub(crate) fn open(&self, labels: &ConnectionLabels) -> TcpConnection {
         {
             // The read lock is held until the connection is in `live`, so that eviction cannot miss it.
             let table = self.series.read().unwrap_or_else(PoisonError::into_inner);

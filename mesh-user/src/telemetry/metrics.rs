@@ -216,17 +216,21 @@ impl Metrics {
         for direction in Direction::ALL {
             for relay in RelayKind::ALL {
                 let labels = RelayLabels { relay: *relay, direction: *direction };
-                self.relays.live.get_or_create(&labels);
-                self.relays.total.get_or_create(&labels);
+                drop(self.relays.live.get_or_create_owned(&labels));
+                drop(self.relays.total.get_or_create_owned(&labels));
             }
         }
         for side in HandshakeSide::ALL {
-            self.handshakes.get_or_create(&HandshakeLabels { side: *side, result: "success", cause: "none" });
-            self.handshake_seconds.get_or_create(&SideLabels { side: *side });
+            drop(self.handshakes.get_or_create_owned(&HandshakeLabels {
+                side: *side,
+                result: "success",
+                cause: "none",
+            }));
+            drop(self.handshake_seconds.get_or_create_owned(&SideLabels { side: *side }));
         }
         for result in ["success", "failure"] {
-            self.config_reloads.get_or_create(&ResultLabels { result });
-            self.svid_renewals.get_or_create(&ResultLabels { result });
+            drop(self.config_reloads.get_or_create_owned(&ResultLabels { result }));
+            drop(self.svid_renewals.get_or_create_owned(&ResultLabels { result }));
         }
         self.config_last_reload_success.set(1);
     }
