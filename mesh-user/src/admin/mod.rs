@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod client;
+pub mod explain;
 pub mod peer;
 mod routes;
 pub mod server;

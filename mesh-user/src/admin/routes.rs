@@ -94,7 +94,9 @@ async fn explain(
     let failed = |error: ExplainError| {
         let status = match error {
             ExplainError::BadFrom(_) | ExplainError::BadTo(_) => StatusCode::BAD_REQUEST,
-            ExplainError::Unknown(_) | ExplainError::OtherNode(..) => StatusCode::NOT_FOUND,
+            ExplainError::Unknown(_) | ExplainError::NotCaptured(..) | ExplainError::NoEndpoint(_) => {
+                StatusCode::NOT_FOUND
+            }
         };
         Failure(status, error.to_string())
     };

@@ -88,9 +88,12 @@ pub enum ExplainError {
     /// Neither workload nor service.
     #[error("{0} is not known on this node; `meshctl workloads` lists what is")]
     Unknown(String),
-    /// The server is on another node, whose policies this node does not hold.
-    #[error("{0} lives on node {1}, whose policies decide: ask there")]
-    OtherNode(String, String),
+    /// The port is excluded from capture, or not declared.
+    #[error("{0} is not captured on port {1}: connections pass without meshd and without policy")]
+    NotCaptured(String, u16),
+    /// A service without workloads.
+    #[error("{0} has no endpoint: meshd refuses connections to it")]
+    NoEndpoint(String),
 }
 
 impl FromStr for ExplainSource {

@@ -102,7 +102,14 @@ fn workloads(check: &mut Check<'_>, config: &Config) {
     }
     let mut names = HashMap::new();
     let local = config.workloads.iter().enumerate().map(|(i, w)| {
-        (format!("workloads[{i}]"), &w.namespace, &w.name, &w.service_account, &w.ports, &w.exclude_inbound_ports)
+        (
+            format!("workloads[{i}]"),
+            &w.namespace,
+            &w.name,
+            &w.service_account,
+            &w.ports,
+            &w.exclude_inbound_ports,
+        )
     });
     let remote = config.remote_workloads.iter().enumerate().map(|(i, w)| {
         let path = format!("remoteWorkloads[{i}]");
@@ -156,7 +163,8 @@ fn selector(check: &mut Check<'_>, path: &str, workload: &WorkloadConfig) {
         }
     }
     if !workload.ports.is_empty() && workload.addresses.is_empty() {
-        check.wrong(&format!("{path}.addresses"), "ports without addresses: list the addresses it answers on");
+        check
+            .wrong(&format!("{path}.addresses"), "ports without addresses: list the addresses it answers on");
     }
 }
 
@@ -174,8 +182,11 @@ fn duplicate_selectors(check: &mut Check<'_>, config: &Config) {
 fn addresses(check: &mut Check<'_>, config: &Config) {
     let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
     let local = config.workloads.iter().enumerate().map(|(i, w)| (format!("workloads[{i}]"), &w.addresses));
-    let remote =
-        config.remote_workloads.iter().enumerate().map(|(i, w)| (format!("remoteWorkloads[{i}]"), &w.addresses));
+    let remote = config
+        .remote_workloads
+        .iter()
+        .enumerate()
+        .map(|(i, w)| (format!("remoteWorkloads[{i}]"), &w.addresses));
     let services = config.services.iter().enumerate().map(|(i, s)| (format!("services[{i}]"), &s.addresses));
     for (path, addresses) in local.chain(remote).chain(services) {
         for (i, address) in addresses.iter().enumerate() {
@@ -202,7 +213,10 @@ fn services(check: &mut Check<'_>, config: &Config) {
             check.wrong(&format!("{path}.name"), what);
         }
         if service.selector.is_empty() {
-            check.wrong(&format!("{path}.selector"), "select at least one label, or the service has no workload");
+            check.wrong(
+                &format!("{path}.selector"),
+                "select at least one label, or the service has no workload",
+            );
         }
         if service.ports.is_empty() {
             check.wrong(&format!("{path}.ports"), "list at least one port");
@@ -215,7 +229,8 @@ fn services(check: &mut Check<'_>, config: &Config) {
                 check.wrong(&format!("{path}.ports[{j}].targetPort"), "port 0 does not exist");
             }
             if service.ports[..j].iter().any(|p| p.port == port.port) {
-                check.wrong(&format!("{path}.ports[{j}].port"), format!("port {} is listed twice", port.port));
+                check
+                    .wrong(&format!("{path}.ports[{j}].port"), format!("port {} is listed twice", port.port));
             }
         }
     }

@@ -213,24 +213,31 @@ pub(super) struct Term {
 }
 
 impl CompiledRule {
-    fn new(policy: &AuthorizationPolicy, index: usize, rule: &Rule, action: Action, scope: &Scope<'_>) -> Self {
+    fn new(
+        policy: &AuthorizationPolicy,
+        index: usize,
+        rule: &Rule,
+        action: Action,
+        scope: &Scope<'_>,
+    ) -> Self {
         let reference =
             RuleRef { namespace: Arc::clone(&policy.namespace), name: Arc::clone(&policy.name), rule: index };
         let mut never = if action == Action::Allow { matcher::http_fields(rule) } else { Vec::new() };
-        let mut terms = |fields: &mut dyn Iterator<Item = (String, bool, &Vec<String>, Result<Test, String>)>| {
-            let mut terms = Vec::new();
-            for (name, negated, values, test) in fields {
-                match test {
-                    // An ALLOW rule is in `never` then; DENY and CUSTOM ignore what they cannot see.
-                    Ok(Test::Http) => {}
-                    Ok(test) => terms.push(Term { name, values: values.clone(), negated, test }),
-                    // Validation refuses these; a set built by hand fails closed: ALLOW never, DENY wider.
-                    Err(what) if action == Action::Allow => never.push(what),
-                    Err(_) => {}
+        let mut terms =
+            |fields: &mut dyn Iterator<Item = (String, bool, &Vec<String>, Result<Test, String>)>| {
+                let mut terms = Vec::new();
+                for (name, negated, values, test) in fields {
+                    match test {
+                        // An ALLOW rule is in `never` then; DENY and CUSTOM ignore what they cannot see.
+                        Ok(Test::Http) => {}
+                        Ok(test) => terms.push(Term { name, values: values.clone(), negated, test }),
+                        // Validation refuses these; a set built by hand fails closed: ALLOW never, DENY wider.
+                        Err(what) if action == Action::Allow => never.push(what),
+                        Err(_) => {}
+                    }
                 }
-            }
-            terms
-        };
+                terms
+            };
         let mut field_terms = |fields: &mut dyn Iterator<Item = matcher::Field<'_>>| {
             terms(&mut fields.filter_map(|f| {
                 let values = f.values?;
@@ -242,10 +249,12 @@ impl CompiledRule {
         let to = rule.to.iter().flatten();
         let to = to.map(|t| field_terms(&mut matcher::operation_fields(&t.operation))).collect();
         let when = terms(&mut rule.when.iter().flatten().flat_map(|c| {
-            [(false, c.values.as_ref()), (true, c.not_values.as_ref())].into_iter().filter_map(|(negated, values)| {
-                let values = values?;
-                Some((c.key.clone(), negated, values, matcher::condition_test(&c.key, values, scope)))
-            })
+            [(false, c.values.as_ref()), (true, c.not_values.as_ref())].into_iter().filter_map(
+                |(negated, values)| {
+                    let values = values?;
+                    Some((c.key.clone(), negated, values, matcher::condition_test(&c.key, values, scope)))
+                },
+            )
         }));
         Self { reference, never, from, to, when }
     }

@@ -87,7 +87,11 @@ impl Chunk<'_> {
         let mut problem = Problem::at(self.text, path, what, None);
         problem.line = problem.line.map(|line| line + self.first_line - 1);
         let name = format!("{kind} {}", metadata.name);
-        PolicyError { file: self.file.to_owned(), document: format!("document {} ({name})", self.number), problem }
+        PolicyError {
+            file: self.file.to_owned(),
+            document: format!("document {} ({name})", self.number),
+            problem,
+        }
     }
 }
 
@@ -227,7 +231,8 @@ fn split<'a>(file: &'a str, text: &'a str) -> Vec<Chunk<'a>> {
     let (mut start, mut first_line, mut offset, mut line_number) = (0, 1, 0, 0);
     for line in text.split_inclusive('\n') {
         line_number += 1;
-        let marker = line.strip_prefix("---").is_some_and(|r| r.is_empty() || r.starts_with([' ', '\t', '\r', '\n']));
+        let marker =
+            line.strip_prefix("---").is_some_and(|r| r.is_empty() || r.starts_with([' ', '\t', '\r', '\n']));
         if marker && offset > start {
             chunks.push((start, offset, first_line));
             (start, first_line) = (offset, line_number);

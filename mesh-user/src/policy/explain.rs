@@ -83,7 +83,12 @@ fn explain_rule(rule: &CompiledRule, connection: &Connection<'_>) -> RuleExplana
     let why = if rule.never.is_empty() {
         let from = unmatched("from", &rule.from, connection);
         let to = || unmatched("to", &rule.to, connection);
-        let when = || rule.when.iter().find(|t| !t.matches(connection)).map(|t| format!("when: {}", t.failure(connection)));
+        let when = || {
+            rule.when
+                .iter()
+                .find(|t| !t.matches(connection))
+                .map(|t| format!("when: {}", t.failure(connection)))
+        };
         from.or_else(to).or_else(when)
     } else {
         Some(format!("HTTP fields ({}) never match on TCP", rule.never.join(", ")))

@@ -49,7 +49,13 @@ pub(super) fn source_fields(s: &Source) -> impl Iterator<Item = Field<'_>> {
         ("principals", "notPrincipals", &s.principals, &s.not_principals, Principal),
         ("requestPrincipals", "notRequestPrincipals", &s.request_principals, &s.not_request_principals, Http),
         ("namespaces", "notNamespaces", &s.namespaces, &s.not_namespaces, Namespace),
-        ("serviceAccounts", "notServiceAccounts", &s.service_accounts, &s.not_service_accounts, ServiceAccount),
+        (
+            "serviceAccounts",
+            "notServiceAccounts",
+            &s.service_accounts,
+            &s.not_service_accounts,
+            ServiceAccount,
+        ),
         ("ipBlocks", "notIpBlocks", &s.ip_blocks, &s.not_ip_blocks, SourceIp),
         ("remoteIpBlocks", "notRemoteIpBlocks", &s.remote_ip_blocks, &s.not_remote_ip_blocks, SourceIp),
     ])
@@ -105,7 +111,10 @@ pub(super) fn condition_test(key: &str, values: &[String], scope: &Scope<'_>) ->
         "destination.port" => Attribute::DestinationPort,
         "connection.sni" => Attribute::Sni,
         "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter" => Attribute::Http,
-        _ if ["request.headers[", "request.auth.claims[", "experimental."].iter().any(|p| key.starts_with(p)) => {
+        _ if ["request.headers[", "request.auth.claims[", "experimental."]
+            .iter()
+            .any(|p| key.starts_with(p)) =>
+        {
             Attribute::Http
         }
         _ => return Err(format!("unknown key {key:?}{}", nearest_key(key))),
@@ -160,9 +169,9 @@ impl Test {
         match self {
             Self::Principal(patterns) => any(patterns, connection.principal.as_deref()),
             Self::Namespace(patterns) => any(patterns, connection.account.map(|(namespace, _)| namespace)),
-            Self::ServiceAccount(accounts) => connection
-                .account
-                .is_some_and(|(namespace, name)| accounts.iter().any(|(ns, sa)| ns == namespace && sa == name)),
+            Self::ServiceAccount(accounts) => connection.account.is_some_and(|(namespace, name)| {
+                accounts.iter().any(|(ns, sa)| ns == namespace && sa == name)
+            }),
             Self::SourceIp(blocks) => blocks.iter().any(|b| b.contains(&connection.source_ip)),
             Self::DestinationIp(blocks) => blocks.iter().any(|b| b.contains(&connection.destination_ip)),
             Self::DestinationPort(ports) => ports.contains(&connection.destination_port),
@@ -233,7 +242,9 @@ fn ip_block(value: &str) -> Result<IpNet, String> {
         ),
     };
     let mapped = match net {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 => v6.addr().to_ipv4_mapped().map(|ip| (ip, v6.prefix_len() - 96)),
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => {
+            v6.addr().to_ipv4_mapped().map(|ip| (ip, v6.prefix_len() - 96))
+        }
         _ => None,
     };
     Ok(mapped.and_then(|(ip, length)| Ipv4Net::new(ip, length).ok()).map_or(net, IpNet::V4))
@@ -313,6 +324,7 @@ pub(super) fn http_fields(rule: &Rule) -> Vec<String> {
     let operations = rule.to.iter().flatten().flat_map(|t| operation_fields(&t.operation));
     let fields = sources.chain(operations).filter(|f| f.values.is_some() && f.attribute == Attribute::Http);
     let conditions = rule.when.iter().flatten();
-    let keys = conditions.filter(|c| matches!(condition_test(&c.key, &[], &Scope::default()), Ok(Test::Http)));
+    let keys =
+        conditions.filter(|c| matches!(condition_test(&c.key, &[], &Scope::default()), Ok(Test::Http)));
     fields.map(|f| f.name.to_owned()).chain(keys.map(|c| c.key.clone())).collect()
 }

@@ -11,11 +11,11 @@ mod decide;
 mod documents;
 mod explain;
 mod matcher;
-mod validate;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 

@@ -4,7 +4,9 @@
 //! Source: istio/istio pkg/config/validation/validation.go, pkg/config/security/security.go.
 
 use super::{
-    api::{Action, AuthorizationPolicySpec, Operation, PeerAuthenticationSpec, Rule, Source, WorkloadSelector},
+    api::{
+        Action, AuthorizationPolicySpec, Operation, PeerAuthenticationSpec, Rule, Source, WorkloadSelector,
+    },
     matcher,
 };
 
@@ -19,7 +21,10 @@ fn selector(selector: Option<&WorkloadSelector>) -> Result<bool, Invalid> {
     let labels = selector.and_then(|s| s.match_labels.as_ref());
     for (key, value) in labels.into_iter().flatten() {
         if key.is_empty() || key.contains('*') || value.contains('*') {
-            return invalid("spec.selector.matchLabels", format!("{key}={value}: wildcards are not supported"));
+            return invalid(
+                "spec.selector.matchLabels",
+                format!("{key}={value}: wildcards are not supported"),
+            );
         }
     }
     Ok(labels.is_some_and(|l| !l.is_empty()))
@@ -55,7 +60,8 @@ pub(super) fn authorization_policy(spec: &AuthorizationPolicySpec) -> Result<(),
         return invalid("spec.provider", "only CUSTOM has a provider");
     }
     if action != Action::Allow && spec.rules.is_none() {
-        let what = "an action other than ALLOW never triggers without rules; `rules: [{}]` matches everything";
+        let what =
+            "an action other than ALLOW never triggers without rules; `rules: [{}]` matches everything";
         return invalid("spec.rules", what);
     }
     for (i, each) in spec.rules.iter().flatten().enumerate() {
@@ -82,7 +88,9 @@ fn rule(path: &str, rule: &Rule) -> Result<(), Invalid> {
     }
     for (i, when) in rule.when.iter().flatten().enumerate() {
         let path = format!("{path}.when[{i}]");
-        if when.values.as_ref().is_none_or(Vec::is_empty) && when.not_values.as_ref().is_none_or(Vec::is_empty) {
+        if when.values.as_ref().is_none_or(Vec::is_empty)
+            && when.not_values.as_ref().is_none_or(Vec::is_empty)
+        {
             return invalid(path, "needs values or notValues");
         }
         for (field, values) in [("values", &when.values), ("notValues", &when.not_values)] {
@@ -97,7 +105,8 @@ fn rule(path: &str, rule: &Rule) -> Result<(), Invalid> {
 }
 
 fn source(path: &str, source: &Source) -> Result<(), Invalid> {
-    let identity_lists = [&source.principals, &source.not_principals, &source.namespaces, &source.not_namespaces];
+    let identity_lists =
+        [&source.principals, &source.not_principals, &source.namespaces, &source.not_namespaces];
     let account_lists = [&source.service_accounts, &source.not_service_accounts];
     if account_lists.iter().any(|l| l.is_some()) && identity_lists.iter().any(|l| l.is_some()) {
         return invalid(path, "serviceAccounts cannot be combined with principals or namespaces");

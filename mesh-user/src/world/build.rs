@@ -1,7 +1,10 @@
 //! `Config` -> `World`, a pure function. A configuration that passed validation builds; what would make a
 //! lookup ambiguous is refused here again, so that no other source can slip it in.
 
-use std::{net::{IpAddr, SocketAddr}, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World};
 use crate::{
