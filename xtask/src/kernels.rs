@@ -68,7 +68,6 @@ pub(crate) fn parse_series(name: &str) -> Result<Series, String> {
 /// An unpacked kernel with a depmod'ed module tree.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
-    pub(crate) series: Series,
     /// `uname -r`.
     pub(crate) release: String,
     pub(crate) image: PathBuf,
@@ -80,7 +79,7 @@ pub(crate) struct Kernel {
 pub(crate) fn ensure(series: Series) -> Result<Kernel> {
     let folder = folder()?;
     let root = folder.join(series.name());
-    if let Some(kernel) = unpacked(series, &root) {
+    if let Some(kernel) = unpacked(&root) {
         return Ok(kernel);
     }
     step(&format!("kernel {} (download, unpack; once)", series.name()));
@@ -91,7 +90,7 @@ pub(crate) fn ensure(series: Series) -> Result<Kernel> {
     index_modules(&unpacking)?;
     remove_folder(&root)?;
     fs::rename(&unpacking, &root).context("cannot put the kernel in place")?;
-    unpacked(series, &root).with_context(|| format!("the package left no kernel under {}", root.display()))
+    unpacked(&root).with_context(|| format!("the package left no kernel under {}", root.display()))
 }
 
 /// Where kernels are kept.
@@ -99,14 +98,14 @@ pub(crate) fn folder() -> Result<PathBuf> {
     Ok(paths::target()?.join("kernels"))
 }
 
-fn unpacked(series: Series, root: &Path) -> Option<Kernel> {
+fn unpacked(root: &Path) -> Option<Kernel> {
     let release =
         fs::read_dir(root.join("lib/modules")).ok()?.next()?.ok()?.file_name().into_string().ok()?;
     // Some packages put the image under boot/, newer ones beside the modules.
     let places = [format!("boot/vmlinuz-{release}"), format!("lib/modules/{release}/vmlinuz")];
     let image = places.iter().map(|place| root.join(place)).find(|path| path.is_file())?;
     root.join("lib/modules").join(&release).join("modules.dep").is_file().then_some(())?;
-    Some(Kernel { series, release, image, root: root.to_path_buf() })
+    Some(Kernel { release, image, root: root.to_path_buf() })
 }
 
 fn download(series: Series, apt_dir: &Path, into: &Path) -> Result<()> {
@@ -150,11 +149,11 @@ fn newest_image<'a>(series: Series, names: impl Iterator<Item = &'a str>) -> Opt
         .map(|(_, name)| name.to_owned())
 }
 
-/// The packages that newer image packages are split into.
+/// The packages that newer image packages are split into (base: the list of built-in modules).
 fn parts(depends: &str) -> impl Iterator<Item = String> {
+    const PARTS: [&str; 3] = ["linux-base-", "linux-binary-", "linux-modules-"];
     let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    let is_part = |name: &&str| name.starts_with("linux-binary-") || name.starts_with("linux-modules-");
-    names.filter(is_part).map(str::to_owned)
+    names.filter(|name| PARTS.iter().any(|part| name.starts_with(part))).map(str::to_owned)
 }
 
 fn prepare_apt(apt_dir: &Path) -> Result<()> {
@@ -249,9 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn a_split_image_brings_its_binary_and_modules() {
-        let depends = "linux-image-7.3.4\n  Depends: linux-binary-7.3.4\n |Depends: dracut\n  Depends: linux-modules-7.3.4\n";
-        assert_eq!(parts(depends).collect::<Vec<_>>(), ["linux-binary-7.3.4", "linux-modules-7.3.4"]);
+    fn a_split_image_brings_its_parts() {
+        let depends = "linux-image-7.3.4\n  Depends: linux-base-7.3.4\n  Depends: linux-binary-7.3.4\n \
+                       |Depends: dracut\n  Depends: linux-modules-7.3.4\n";
+        let expected = ["linux-base-7.3.4", "linux-binary-7.3.4", "linux-modules-7.3.4"];
+        assert_eq!(parts(depends).collect::<Vec<_>>(), expected);
+        assert_eq!(parts("linux-image-6.1.0-56\n  Depends: linux-base\n  Depends: kmod\n").count(), 0);
     }
 
     #[test]

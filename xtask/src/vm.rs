@@ -80,6 +80,8 @@ impl Guest<'_> {
         let lines = read_lines(&mut qemu.0)?;
         let booting = Instant::now();
         let mut started: Option<Instant> = None;
+        // The marker comes after a newline of its own: an empty line is shown once something follows it.
+        let mut held_back = false;
         loop {
             let limit = started.map_or(booting + BOOT_LIMIT, |start| start + self.timeout);
             let line = match lines.recv_timeout(limit.saturating_duration_since(Instant::now())) {
@@ -94,7 +96,14 @@ impl Guest<'_> {
             };
             match console::parse(&line, marker) {
                 Line::Started => started = Some(Instant::now()),
-                Line::Output(text) => on_line(text),
+                Line::Output(text) => {
+                    if std::mem::replace(&mut held_back, text.is_empty()) {
+                        on_line("");
+                    }
+                    if !text.is_empty() {
+                        on_line(text);
+                    }
+                }
                 Line::Exited { code, tainted } => {
                     let start = started.unwrap_or(booting);
                     let outcome = Outcome { exit_code: code, boot: start - booting, ran: start.elapsed() };
