@@ -43,6 +43,7 @@ const TROUBLE: [&str; 11] = [
 ];
 /// Lines shown from the first sign of trouble on: a call trace fits.
 const EXCERPT_LINES: usize = 60;
+const TAIL_LINES: usize = 15;
 
 /// The console from the first sign of a kernel's trouble on, if there is one.
 pub(crate) fn kernel_trouble(console: &str) -> Option<String> {
@@ -61,6 +62,12 @@ fn is_trouble(line: &str) -> bool {
 pub(crate) fn taint_trouble(tainted: u64) -> Option<String> {
     let flags = tainted & TROUBLE_TAINTS;
     (flags != 0).then(|| format!("the kernel is tainted by a warning or worse (flags {flags:#x})"))
+}
+
+/// The last lines of a log, for a message.
+pub(crate) fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
 
 #[cfg(test)]
@@ -93,5 +100,12 @@ mod tests {
     fn unsigned_modules_do_not_count_as_trouble() {
         assert_eq!(taint_trouble(1 << 12 | 1 << 13), None);
         assert!(taint_trouble(1 << 9).is_some());
+    }
+
+    #[test]
+    fn the_tail_of_a_log_is_its_last_lines() {
+        let log = (0..20).map(|number| format!("line {number}\r\n")).collect::<Vec<_>>().join("\r\n");
+        assert!(tail(&log).starts_with("line 5\n") && tail(&log).ends_with("line 19"));
+        assert_eq!(tail(""), "");
     }
 }

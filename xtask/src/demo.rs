@@ -40,7 +40,9 @@ pub(crate) struct Paths {
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let place = place(args)?;
     let paths = prepare(&place)?;
-    place.run(&[paths.meshd.display().to_string(), "--version".into()], &[])?;
+    for program in [&paths.meshd, &paths.meshctl] {
+        place.run(&[program.display().to_string(), "--version".into()], &[])?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -27,10 +27,10 @@ pub(crate) fn is_root() -> bool {
 /// Whether this kernel has TLS, loading the module if it is one (which containers may not).
 pub(crate) fn has_kernel_tls() -> bool {
     let statistics = Path::new("/proc/net/tls_stat");
-    if !statistics.exists() {
-        if let Some(modprobe) = paths::find_program("modprobe") {
-            let _ = command(modprobe, ["-q", "tls"]).output();
-        }
+    if !statistics.exists()
+        && let Some(modprobe) = paths::find_program("modprobe")
+    {
+        let _ = command(modprobe, ["-q", "tls"]).output();
     }
     statistics.exists()
 }

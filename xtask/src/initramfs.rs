@@ -25,7 +25,7 @@ const MODULES: [&str; 3] = ["virtio_pci", "virtiofs", "overlay"];
 /// Writes the archive for one run: `settings` is sourced by both scripts, `program` is what to run.
 pub(crate) fn write(kernel: &Kernel, run_dir: &Path, settings: &str, program: &str) -> Result<PathBuf> {
     let tree = run_dir.join("initramfs");
-    for folder in ["bin", "modules", "dev", "proc", "sys", "host", "rw", "new", "workspace"] {
+    for folder in ["bin", "modules", "dev", "proc", "sys", "host", "rw", "new", "shared"] {
         fs::create_dir_all(tree.join(folder))?;
     }
     let busybox = paths::find_program("busybox").context("no busybox: install busybox-static")?;

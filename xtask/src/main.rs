@@ -4,20 +4,24 @@
 //! (no root, no network, another distribution) it says, it never guesses.
 
 mod command;
+mod compilers;
 mod console;
 mod demo;
 mod ebpf;
 mod host;
 mod initramfs;
+mod kernel_packages;
 mod kernels;
 mod libtest;
 mod lint;
 mod packages;
 mod paths;
+mod process;
 mod report;
 mod setup;
 mod test;
 mod toolchain;
+mod virtiofs;
 mod vm;
 
 use std::{process::ExitCode, time::Duration};

@@ -167,7 +167,8 @@ fn parse_candidate(policy: &str) -> Option<String> {
     (version != "(none)").then(|| version.to_owned())
 }
 
-fn update() -> Result<()> {
+/// Reads the package lists anew.
+pub(crate) fn update() -> Result<()> {
     step("apt-get update");
     run(command("apt-get", ["-q", "update"]).env("DEBIAN_FRONTEND", "noninteractive"))
 }

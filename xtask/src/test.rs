@@ -45,7 +45,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
             }
         }
         Err(error) => {
-            finish(&mut levels, Level::broken("integration", &format!("{error:#}"), Duration::ZERO))
+            finish(&mut levels, Level::broken("integration", &format!("{error:#}"), Duration::ZERO));
         }
     }
     println!("\n{}", report::render(&levels));

@@ -6,30 +6,29 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
-    thread,
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{
-    command::command,
     console::{self, Line},
     initramfs,
     kernels::Kernel,
     paths,
+    process::{Process, dying_with_us},
+    virtiofs,
 };
 
 /// Modules that programs expect and that not every kernel loads by itself in a container-like root.
-const LOAD: &str = "aesni_intel ghash_clmulni_intel gcm chacha20poly1305 tls veth bridge tun sch_netem xt_conntrack nf_tables af_packet unix_diag tcp_diag inet_diag";
+const LOAD: &str = "aesni_intel ghash_clmulni_intel gcm chacha20poly1305 tls veth bridge tun sch_netem \
+                    xt_conntrack nf_tables unix_diag tcp_diag inet_diag";
 const MEMORY: &str = "3G";
 /// The flags that kernel.md section 5 found wanting: bogus oopses with cx16 on QEMU 7.2, skewed counts with erms.
 const EMULATED_CPU: &str = "max,-erms,-fsrm,-cx16,-la57";
-const VIRTIOFSD: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/bin/virtiofsd"];
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// One program to run on one kernel.
@@ -62,7 +61,7 @@ impl Guest<'_> {
             initramfs::write(self.kernel, run_dir.path(), &self.settings(&marker), &self.program())?;
         let console_path = run_dir.path().join("console.log");
         let socket = run_dir.path().join("fs.sock");
-        let _files = share_files(&socket)?;
+        let _files = virtiofs::share_root(&socket)?;
         let mut qemu = Process::spawn(&mut self.qemu(&archive, &console_path, &socket))?;
         let result = self.follow(&mut qemu, &marker, &mut on_line);
         drop(qemu);
@@ -77,7 +76,7 @@ impl Guest<'_> {
         marker: &str,
         on_line: &mut impl FnMut(&str),
     ) -> Result<(Outcome, u64)> {
-        let lines = read_lines(&mut qemu.0)?;
+        let lines = qemu.lines()?;
         let booting = Instant::now();
         let mut started: Option<Instant> = None;
         // The marker comes after a newline of its own: an empty line is shown once something follows it.
@@ -120,10 +119,10 @@ impl Guest<'_> {
             let ended = result.err().map(|error| format!("{error:#}; ")).unwrap_or_default();
             bail!("{kernel}: {ended}its console says:\n{trouble}");
         }
-        let (outcome, tainted) =
-            result.with_context(|| format!("{kernel}; its console ends: {}", tail(console)))?;
+        let (outcome, tainted) = result
+            .map_err(|error| anyhow!("{kernel}: {error:#}; its console ends:\n{}", console::tail(console)))?;
         if let Some(trouble) = console::taint_trouble(tainted) {
-            bail!("{kernel}: {trouble}; its console ends: {}", tail(console));
+            bail!("{kernel}: {trouble}; its console ends:\n{}", console::tail(console));
         }
         Ok(outcome)
     }
@@ -131,13 +130,15 @@ impl Guest<'_> {
     /// What both of the guest's scripts source.
     fn settings(&self, marker: &str) -> String {
         let modules = self.kernel.root.join("lib/modules").join(&self.kernel.release);
-        let pairs = [
-            ("WORKSPACE", paths::workspace().display().to_string()),
-            ("MODULES", modules.display().to_string()),
-            ("MARKER", marker.to_owned()),
-            ("LOAD", LOAD.to_owned()),
-        ];
-        pairs.iter().map(|(name, value)| format!("{name}={}\n", quote(value))).collect()
+        let target = paths::target().unwrap_or_else(|_| paths::workspace());
+        let shared = [paths::workspace(), target].map(|path| quote(&path.display().to_string()));
+        [
+            format!("set -- {}", shared.join(" ")),
+            format!("MODULES={}", quote(&modules.display().to_string())),
+            format!("MARKER={}", quote(marker)),
+            format!("LOAD={}\n", quote(LOAD)),
+        ]
+        .join("\n")
     }
 
     /// The program as a shell script: environment, folder, command.
@@ -146,13 +147,12 @@ impl Guest<'_> {
         let fixed =
             [("PATH", path), ("HOME", "/root".into()), ("TERM", "dumb".into()), ("LC_ALL", "C.UTF-8".into())];
         let fixed = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
-        let exports: String = fixed
-            .chain(self.env.iter().cloned())
-            .map(|(name, value)| format!("export {name}={}\n", quote(&value)))
-            .collect();
-        let words: Vec<String> = self.command.iter().map(|word| quote(word)).collect();
+        let settings = fixed.chain(self.env.iter().cloned());
+        let exports: Vec<_> =
+            settings.map(|(name, value)| format!("export {name}={}", quote(&value))).collect();
+        let words: Vec<_> = self.command.iter().map(|word| quote(word)).collect();
         let workspace = quote(&paths::workspace().display().to_string());
-        format!("{exports}cd {workspace} || exit 127\nexec {}\n", words.join(" "))
+        format!("{}\ncd {workspace} || exit 127\nexec {}\n", exports.join("\n"), words.join(" "))
     }
 
     fn qemu(&self, archive: &Path, console: &Path, socket: &Path) -> Command {
@@ -162,18 +162,8 @@ impl Guest<'_> {
         let memory = format!("memory-backend-memfd,id=mem,size={MEMORY},share=on");
         let mut qemu = dying_with_us("qemu-system-x86_64");
         qemu.args(["-accel", accel, "-cpu", cpu, "-smp", "2", "-m", MEMORY, "-nodefaults", "-no-reboot"]);
-        qemu.args([
-            "-display",
-            "none",
-            "-monitor",
-            "none",
-            "-nic",
-            "none",
-            "-object",
-            &memory,
-            "-numa",
-            "node,memdev=mem",
-        ]);
+        qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]);
+        qemu.args(["-object", &memory, "-numa", "node,memdev=mem"]);
         qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(archive).args(["-append", cmdline]);
         qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
         qemu.arg("-chardev").arg(format!("socket,id=files,path={}", socket.display()));
@@ -191,9 +181,8 @@ pub(crate) fn missing() -> Option<String> {
     if paths::find_program("qemu-system-x86_64").is_none() {
         return Some("no qemu-system-x86_64 (package qemu-system-x86)".to_owned());
     }
-    virtiofsd()
-        .is_none()
-        .then(|| "no virtiofsd (package virtiofsd, on Debian 12 qemu-system-common)".to_owned())
+    let without = virtiofs::daemon().is_none();
+    without.then(|| "no virtiofsd (package virtiofsd, on Debian 12 qemu-system-common)".to_owned())
 }
 
 /// Hardware virtualisation where the processor says so and we may use it; `MESHD_VM_ACCEL=tcg` forbids it.
@@ -205,95 +194,15 @@ fn accelerator() -> (&'static str, &'static str) {
     if allowed && has_flag && usable() { ("kvm", "host") } else { ("tcg,thread=multi", EMULATED_CPU) }
 }
 
-fn virtiofsd() -> Option<PathBuf> {
-    VIRTIOFSD
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.is_file())
-        .or_else(|| paths::find_program("virtiofsd"))
-}
-
-/// Starts virtiofsd on this machine's root folder and waits for its socket.
-fn share_files(socket: &Path) -> Result<Process> {
-    let program = virtiofsd().context("no virtiofsd: install virtiofsd (Debian 12: qemu-system-common)")?;
-    let mut daemon = dying_with_us(&program);
-    // Debian 12's is QEMU's own, in C; later ones are the Rust rewrite with other options.
-    if program.starts_with("/usr/lib/qemu") {
-        daemon.arg(format!("--socket-path={}", socket.display()));
-        daemon.args(["-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot", "-o", "log_level=err"]);
-    } else {
-        daemon.arg("--socket-path").arg(socket).args(["--shared-dir", "/", "--cache", "always"]);
-        daemon.args(["--sandbox", "chroot", "--log-level", "error"]);
-    }
-    let log = socket.with_extension("log");
-    daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log)?);
-    let mut daemon = Process::spawn(&mut daemon)?;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        let ended = daemon.0.try_wait()?;
-        if ended.is_some() || Instant::now() > deadline {
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            bail!("virtiofsd could not start: {}", tail(&said));
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(daemon)
-}
-
-/// A command that the kernel kills when this process ends, even by SIGKILL.
-fn dying_with_us(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = command("setpriv", ["--pdeathsig", "KILL", "--"]);
-    command.arg(program);
-    command
-}
-
-/// A child that is killed when dropped.
-struct Process(Child);
-
-impl Process {
-    fn spawn(command: &mut Command) -> Result<Self> {
-        let child =
-            command.spawn().with_context(|| format!("cannot start `{}`", crate::command::line(command)))?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn read_lines(qemu: &mut Child) -> Result<mpsc::Receiver<String>> {
-    let stdout = qemu.stdout.take().context("QEMU's output is not ours")?;
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut reader = BufReader::new(stdout);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                return;
-            }
-            line.clear();
-        }
-    });
-    Ok(receiver)
-}
-
 /// One word for a POSIX shell, whatever is in it.
 fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(15)..].join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::command;
 
     #[test]
     fn quoted_words_survive_a_shell() {
@@ -301,12 +210,5 @@ mod tests {
             let echoed = command("sh", ["-c", &format!("printf %s {}", quote(word))]).output().unwrap();
             assert_eq!(String::from_utf8_lossy(&echoed.stdout), word);
         }
-    }
-
-    #[test]
-    fn the_tail_of_a_log_is_its_last_lines() {
-        let log: String = (0..20).map(|number| format!("line {number}\r\n\r\n")).collect();
-        assert!(tail(&log).starts_with("line 5\n") && tail(&log).ends_with("line 19"));
-        assert_eq!(tail(""), "");
     }
 }

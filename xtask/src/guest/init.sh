@@ -10,6 +10,7 @@ fail() {
 	$b sleep 1
 	$b poweroff -f
 }
+# Sets this script's arguments to the folders that must be visible.
 . /settings
 
 while read -r module; do
@@ -21,14 +22,23 @@ $b mount -t tmpfs -o size=75% tmpfs /rw
 $b mkdir /rw/upper /rw/work
 $b mount -t overlay -o lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work overlay /new || fail "cannot mount overlay"
 
-# Scratch folders are the guest's own; a workspace inside one of them stays visible.
-$b mount --bind "/new$WORKSPACE" /workspace || fail "no $WORKSPACE"
+# Scratch folders are the guest's own; a workspace or target folder inside one of them stays visible.
+number=0
+for path in "$@"; do
+	number=$((number + 1))
+	$b mkdir -p "/shared/$number"
+	$b mount --bind "/new$path" "/shared/$number" || fail "no $path"
+done
 for folder in /run /tmp /var/tmp; do
 	$b mkdir -p "/new$folder"
 	$b mount -t tmpfs -o mode=1777 tmpfs "/new$folder"
 done
-[ -d "/new$WORKSPACE" ] || $b mkdir -p "/new$WORKSPACE"
-$b mount --move /workspace "/new$WORKSPACE"
+number=0
+for path in "$@"; do
+	number=$((number + 1))
+	[ -d "/new$path" ] || $b mkdir -p "/new$path"
+	$b mount --move "/shared/$number" "/new$path" || fail "cannot mount $path"
+done
 
 $b mkdir -p /new/run/guest /new/usr/lib/modules
 $b cp /stage2 /settings /program /bin/busybox /new/run/guest/

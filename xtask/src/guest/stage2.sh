@@ -14,9 +14,8 @@ $b mkdir -p /run/lock /run/sshd
 $b hostname guest
 $b ip link set lo up
 
-for module in $LOAD; do
-	/sbin/modprobe -q "$module"
-done
+# Not every kernel has all of them as modules.
+/sbin/modprobe --all --quiet $LOAD
 
 $b stty -F /dev/ttyS1 raw -echo
 echo "$MARKER start $($b cut -d ' ' -f 1 /proc/uptime)" >/dev/ttyS1
