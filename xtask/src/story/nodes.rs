@@ -42,15 +42,9 @@ impl Nodes {
             node.configure(stage, cast)?;
         }
         a.start(stage, bin_dir, speech)?;
-        let (root_state, out) = (a.dir.join("state"), b.dir.join("state/ca"));
-        let trust = [
-            "ca",
-            "intermediate",
-            "--state-dir",
-            &root_state.to_string_lossy(),
-            "--out",
-            &out.to_string_lossy(),
-        ];
+        let (root, out) = (a.dir.join("node.yaml"), b.dir.join("state/ca"));
+        let trust =
+            ["ca", "intermediate", "--config", &root.to_string_lossy(), "--out", &out.to_string_lossy()];
         let said = a.ctl(stage, &trust)?;
         ensure!(said.0, "the second node's intermediate: {}", said.1);
         b.start(stage, bin_dir, speech)?;
