@@ -110,6 +110,15 @@ impl PolicySet {
         Ok(set)
     }
 
+    /// A set that is already parsed.
+    #[cfg(test)]
+    pub(super) fn of(
+        peer_authentications: Vec<PeerAuthentication>,
+        authorization_policies: Vec<AuthorizationPolicy>,
+    ) -> Self {
+        Self { peer_authentications, authorization_policies, ..Self::default() }
+    }
+
     fn add(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
         let head: Head = yaml::parse(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
         let (Some(version), Some(kind)) = (&head.api_version, &head.kind) else {
