@@ -24,7 +24,12 @@ enum Seen {
     Http,
 }
 
-pub(super) fn decide(mesh: &Mesh<'_>, workload: &Workload, set: &PolicySet, request: &L4Request<'_>) -> Verdict {
+pub(super) fn decide(
+    mesh: &Mesh<'_>,
+    workload: &Workload,
+    set: &PolicySet,
+    request: &L4Request<'_>,
+) -> Verdict {
     if request.peer.is_none() && mode(mesh, workload, set, request.dst.port()) == ApiMode::Strict {
         return Verdict::Deny { reason: DenyReason::StrictPlaintext };
     }
@@ -69,14 +74,17 @@ fn selects(selector: Option<&WorkloadSelector>, workload: &Workload) -> bool {
 
 /// "The workload-specific policy wins over the namespace's, that over the mesh's; UNSET inherits."
 pub(super) fn mode(mesh: &Mesh<'_>, workload: &Workload, set: &PolicySet, port: u16) -> ApiMode {
-    let broad = |s: Option<&WorkloadSelector>| s.and_then(|s| s.match_labels.as_ref()).is_none_or(|l| l.is_empty());
+    let broad =
+        |s: Option<&WorkloadSelector>| s.and_then(|s| s.match_labels.as_ref()).is_none_or(|l| l.is_empty());
     let mut candidates: [Vec<_>; 3] = [Vec::new(), Vec::new(), Vec::new()];
     for peer in &set.peer_authentications {
         let (in_root, here) = (&*peer.namespace == mesh.root, &*peer.namespace == workload.namespace());
         match (broad(peer.spec.selector.as_ref()), in_root, here) {
             (true, true, _) => candidates[0].push(peer),
             (true, false, true) => candidates[1].push(peer),
-            (false, false, true) if selects(peer.spec.selector.as_ref(), workload) => candidates[2].push(peer),
+            (false, false, true) if selects(peer.spec.selector.as_ref(), workload) => {
+                candidates[2].push(peer)
+            }
             _ => {}
         }
     }
@@ -117,7 +125,11 @@ fn rule_matches(
     (from.is_empty() || from.iter().any(all)) && (to.is_empty() || to.iter().any(all)) && all(&when)
 }
 
-fn lists(positive: Option<&Vec<String>>, negative: Option<&Vec<String>>, hit: &dyn Fn(&str) -> bool) -> Vec<Seen> {
+fn lists(
+    positive: Option<&Vec<String>>,
+    negative: Option<&Vec<String>>,
+    hit: &dyn Fn(&str) -> bool,
+) -> Vec<Seen> {
     let seen = |yes: bool| if yes { Seen::Yes } else { Seen::No };
     let mut results = Vec::new();
     if let Some(values) = positive {
@@ -223,7 +235,9 @@ fn glob(pattern: &str, value: &str) -> bool {
         _ if pattern == "*" => !value.is_empty(),
         None => pattern == value,
         Some(star) => (0..=value.len()).any(|from| {
-            (from..=value.len()).any(|to| format!("{}{}", &value[..from], &value[to..]) == pattern.replace('*', "") && from == star)
+            (from..=value.len()).any(|to| {
+                format!("{}{}", &value[..from], &value[to..]) == pattern.replace('*', "") && from == star
+            })
         }),
     }
 }

@@ -35,7 +35,8 @@ fn decide(documents: &str, peer: &str, src: &str, port: u16) -> Verdict {
     let id: Option<SpiffeId> = (!peer.is_empty()).then(|| format!("spiffe://{peer}").parse().unwrap());
     let web = world.by_name("shop", "web").unwrap();
     let src: SocketAddr = format!("{src}:40000").parse().unwrap();
-    let request = L4Request { peer: id.as_ref(), src, dst: SocketAddr::new(web.addresses[0], port), sni: None };
+    let request =
+        L4Request { peer: id.as_ref(), src, dst: SocketAddr::new(web.addresses[0], port), sni: None };
     let policy = policies.for_workload(web.id);
     let explanation = policy.explain(&request);
     let verdict = policy.decide(&request);

@@ -81,7 +81,8 @@ kind: ConfigMap
 metadata: {name: cm}
 ";
     let set = PolicySet::parse([("p.yaml", text)]).unwrap();
-    let status: Vec<_> = set.status.iter().map(|s| (s.name.as_str(), s.accepted, s.not_enforced.len())).collect();
+    let status: Vec<_> =
+        set.status.iter().map(|s| (s.name.as_str(), s.accepted, s.not_enforced.len())).collect();
     assert_eq!(status, [("all", true, 1), ("target", false, 1), ("jwt", false, 1), ("dr", false, 1)]);
     assert!(set.status[0].not_enforced[0].contains("requestPrincipals"), "{:?}", set.status[0]);
     assert_eq!(set.status[1].namespace, "default");
@@ -93,7 +94,11 @@ fn what_istio_refuses_is_refused_with_its_place() {
     for (spec, place, what) in [
         ("spec: {rule: []}\n", "p.yaml:4:8:", "did you mean \"rules\"?"),
         ("spec: {action: BLOCK}\n", "p.yaml:4:16:", "expected one of ALLOW, DENY, AUDIT, CUSTOM"),
-        ("spec: {rules: [{from: [{source: {principal: [a]}}]}]}\n", "p.yaml:4:34:", "did you mean \"principals\"?"),
+        (
+            "spec: {rules: [{from: [{source: {principal: [a]}}]}]}\n",
+            "p.yaml:4:34:",
+            "did you mean \"principals\"?",
+        ),
         ("spec: {rules: [{from: [{source: {ipBlocks: [10.0.0.300]}}]}]}\n", "p.yaml:4:44:", "no IP address"),
         ("spec: {rules: [{to: [{operation: {ports: ['0']}}]}]}\n", "p.yaml:4:42:", "is no port"),
         ("spec: {rules: [{to: [{operation: {ports: ['8*']}}]}]}\n", "p.yaml:4:42:", "is no port"),
@@ -101,10 +106,18 @@ fn what_istio_refuses_is_refused_with_its_place() {
         ("spec: {rules: [{from: [{}]}]}\n", "p.yaml:4:", "missing field \"source\""),
         ("spec: {rules: [{from: []}]}\n", "p.yaml:4:", "is empty"),
         ("spec: {rules: [{from: [{source: {namespaces: []}}]}]}\n", "p.yaml:4:", "is empty"),
-        ("spec: {rules: [{when: [{key: source.ips, values: [10.0.0.1]}]}]}\n", "p.yaml:4:", "did you mean \"source.ip\"?"),
+        (
+            "spec: {rules: [{when: [{key: source.ips, values: [10.0.0.1]}]}]}\n",
+            "p.yaml:4:",
+            "did you mean \"source.ip\"?",
+        ),
         ("spec: {rules: [{when: [{key: source.ip}]}]}\n", "p.yaml:4:", "needs values or notValues"),
         ("spec: {rules: [{from: [{source: {serviceAccounts: ['*']}}]}]}\n", "p.yaml:4:", "without wildcards"),
-        ("spec: {rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]}\n", "p.yaml:4:", "cannot be combined"),
+        (
+            "spec: {rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]}\n",
+            "p.yaml:4:",
+            "cannot be combined",
+        ),
         ("spec: {action: DENY}\n", "p.yaml:", "rules: [{}]"),
         ("spec: {action: CUSTOM, rules: [{}]}\n", "p.yaml:4:", "provider.name"),
         ("spec: {selector: {matchLabels: {app: 'w*'}}}\n", "p.yaml:4:", "wildcards"),
@@ -129,10 +142,22 @@ fn metadata_and_kinds_are_not_guessed() {
     for (text, what) in [
         ("kind: AuthorizationPolicy\n", "apiVersion and kind"),
         ("apiVersion: security.istio.io/v2\nkind: AuthorizationPolicy\n", "unknown apiVersion"),
-        ("apiVersion: security.istio.io/v1\nkind: AuthorisationPolicy\nmetadata: {name: x}\n", "unknown kind"),
-        ("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namepsace: y}\n", "namespace"),
-        ("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x, creationTimestamp: soon}\n", "RFC 3339"),
-        ("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\nspec: {portLevelMtls: {80: {mode: STRICT}}}\n", "selector"),
+        (
+            "apiVersion: security.istio.io/v1\nkind: AuthorisationPolicy\nmetadata: {name: x}\n",
+            "unknown kind",
+        ),
+        (
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namepsace: y}\n",
+            "namespace",
+        ),
+        (
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x, creationTimestamp: soon}\n",
+            "RFC 3339",
+        ),
+        (
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\nspec: {portLevelMtls: {80: {mode: STRICT}}}\n",
+            "selector",
+        ),
         ("apiVersion: v1\nkind: List\nitems: []\n", "List"),
         ("just text\n", ""),
     ] {

@@ -9,8 +9,8 @@ use super::world;
 use crate::policy::{
     AuthorizationPolicy, CompiledPolicies, L4Request, Mode, PeerAuthentication, PolicySet,
     api::{
-        Action, ApiMode, AuthorizationPolicySpec, Condition, From, MutualTls, Operation, PeerAuthenticationSpec,
-        Provider, Rule, Source, To, WorkloadSelector,
+        Action, ApiMode, AuthorizationPolicySpec, Condition, From, MutualTls, Operation,
+        PeerAuthenticationSpec, Provider, Rule, Source, To, WorkloadSelector,
     },
     reference::{self, Mesh},
 };
@@ -52,7 +52,14 @@ fn http() -> impl Strategy<Value = List> {
 }
 
 fn source() -> impl Strategy<Value = Source> {
-    let identity = (list(&PRINCIPALS), list(&PRINCIPALS), list(&PATTERNS), list(&PATTERNS), list(&ACCOUNTS), list(&ACCOUNTS));
+    let identity = (
+        list(&PRINCIPALS),
+        list(&PRINCIPALS),
+        list(&PATTERNS),
+        list(&PATTERNS),
+        list(&ACCOUNTS),
+        list(&ACCOUNTS),
+    );
     let rest = (list(&IPS), list(&IPS), list(&IPS), list(&IPS), http(), http());
     (identity, rest).prop_map(|(i, r)| Source {
         principals: i.0,
@@ -112,13 +119,17 @@ fn rule() -> impl Strategy<Value = Rule> {
 }
 
 fn selector() -> impl Strategy<Value = Option<WorkloadSelector>> {
-    let labels = prop::collection::btree_map(select(vec!["app", "tier"]), select(vec!["web", "front", "db"]), 0..3);
-    let owned = |labels: BTreeMap<&str, &str>| labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let labels =
+        prop::collection::btree_map(select(vec!["app", "tier"]), select(vec!["web", "front", "db"]), 0..3);
+    let owned = |labels: BTreeMap<&str, &str>| {
+        labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    };
     option::weighted(0.4, labels.prop_map(move |l| WorkloadSelector { match_labels: Some(owned(l)) }))
 }
 
 fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
-    let actions = vec![None, Some(Action::Allow), Some(Action::Deny), Some(Action::Audit), Some(Action::Custom)];
+    let actions =
+        vec![None, Some(Action::Allow), Some(Action::Deny), Some(Action::Audit), Some(Action::Custom)];
     let rules = option::weighted(0.95, prop::collection::vec(rule(), 0..3));
     (select(NAMESPACES.to_vec()), 0..1000u32, select(actions), rules, selector()).prop_map(
         |(namespace, name, action, rules, selector)| AuthorizationPolicy {
@@ -136,7 +147,13 @@ fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
 }
 
 fn mtls() -> impl Strategy<Value = Option<MutualTls>> {
-    let modes = vec![None, Some(ApiMode::Unset), Some(ApiMode::Disable), Some(ApiMode::Permissive), Some(ApiMode::Strict)];
+    let modes = vec![
+        None,
+        Some(ApiMode::Unset),
+        Some(ApiMode::Disable),
+        Some(ApiMode::Permissive),
+        Some(ApiMode::Strict),
+    ];
     option::of(select(modes).prop_map(|mode| MutualTls { mode }))
 }
 
@@ -145,7 +162,8 @@ fn peer() -> impl Strategy<Value = PeerAuthentication> {
     let created = option::of((0..3i64).prop_map(|s| time::OffsetDateTime::from_unix_timestamp(s).unwrap()));
     (select(NAMESPACES.to_vec()), created, selector(), mtls(), ports).prop_map(
         |(namespace, created, selector, mtls, ports)| {
-            let selects = selector.as_ref().is_some_and(|s| s.match_labels.as_ref().is_some_and(|l| !l.is_empty()));
+            let selects =
+                selector.as_ref().is_some_and(|s| s.match_labels.as_ref().is_some_and(|l| !l.is_empty()));
             let port_level_mtls = ports.filter(|_| selects);
             let spec = PeerAuthenticationSpec { selector, mtls, port_level_mtls };
             PeerAuthentication { namespace: namespace.into(), name: "".into(), created, spec }
@@ -159,7 +177,10 @@ fn documents() -> impl Strategy<Value = PolicySet> {
         // names are unique per namespace, as in a cluster
         let mut authorization_policies: Vec<AuthorizationPolicy> = Vec::new();
         for policy in policies {
-            if !authorization_policies.iter().any(|p| (&p.namespace, &p.name) == (&policy.namespace, &policy.name)) {
+            if !authorization_policies
+                .iter()
+                .any(|p| (&p.namespace, &p.name) == (&policy.namespace, &policy.name))
+            {
                 authorization_policies.push(policy);
             }
         }
