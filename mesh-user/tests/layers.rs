@@ -58,7 +58,7 @@ fn used(code: &str) -> BTreeSet<String> {
                 c if at_name && (c.is_alphanumeric() || c == '_') => name.push(c),
                 _ => {}
             }
-            if !name.is_empty() && !(c.is_alphanumeric() || c == '_') {
+            if !(name.is_empty() || c.is_alphanumeric() || c == '_') {
                 modules.insert(std::mem::take(&mut name));
                 at_name = false;
             }

@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::FileSource;
 
+type Change<'a> = &'a dyn Fn(&Path);
+
 struct Node {
     folder: tempfile::TempDir,
 }
@@ -127,8 +129,7 @@ async fn the_watcher_sees_writes_renames_and_symlink_swaps() {
         symlink("..data/k8s.yaml", d.join("k8s.yaml")).unwrap();
         std::fs::rename(d.join("..data_tmp"), d.join("..data")).unwrap();
     };
-    let changes: [(&str, &dyn Fn(&Path)); 3] =
-        [("written", &write), ("renamed", &rename), ("swapped", &swap)];
+    let changes: [(&str, Change<'_>); 3] = [("written", &write), ("renamed", &rename), ("swapped", &swap)];
     for (name, change) in changes {
         change(&node.policies());
         let seen = async {

@@ -74,8 +74,9 @@ fn selects(selector: Option<&WorkloadSelector>, workload: &Workload) -> bool {
 
 /// "The workload-specific policy wins over the namespace's, that over the mesh's; UNSET inherits."
 pub(super) fn mode(mesh: &Mesh<'_>, workload: &Workload, set: &PolicySet, port: u16) -> ApiMode {
-    let broad =
-        |s: Option<&WorkloadSelector>| s.and_then(|s| s.match_labels.as_ref()).is_none_or(|l| l.is_empty());
+    let broad = |s: Option<&WorkloadSelector>| {
+        s.and_then(|s| s.match_labels.as_ref()).is_none_or(std::collections::BTreeMap::is_empty)
+    };
     let mut candidates: [Vec<_>; 3] = [Vec::new(), Vec::new(), Vec::new()];
     for peer in &set.peer_authentications {
         let (in_root, here) = (&*peer.namespace == mesh.root, &*peer.namespace == workload.namespace());
@@ -83,7 +84,7 @@ pub(super) fn mode(mesh: &Mesh<'_>, workload: &Workload, set: &PolicySet, port: 
             (true, true, _) => candidates[0].push(peer),
             (true, false, true) => candidates[1].push(peer),
             (false, false, true) if selects(peer.spec.selector.as_ref(), workload) => {
-                candidates[2].push(peer)
+                candidates[2].push(peer);
             }
             _ => {}
         }

@@ -12,6 +12,7 @@ fn policy(action: &str, rules: &str) -> String {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn rules_match_as_documented() {
     // action, rules, peer, source, port, verdict
     let table = [
