@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod bind;
 mod connect;
 mod context;
 mod enrolment;

@@ -1,1 +1,6 @@
 //! Raw system calls: network namespaces, sockets, splice, kernel TLS, bpf. All `unsafe` lives here.
+
+pub mod bpf;
+pub mod cgroup;
+pub mod mount;
+pub mod netns;
