@@ -12,6 +12,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use super::handover::Handover;
 use crate::tls::VerifyError;
 
 /// Bounds of one relay.
@@ -61,6 +62,7 @@ pub struct LiveStats {
     last_activity_ms: AtomicU64,
     cancel: CancellationToken,
     close_reason: OnceLock<CloseReason>,
+    handover: CancellationToken,
 }
 
 impl Default for LiveStats {
@@ -72,6 +74,7 @@ impl Default for LiveStats {
             last_activity_ms: AtomicU64::new(0),
             cancel: CancellationToken::new(),
             close_reason: OnceLock::new(),
+            handover: CancellationToken::new(),
         }
     }
 }
@@ -107,6 +110,16 @@ impl LiveStats {
     /// Why it was closed from outside, if it was.
     pub fn close_reason(&self) -> Option<&CloseReason> {
         self.close_reason.get()
+    }
+
+    /// Asks a kernel TLS relay to end with [`EndedBy::HandedOver`] at the next moment when it holds nothing.
+    /// Other kinds go on.
+    pub fn request_handover(&self) {
+        self.handover.cancel();
+    }
+
+    pub(super) fn handover_requested(&self) -> &CancellationToken {
+        &self.handover
     }
 
     pub(super) fn cancelled(&self) -> &CancellationToken {
@@ -150,6 +163,8 @@ pub enum EndedBy {
     Idle,
     /// Closed from outside; the reason is in [`LiveStats::close_reason`].
     Closed,
+    /// Both legs live on in [`RelayOutcome::handover`].
+    HandedOver,
     /// Something failed on our side.
     Local(String),
 }
@@ -167,13 +182,14 @@ impl EndedBy {
             Self::KeyUpdateUnsupported => "key_update_unsupported",
             Self::Idle => "idle_timeout",
             Self::Closed => "closed",
+            Self::HandedOver => "handed_over",
             Self::Local(_) => "local",
         }
     }
 }
 
 /// What the access log says about a relay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct RelayOutcome {
     /// How it ended.
     pub ended_by: EndedBy,
@@ -181,4 +197,6 @@ pub struct RelayOutcome {
     pub app_to_wire_bytes: u64,
     /// Plaintext bytes that the application was given.
     pub wire_to_app_bytes: u64,
+    /// The live connection, when it ended by [`EndedBy::HandedOver`].
+    pub handover: Option<Box<Handover>>,
 }

@@ -1,0 +1,386 @@
+//! The relay over kernel TLS, through a buffer or a pipe. Payload passes, keys do not stay. Every rule of
+//! kernel TLS that a relay must keep is kept here: records other than data, close_notify, key limits.
+//!
+//! Sources: RFC 8446 sections 4.6, 5.5, 6.1; Documentation/networking/tls.rst.
+
+use std::{
+    io,
+    task::{Context, Poll, ready},
+};
+
+use super::{
+    Pump,
+    buffers::{Buffer, PLAINTEXT_BYTES},
+    handover::HandoverState,
+    legs::{Leg, Legs, Moved, ended_by},
+    pipes::Lent,
+    stats::EndedBy,
+};
+use crate::{
+    sys::ktls::{self, Direction, RECORD_ALERT, RECORD_DATA, RECORD_HANDSHAKE, Received},
+    tls::{KernelCipher, KernelSession, MAX_RECORD_PLAINTEXT_BYTES, Offloaded, set_secrets},
+};
+
+/// Handshake message types after the handshake (RFC 8446 section 4).
+const NEW_SESSION_TICKET: u8 = 4;
+const KEY_UPDATE: u8 = 24;
+/// A ticket is at most two 64 KiB vectors; real ones have a few kilobytes. More is refused.
+const MAX_HANDSHAKE_BYTES: usize = 64 * 1024;
+/// warning, close_notify.
+const CLOSE_NOTIFY: [u8; 2] = [1, 0];
+/// Alert user_canceled precedes close_notify and means nothing by itself (RFC 8446 section 6.1).
+const USER_CANCELED: u8 = 90;
+/// Records kept in reserve below the limit: control records, and what one pass may send.
+const RECORD_RESERVE: u64 = 4096;
+
+/// State of a connection whose records the kernel makes.
+pub(super) struct Ktls {
+    /// None after a hand-over: the key schedule stayed behind.
+    session: Option<KernelSession>,
+    cipher: KernelCipher,
+    can_rekey: bool,
+    splice: bool,
+    records_sent: u64,
+    outbound: Stage,
+    /// A KeyUpdate of ours must go out before the next data.
+    key_update_due: bool,
+    /// Part of a handshake message that came over several records.
+    handshake: Vec<u8>,
+    inbound: Stage,
+    early: Vec<u8>,
+    early_given: usize,
+    peer_closed: bool,
+    app_closed: bool,
+    close_notify_sent: bool,
+}
+
+/// Where bytes on their way wait.
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Empty,
+    Buffer(Buffer),
+    Pipe(Lent),
+}
+
+impl Ktls {
+    pub(super) fn new(wire: Offloaded, splice: bool) -> (tokio::net::TcpStream, Self) {
+        let Offloaded { stream, session, cipher, plaintext, peer_closed, records_sent, can_rekey, .. } = wire;
+        let state = Self {
+            session: Some(session),
+            cipher,
+            can_rekey,
+            splice,
+            records_sent,
+            outbound: Stage::Empty,
+            key_update_due: false,
+            handshake: Vec::new(),
+            inbound: Stage::Empty,
+            early: plaintext,
+            early_given: 0,
+            peer_closed,
+            app_closed: false,
+            close_notify_sent: false,
+        };
+        (stream, state)
+    }
+
+    pub(super) fn resume(state: HandoverState) -> Self {
+        Self {
+            session: None,
+            cipher: state.cipher,
+            can_rekey: false,
+            splice: state.splice,
+            records_sent: state.records_sent,
+            outbound: Stage::Empty,
+            key_update_due: false,
+            handshake: Vec::new(),
+            inbound: Stage::Empty,
+            early: Vec::new(),
+            early_given: 0,
+            peer_closed: state.inbound_ended,
+            app_closed: state.outbound_ended,
+            close_notify_sent: state.outbound_ended,
+        }
+    }
+
+    /// Sends what waits, as data records.
+    fn poll_flush(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        loop {
+            let written = match &mut self.outbound {
+                Stage::Buffer(buffer) if !buffer.is_empty() => {
+                    let written = ready!(legs.poll_write(Leg::Wire, cx, buffer.filled()))?;
+                    buffer.consume(written);
+                    // The kernel fills records, but ends one with every call.
+                    self.records_sent += written.div_ceil(MAX_RECORD_PLAINTEXT_BYTES) as u64;
+                    written
+                }
+                Stage::Pipe(pipe) if pipe.filled() > 0 => {
+                    let sent = legs.poll_write_with(Leg::Wire, cx, |stream| pipe.drain_to(stream, false));
+                    let written = ready!(sent).map_err(|error| ended_by(Leg::Wire, &error))?;
+                    // Records of spliced pages may end at any page.
+                    self.records_sent += written.div_ceil(4096) as u64;
+                    written
+                }
+                _ => break,
+            };
+            legs.live.add_app_to_wire(written);
+        }
+        self.outbound = Stage::Empty;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_send_record(
+        &mut self,
+        cx: &mut Context<'_>,
+        legs: Legs<'_>,
+        record_type: u8,
+        body: &[u8],
+    ) -> Moved<()> {
+        // EAGAIN does happen here; giving up would make the peer see truncation.
+        ready!(legs.poll_write_with(Leg::Wire, cx, |wire| ktls::send_record(wire, record_type, body)))
+            .map_err(|error| ended_by(Leg::Wire, &error))?;
+        self.records_sent += 1;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Changes our key when the peer asks for it or the key is used up.
+    fn poll_rekey(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        let used_up = self.records_sent.saturating_add(RECORD_RESERVE) >= self.cipher.record_limit();
+        if !used_up && !self.key_update_due {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.can_rekey || self.session.is_none() {
+            return Poll::Ready(Err(EndedBy::KeyExhausted));
+        }
+        ready!(self.poll_send_record(cx, legs, RECORD_HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0]))?;
+        self.key_update_due = false;
+        self.next_keys(legs, Direction::Transmit)?;
+        self.records_sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn next_keys(&mut self, legs: Legs<'_>, direction: Direction) -> Result<(), EndedBy> {
+        let updated = match (&mut self.session, direction) {
+            (Some(KernelSession::Client(session)), Direction::Transmit) => session.update_tx_secret(),
+            (Some(KernelSession::Client(session)), Direction::Receive) => session.update_rx_secret(),
+            (Some(KernelSession::Server(session)), Direction::Transmit) => session.update_tx_secret(),
+            (Some(KernelSession::Server(session)), Direction::Receive) => session.update_rx_secret(),
+            (None, _) => return Err(EndedBy::KeyUpdateUnsupported),
+        };
+        let (sequence, secrets) = updated.map_err(|error| EndedBy::WireProtocol(error.to_string()))?;
+        set_secrets(legs.wire, direction, self.cipher, sequence, &secrets)
+            .map_err(|error| EndedBy::Local(format!("the kernel refused the next keys: {error}")))
+    }
+
+    /// Takes what the application has sent; false at its end.
+    fn poll_take(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<bool> {
+        ready!(legs.app.poll_read_ready(cx)).map_err(|_| EndedBy::AppReset)?;
+        if self.splice
+            && let Ok(mut pipe) = Lent::borrow()
+        {
+            let moved = legs.poll_read_with(Leg::App, cx, |app| pipe.fill_from(app));
+            let moved = ready!(moved).map_err(|error| ended_by(Leg::App, &error))?;
+            self.outbound = Stage::Pipe(pipe);
+            return Poll::Ready(Ok(moved > 0));
+        }
+        let mut buffer = Buffer::borrow();
+        let read = ready!(legs.poll_read(Leg::App, cx, &mut buffer.room()[..PLAINTEXT_BYTES]))?;
+        buffer.commit(read);
+        self.outbound = Stage::Buffer(buffer);
+        Poll::Ready(Ok(read > 0))
+    }
+
+    fn poll_deliver(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        while self.early_given < self.early.len() {
+            let written = ready!(legs.poll_write(Leg::App, cx, &self.early[self.early_given..]))?;
+            self.early_given += written;
+            legs.live.add_wire_to_app(written);
+        }
+        (self.early, self.early_given) = (Vec::new(), 0);
+        loop {
+            let written = match &mut self.inbound {
+                Stage::Buffer(buffer) if !buffer.is_empty() => {
+                    let written = ready!(legs.poll_write(Leg::App, cx, buffer.filled()))?;
+                    buffer.consume(written);
+                    written
+                }
+                Stage::Pipe(pipe) if pipe.filled() > 0 => {
+                    let sent = legs.poll_write_with(Leg::App, cx, |app| pipe.drain_to(app, false));
+                    ready!(sent).map_err(|error| ended_by(Leg::App, &error))?
+                }
+                _ => break,
+            };
+            legs.live.add_wire_to_app(written);
+        }
+        self.inbound = Stage::Empty;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Receives until there is something to deliver, the peer has closed, or nothing is left.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        ready!(legs.wire.poll_read_ready(cx)).map_err(|_| EndedBy::WireReset)?;
+        if self.splice
+            && let Ok(mut pipe) = Lent::borrow()
+        {
+            match legs.poll_read_with(Leg::Wire, cx, |wire| pipe.fill_from(wire)) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(moved)) if moved > 0 => {
+                    self.inbound = Stage::Pipe(pipe);
+                    return Poll::Ready(Ok(()));
+                }
+                // EINVAL is a record that is no data; nothing moved is that, an empty one, or the end.
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(ended_by(Leg::Wire, &error))),
+            }
+        }
+        let mut buffer = Buffer::borrow();
+        while buffer.room_len() >= MAX_RECORD_PLAINTEXT_BYTES && !self.peer_closed {
+            match self.poll_receive_record(cx, legs, &mut buffer) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(ended)) if buffer.is_empty() => return Poll::Ready(Err(ended)),
+                // What came before the end is delivered; the end is found again.
+                Poll::Ready(Err(ended @ (EndedBy::Truncated | EndedBy::WireReset))) => {
+                    if ended == EndedBy::WireReset {
+                        return Poll::Ready(Err(ended));
+                    }
+                    break;
+                }
+                Poll::Ready(Err(ended)) => return Poll::Ready(Err(ended)),
+                Poll::Pending if buffer.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+            if self.splice && !buffer.is_empty() {
+                break;
+            }
+        }
+        self.inbound = Stage::Buffer(buffer);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_receive_record(&mut self, cx: &mut Context<'_>, legs: Legs<'_>, buffer: &mut Buffer) -> Moved<()> {
+        let received: io::Result<Received> =
+            ready!(legs.poll_read_with(Leg::Wire, cx, |wire| ktls::receive_record(wire, buffer.room())));
+        let Received { record_type, length } = received.map_err(|error| ended_by(Leg::Wire, &error))?;
+        Poll::Ready(match record_type {
+            None => Err(EndedBy::Truncated),
+            Some(RECORD_DATA) => {
+                buffer.commit(length);
+                Ok(())
+            }
+            Some(RECORD_ALERT) => self.take_alert(&buffer.room()[..length]),
+            Some(RECORD_HANDSHAKE) => {
+                self.handshake.extend_from_slice(&buffer.room()[..length]);
+                self.take_handshake(legs)
+            }
+            Some(other) => Err(EndedBy::WireProtocol(format!("a record of type {other}"))),
+        })
+    }
+
+    fn take_alert(&mut self, body: &[u8]) -> Result<(), EndedBy> {
+        match *body {
+            [_, 0] => {
+                self.peer_closed = true;
+                Ok(())
+            }
+            [_, USER_CANCELED] => Ok(()),
+            [_, description] => Err(EndedBy::WireProtocol(format!("the peer sent alert {description}"))),
+            _ => Err(EndedBy::WireProtocol("a malformed alert".to_owned())),
+        }
+    }
+
+    /// Messages may share a record or span several.
+    fn take_handshake(&mut self, legs: Legs<'_>) -> Result<(), EndedBy> {
+        while let [message_type, high, middle, low, ..] = self.handshake[..] {
+            let length = usize::try_from(u32::from_be_bytes([0, high, middle, low])).unwrap_or(usize::MAX);
+            if length > MAX_HANDSHAKE_BYTES {
+                return Err(EndedBy::WireProtocol("a handshake message is too large".to_owned()));
+            }
+            if self.handshake.len() < 4 + length {
+                return Ok(());
+            }
+            let rest = self.handshake.split_off(4 + length);
+            let message = std::mem::replace(&mut self.handshake, rest);
+            match (message_type, &mut self.session) {
+                (NEW_SESSION_TICKET, Some(KernelSession::Client(session))) => session
+                    .handle_new_session_ticket(&message[4..])
+                    .map_err(|error| EndedBy::WireProtocol(error.to_string()))?,
+                (NEW_SESSION_TICKET, None) => {}
+                (KEY_UPDATE, _) => self.take_key_update(legs, &message[4..])?,
+                (other, _) => {
+                    return Err(EndedBy::WireProtocol(format!("handshake message {other} after the handshake")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_key_update(&mut self, legs: Legs<'_>, body: &[u8]) -> Result<(), EndedBy> {
+        let requested = match *body {
+            [0] => false,
+            [1] => true,
+            _ => return Err(EndedBy::WireProtocol("a malformed KeyUpdate".to_owned())),
+        };
+        // RFC 8446 section 5.1: a message before a key change ends its record.
+        if !self.handshake.is_empty() {
+            return Err(EndedBy::WireProtocol("bytes follow a KeyUpdate".to_owned()));
+        }
+        if !self.can_rekey {
+            return Err(EndedBy::KeyUpdateUnsupported);
+        }
+        self.next_keys(legs, Direction::Receive)?;
+        self.key_update_due |= requested;
+        Ok(())
+    }
+}
+
+impl Pump for Ktls {
+    fn poll_outbound(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        loop {
+            ready!(self.poll_flush(cx, legs))?;
+            ready!(self.poll_rekey(cx, legs))?;
+            if self.app_closed {
+                if !self.close_notify_sent {
+                    ready!(self.poll_send_record(cx, legs, RECORD_ALERT, &CLOSE_NOTIFY))?;
+                    self.close_notify_sent = true;
+                }
+                return Poll::Ready(legs.finish(Leg::Wire));
+            }
+            if !ready!(self.poll_take(cx, legs))? {
+                self.app_closed = true;
+            }
+        }
+    }
+
+    fn poll_inbound(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        loop {
+            ready!(self.poll_deliver(cx, legs))?;
+            if self.peer_closed {
+                return Poll::Ready(legs.finish(Leg::App));
+            }
+            ready!(self.poll_receive(cx, legs))?;
+        }
+    }
+
+    fn handover(&self) -> Option<HandoverState> {
+        let quiet = matches!((&self.outbound, &self.inbound), (Stage::Empty, Stage::Empty))
+            && self.early.is_empty()
+            && self.handshake.is_empty()
+            && !self.key_update_due
+            && self.app_closed == self.close_notify_sent;
+        quiet.then_some(HandoverState {
+            splice: self.splice,
+            cipher: self.cipher,
+            records_sent: self.records_sent,
+            outbound_ended: self.app_closed,
+            inbound_ended: self.peer_closed,
+        })
+    }
+
+    fn say_goodbye(&mut self, legs: Legs<'_>) {
+        if !self.close_notify_sent {
+            let _ = ktls::send_record(legs.wire, RECORD_ALERT, &CLOSE_NOTIFY);
+        }
+    }
+}
