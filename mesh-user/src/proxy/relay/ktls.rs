@@ -13,10 +13,11 @@ use super::{
     buffers::{Buffer, PLAINTEXT_BYTES},
     handover::HandoverState,
     legs::{Leg, Legs, Moved, ended_by},
-    pipes::Lent,
+    pipes,
     stats::EndedBy,
 };
 use crate::{
+    sys::splice::Pipe,
     sys::ktls::{self, Direction, RECORD_ALERT, RECORD_DATA, RECORD_HANDSHAKE, Received},
     tls::{KernelCipher, KernelSession, MAX_RECORD_PLAINTEXT_BYTES, Offloaded, set_secrets},
 };
@@ -47,6 +48,8 @@ pub(super) struct Ktls {
     /// Part of a handshake message that came over several records.
     handshake: Vec<u8>,
     inbound: Stage,
+    /// How the wire leg ended, while bytes that came before are being delivered.
+    ended: Option<EndedBy>,
     early: Vec<u8>,
     early_given: usize,
     peer_closed: bool,
@@ -60,7 +63,16 @@ enum Stage {
     #[default]
     Empty,
     Buffer(Buffer),
-    Pipe(Lent),
+    Pipe(Pipe),
+}
+
+impl Stage {
+    /// Gives an emptied buffer or pipe back.
+    fn release(&mut self) {
+        if let Self::Pipe(pipe) = std::mem::take(self) {
+            pipes::give_back(pipe);
+        }
+    }
 }
 
 impl Ktls {
@@ -76,6 +88,7 @@ impl Ktls {
             key_update_due: false,
             handshake: Vec::new(),
             inbound: Stage::Empty,
+            ended: None,
             early: plaintext,
             early_given: 0,
             peer_closed,
@@ -96,6 +109,7 @@ impl Ktls {
             key_update_due: false,
             handshake: Vec::new(),
             inbound: Stage::Empty,
+            ended: None,
             early: Vec::new(),
             early_given: 0,
             peer_closed: state.inbound_ended,
@@ -126,7 +140,7 @@ impl Ktls {
             };
             legs.live.add_app_to_wire(written);
         }
-        self.outbound = Stage::Empty;
+        self.outbound.release();
         Poll::Ready(Ok(()))
     }
 
@@ -177,11 +191,14 @@ impl Ktls {
     fn poll_take(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<bool> {
         ready!(legs.app.poll_read_ready(cx)).map_err(|_| EndedBy::AppReset)?;
         if self.splice
-            && let Ok(mut pipe) = Lent::borrow()
+            && let Ok(mut pipe) = pipes::borrow()
         {
             let moved = legs.poll_read_with(Leg::App, cx, |app| pipe.fill_from(app));
-            let moved = ready!(moved).map_err(|error| ended_by(Leg::App, &error))?;
             self.outbound = Stage::Pipe(pipe);
+            if moved.is_pending() {
+                self.outbound.release();
+            }
+            let moved = ready!(moved).map_err(|error| ended_by(Leg::App, &error))?;
             return Poll::Ready(Ok(moved > 0));
         }
         let mut buffer = Buffer::borrow();
@@ -213,25 +230,33 @@ impl Ktls {
             };
             legs.live.add_wire_to_app(written);
         }
-        self.inbound = Stage::Empty;
+        self.inbound.release();
         Poll::Ready(Ok(()))
     }
 
     /// Receives until there is something to deliver, the peer has closed, or nothing is left.
     fn poll_receive(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        if let Some(ended) = self.ended.take() {
+            return Poll::Ready(Err(ended));
+        }
         ready!(legs.wire.poll_read_ready(cx)).map_err(|_| EndedBy::WireReset)?;
         if self.splice
-            && let Ok(mut pipe) = Lent::borrow()
+            && let Ok(mut pipe) = pipes::borrow()
         {
             match legs.poll_read_with(Leg::Wire, cx, |wire| pipe.fill_from(wire)) {
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    pipes::give_back(pipe);
+                    return Poll::Pending;
+                }
                 Poll::Ready(Ok(moved)) if moved > 0 => {
                     self.inbound = Stage::Pipe(pipe);
                     return Poll::Ready(Ok(()));
                 }
                 // EINVAL is a record that is no data; nothing moved is that, an empty one, or the end.
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Poll::Ready(Ok(_)) => pipes::give_back(pipe),
+                Poll::Ready(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    pipes::give_back(pipe);
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(ended_by(Leg::Wire, &error))),
             }
         }
@@ -240,14 +265,11 @@ impl Ktls {
             match self.poll_receive_record(cx, legs, &mut buffer) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(ended)) if buffer.is_empty() => return Poll::Ready(Err(ended)),
-                // What came before the end is delivered; the end is found again.
-                Poll::Ready(Err(ended @ (EndedBy::Truncated | EndedBy::WireReset))) => {
-                    if ended == EndedBy::WireReset {
-                        return Poll::Ready(Err(ended));
-                    }
+                // What came before the end is delivered first.
+                Poll::Ready(Err(ended)) => {
+                    self.ended = Some(ended);
                     break;
                 }
-                Poll::Ready(Err(ended)) => return Poll::Ready(Err(ended)),
                 Poll::Pending if buffer.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
             }
