@@ -4,6 +4,7 @@
 
 mod relay_cases;
 #[path = "../src/tls/test_pki.rs"]
+#[expect(dead_code, reason = "the library's own tests use the rest")]
 mod test_pki;
 
 use std::{future::Future, pin::Pin, time::Duration};

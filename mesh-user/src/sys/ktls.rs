@@ -85,9 +85,8 @@ pub fn set_keys(socket: &impl AsFd, direction: Direction, keys: Keys<'_>) -> io:
 fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
     // SAFETY: the descriptor is borrowed for the call, and `value` is readable for `length` bytes.
-    let rc = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length)
-    };
+    let rc =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -133,7 +132,11 @@ pub fn receive_record(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Recei
     // SAFETY: the kernel writes at most `iov_len` bytes to `buffer` and `msg_controllen` to `control`, both
     // exclusively borrowed here.
     let read = unsafe {
-        libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)
+        libc::recvmsg(
+            socket.as_fd().as_raw_fd(),
+            &raw mut message,
+            libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
+        )
     };
     let length = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has set `msg_controllen` to what it wrote; CMSG_FIRSTHDR answers null when that is

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const SMALL_PIPE_BYTES: usize = 4096;
 const RECORD_BYTES: usize = 16 * 1024;
 const RECORDS: usize = 8;
-/// KeyUpdate, update_not_requested (RFC 8446 section 4.6.3).
+/// `KeyUpdate`, `update_not_requested` (RFC 8446 section 4.6.3).
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
 impl KernelTls {
@@ -135,7 +135,7 @@ fn changes_keys(cipher: KernelCipher) -> io::Result<()> {
 /// Records of 16 KiB through a pipe of one page: every byte in its place, none lost.
 fn splices(cipher: KernelCipher) -> io::Result<()> {
     let (mut client, server) = keyed_pair(cipher)?;
-    let sent: Vec<u8> = (0..RECORD_BYTES * RECORDS).map(|i| (i / 7 + i / 4099) .to_le_bytes()[0]).collect();
+    let sent: Vec<u8> = (0..RECORD_BYTES * RECORDS).map(|i| (i / 7 + i / 4099).to_le_bytes()[0]).collect();
     let mut written = 0;
     let mut pipe = Pipe::new(SMALL_PIPE_BYTES)?;
     let mut got = Vec::with_capacity(sent.len());

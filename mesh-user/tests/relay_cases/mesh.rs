@@ -7,6 +7,7 @@ use mesh_user::{
     proxy::relay::{LiveStats, RelayKind, RelayOptions, RelayOutcome, WireLeg, relay},
     tls::{Established, HandshakeLimits, KernelTls, OffloadError, TlsContext, TlsSettings},
 };
+use rustls::{SupportedCipherSuite, crypto::CryptoProvider};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -27,8 +28,7 @@ pub(crate) fn scaled(full: usize) -> usize {
 
 pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (near, far) =
-        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (near.unwrap(), far.unwrap().0)
 }
 
@@ -44,12 +44,21 @@ pub(crate) struct Trust {
 
 impl Trust {
     pub(crate) fn new() -> Self {
+        Self::with_provider(mesh_user::tls::provider())
+    }
+
+    /// Only this suite, and its version of TLS, is offered.
+    pub(crate) fn with_suite(suite: SupportedCipherSuite) -> Self {
+        Self::with_provider(CryptoProvider { cipher_suites: vec![suite], ..mesh_user::tls::provider() })
+    }
+
+    fn with_provider(provider: CryptoProvider) -> Self {
         let ca = TestCa::new("cluster.local");
         let settings = TlsSettings::new("cluster.local".parse().unwrap());
         let bundles = shared(bundles(&[&ca]));
         Self {
-            client: TlsContext::new(settings.clone(), Arc::clone(&bundles)),
-            server: TlsContext::new(settings, bundles),
+            client: TlsContext::with_provider(settings.clone(), Arc::clone(&bundles), provider.clone()),
+            server: TlsContext::with_provider(settings, bundles, provider),
             client_svid: ca.svid(CLIENT),
             server_svid: ca.svid(SERVER),
             expected: Arc::new([SERVER.parse().unwrap()].into()),

@@ -38,6 +38,8 @@ macro_rules! table {
 pub(crate) fn cases() -> Vec<(&'static str, Case)> {
     table![
         bulk_both_ways_arrives_unchanged,
+        every_cipher_suite_carries_both_ways,
+        a_used_up_key_is_changed_or_ends_the_connection,
         small_messages_ping_pong,
         the_server_may_speak_first,
         data_sent_with_the_handshake_arrives,
@@ -92,6 +94,43 @@ async fn bulk_both_ways_arrives_unchanged(kinds: Kinds) {
         assert_eq!(outcome.ended_by, EndedBy::Finished);
         assert_eq!(outcome.app_to_wire_bytes, length as u64);
         assert_eq!(outcome.wire_to_app_bytes, length as u64);
+    }
+}
+
+async fn every_cipher_suite_carries_both_ways(kinds: Kinds) {
+    for suite in mesh_user::tls::provider().cipher_suites {
+        if suite.suite().as_str().is_some_and(|name| name.contains("RSA")) {
+            continue; // the test's keys are ECDSA
+        }
+        let mesh =
+            Mesh::start_in(&mesh::Trust::with_suite(suite), &kinds, RelayOptions::default(), &[]).await;
+        half_close(mesh.client, mesh.server).await;
+        assert_eq!(mesh.client_relay.await.unwrap().ended_by, EndedBy::Finished, "{suite:?}");
+        assert_eq!(mesh.server_relay.await.unwrap().ended_by, EndedBy::Finished, "{suite:?}");
+    }
+}
+
+async fn a_used_up_key_is_changed_or_ends_the_connection(kinds: Kinds) {
+    let options = RelayOptions { records_per_key: 5, ..RelayOptions::default() };
+    let mut mesh = Mesh::start_with(&kinds, options).await;
+    let (mut writes_failed, message) = (false, pattern(6, 1000));
+    let mut got = vec![0; 1000];
+    for _ in 0..scaled(200).max(20) {
+        writes_failed = mesh.client.write_all(&message).await.is_err()
+            || mesh.server.read_exact(&mut got).await.is_err()
+            || mesh.server.write_all(&message).await.is_err()
+            || mesh.client.read_exact(&mut got).await.is_err();
+        if writes_failed {
+            break;
+        }
+        assert!(got == message);
+    }
+    let kernel_cannot = kinds.kernel.rekey.is_err()
+        && (kinds.client != RelayKind::Userspace || kinds.server != RelayKind::Userspace);
+    assert_eq!(writes_failed, kernel_cannot);
+    if kernel_cannot {
+        let outcomes = [mesh.client_relay.await.unwrap().ended_by, mesh.server_relay.await.unwrap().ended_by];
+        assert!(outcomes.contains(&EndedBy::KeyExhausted), "{outcomes:?}");
     }
 }
 
@@ -228,7 +267,7 @@ async fn a_slow_reader_blocks_the_writer(kinds: Kinds) {
 }
 
 async fn idle_connections_hold_no_buffer_and_time_out(kinds: Kinds) {
-    let options = RelayOptions { idle_timeout: Duration::from_millis(1200) };
+    let options = RelayOptions { idle_timeout: Duration::from_millis(1200), ..RelayOptions::default() };
     let mut mesh = Mesh::start_with(&kinds, options).await;
     for _ in 0..3 {
         mesh.client.write_all(b"ping").await.unwrap();
@@ -305,10 +344,8 @@ async fn a_live_connection_changes_hands(kinds: Kinds) {
     let handover = outcome.handover.unwrap();
     mesh.client.write_all(b"after!").await.unwrap();
     let state = serde_json::to_string(&handover.state).unwrap();
-    let resumed = mesh_user::proxy::relay::Handover {
-        state: serde_json::from_str(&state).unwrap(),
-        ..*handover
-    };
+    let resumed =
+        mesh_user::proxy::relay::Handover { state: serde_json::from_str(&state).unwrap(), ..*handover };
     let live = Arc::new(LiveStats::default());
     let second = tokio::spawn(async move { resumed.relay(&RelayOptions::default(), &live).await });
     mesh.server.read_exact(&mut got).await.unwrap();

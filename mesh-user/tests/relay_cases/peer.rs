@@ -85,12 +85,10 @@ impl RustlsPeer {
             let mut bytes = vec![0; count - got.len()];
             match self.tls.reader().read(&mut bytes) {
                 Ok(read) => got.extend_from_slice(&bytes[..read]),
-                Err(_) => {
-                    match self.tls.read_tls(&mut self.tcp) {
-                        Ok(_) => drop(self.tls.process_new_packets().unwrap()),
-                        Err(_) => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
-                    }
-                }
+                Err(_) => match self.tls.read_tls(&mut self.tcp) {
+                    Ok(_) => drop(self.tls.process_new_packets().unwrap()),
+                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
+                },
             }
         }
         self.tcp.set_nonblocking(false).unwrap();

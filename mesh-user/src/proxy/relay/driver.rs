@@ -24,12 +24,7 @@ use crate::sys::socket::reset_on_close;
 
 /// Relays until both directions have ended, or one leg fails. Both sockets are closed at return, unless they
 /// are in the outcome's hand-over.
-pub async fn relay(
-    app: TcpStream,
-    wire: WireLeg,
-    options: &RelayOptions,
-    live: &LiveStats,
-) -> RelayOutcome {
+pub async fn relay(app: TcpStream, wire: WireLeg, options: &RelayOptions, live: &LiveStats) -> RelayOutcome {
     let none_ended = (false, false);
     match wire {
         WireLeg::Plain(stream) => {
@@ -40,7 +35,7 @@ pub async fn relay(
             relay_pump(app, stream, &mut pump, none_ended, options, live).await
         }
         WireLeg::Ktls { wire, splice } => {
-            let (stream, mut pump) = Ktls::new(*wire, splice);
+            let (stream, mut pump) = Ktls::new(*wire, splice, options);
             relay_pump(app, stream, &mut pump, none_ended, options, live).await
         }
     }
@@ -136,11 +131,7 @@ impl Directions {
                 Poll::Pending => {}
             }
         }
-        if self.inbound_ended && self.outbound_ended {
-            Poll::Ready(EndedBy::Finished)
-        } else {
-            Poll::Pending
-        }
+        if self.inbound_ended && self.outbound_ended { Poll::Ready(EndedBy::Finished) } else { Poll::Pending }
     }
 }
 

@@ -2,10 +2,7 @@
 //! in it: the keys are in the kernel, and the key schedule stays with the process that made the handshake,
 //! so a connection handed over cannot change keys any more and ends before its AEAD limit.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-};
+use std::{io, os::fd::OwnedFd};
 
 use tokio::net::TcpStream;
 
@@ -26,9 +23,9 @@ pub struct HandoverState {
     pub cipher: KernelCipher,
     /// Records sent with the present key.
     pub records_sent: u64,
-    /// FIN of the application was passed on: close_notify and FIN are sent.
+    /// FIN of the application was passed on: `close_notify` and FIN are sent.
     pub outbound_ended: bool,
-    /// close_notify was received and passed on as FIN.
+    /// `close_notify` was received and passed on as FIN.
     pub inbound_ended: bool,
 }
 
@@ -54,7 +51,7 @@ impl Handover {
         let ended = (self.state.outbound_ended, self.state.inbound_ended);
         match (stream(self.app), stream(self.wire)) {
             (Ok(app), Ok(wire)) => {
-                relay_pump(app, wire, &mut Ktls::resume(self.state), ended, options, live).await
+                relay_pump(app, wire, &mut Ktls::resume(self.state, options), ended, options, live).await
             }
             (Err(error), _) | (_, Err(error)) => RelayOutcome::local(&error, live),
         }

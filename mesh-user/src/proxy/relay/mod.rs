@@ -24,7 +24,7 @@ use crate::tls::{Established, KernelTls, Offloaded};
 
 /// One kind of relay: two directions, each polled until it has ended.
 trait Pump {
-    /// From the application to the wire, until FIN (and close_notify) is sent.
+    /// From the application to the wire, until FIN (and `close_notify`) is sent.
     fn poll_outbound(&mut self, cx: &mut Context<'_>, legs: legs::Legs<'_>) -> legs::Moved<()>;
     /// From the wire to the application, until FIN is sent.
     fn poll_inbound(&mut self, cx: &mut Context<'_>, legs: legs::Legs<'_>) -> legs::Moved<()>;

@@ -20,11 +20,14 @@ use crate::tls::VerifyError;
 pub struct RelayOptions {
     /// Without a byte either way for so long, both legs are reset.
     pub idle_timeout: Duration,
+    /// Kernel TLS changes its key, or ends the connection, after so many records, and always before the
+    /// AEAD's own limit (RFC 8446 section 5.5).
+    pub records_per_key: u64,
 }
 
 impl Default for RelayOptions {
     fn default() -> Self {
-        Self { idle_timeout: Duration::from_secs(3600) }
+        Self { idle_timeout: Duration::from_secs(3600), records_per_key: u64::MAX }
     }
 }
 
@@ -151,7 +154,7 @@ pub enum EndedBy {
     AppReset,
     /// The wire leg was reset, or its peer went silent.
     WireReset,
-    /// The wire leg ended without close_notify: bytes may be missing (RFC 8446 section 6.1).
+    /// The wire leg ended without `close_notify`: bytes may be missing (RFC 8446 section 6.1).
     Truncated,
     /// The peer broke the TLS protocol or sent a fatal alert.
     WireProtocol(String),

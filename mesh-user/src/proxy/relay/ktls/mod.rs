@@ -1,7 +1,9 @@
 //! The relay over kernel TLS, through a buffer or a pipe. Payload passes, keys do not stay. Every rule of
-//! kernel TLS that a relay must keep is kept here: records other than data, close_notify, key limits.
+//! kernel TLS that a relay must keep is kept here: records other than data, `close_notify`, key limits.
 //!
 //! Sources: RFC 8446 sections 4.6, 5.5, 6.1; Documentation/networking/tls.rst.
+
+mod control;
 
 use std::{
     io,
@@ -9,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Pump,
+    Pump, RelayOptions,
     buffers::{Buffer, PLAINTEXT_BYTES},
     handover::HandoverState,
     legs::{Leg, Legs, Moved, ended_by},
@@ -17,33 +19,34 @@ use super::{
     stats::EndedBy,
 };
 use crate::{
+    sys::ktls::{self, RECORD_ALERT, RECORD_DATA, RECORD_HANDSHAKE, Received},
     sys::splice::Pipe,
-    sys::ktls::{self, Direction, RECORD_ALERT, RECORD_DATA, RECORD_HANDSHAKE, Received},
-    tls::{KernelCipher, KernelSession, MAX_RECORD_PLAINTEXT_BYTES, Offloaded, set_secrets},
+    tls::{KernelCipher, KernelSession, MAX_RECORD_PLAINTEXT_BYTES, Offloaded},
 };
 
-/// Handshake message types after the handshake (RFC 8446 section 4).
-const NEW_SESSION_TICKET: u8 = 4;
-const KEY_UPDATE: u8 = 24;
-/// A ticket is at most two 64 KiB vectors; real ones have a few kilobytes. More is refused.
-const MAX_HANDSHAKE_BYTES: usize = 64 * 1024;
-/// warning, close_notify.
+/// warning, `close_notify`.
 const CLOSE_NOTIFY: [u8; 2] = [1, 0];
-/// Alert user_canceled precedes close_notify and means nothing by itself (RFC 8446 section 6.1).
-const USER_CANCELED: u8 = 90;
-/// Records kept in reserve below the limit: control records, and what one pass may send.
+/// Records in reserve below a key's limit: control records, and what one pass may send.
 const RECORD_RESERVE: u64 = 4096;
 
+/// Less than the AEAD allows, or what the options say.
+fn records_per_key(cipher: KernelCipher, options: &RelayOptions) -> u64 {
+    (cipher.record_limit() - RECORD_RESERVE).min(options.records_per_key)
+}
+
 /// State of a connection whose records the kernel makes.
-pub(super) struct Ktls {
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about two directions")]
+pub(in crate::proxy::relay) struct Ktls {
     /// None after a hand-over: the key schedule stayed behind.
     session: Option<KernelSession>,
     cipher: KernelCipher,
     can_rekey: bool,
     splice: bool,
     records_sent: u64,
+    /// Records after which the key is changed, or the connection ended.
+    records_per_key: u64,
     outbound: Stage,
-    /// A KeyUpdate of ours must go out before the next data.
+    /// A `KeyUpdate` of ours must go out before the next data.
     key_update_due: bool,
     /// Part of a handshake message that came over several records.
     handshake: Vec<u8>,
@@ -76,7 +79,11 @@ impl Stage {
 }
 
 impl Ktls {
-    pub(super) fn new(wire: Offloaded, splice: bool) -> (tokio::net::TcpStream, Self) {
+    pub(in crate::proxy::relay) fn new(
+        wire: Offloaded,
+        splice: bool,
+        options: &RelayOptions,
+    ) -> (tokio::net::TcpStream, Self) {
         let Offloaded { stream, session, cipher, plaintext, peer_closed, records_sent, can_rekey, .. } = wire;
         let state = Self {
             session: Some(session),
@@ -84,6 +91,7 @@ impl Ktls {
             can_rekey,
             splice,
             records_sent,
+            records_per_key: records_per_key(cipher, options),
             outbound: Stage::Empty,
             key_update_due: false,
             handshake: Vec::new(),
@@ -98,13 +106,14 @@ impl Ktls {
         (stream, state)
     }
 
-    pub(super) fn resume(state: HandoverState) -> Self {
+    pub(in crate::proxy::relay) fn resume(state: HandoverState, options: &RelayOptions) -> Self {
         Self {
             session: None,
             cipher: state.cipher,
             can_rekey: false,
             splice: state.splice,
             records_sent: state.records_sent,
+            records_per_key: records_per_key(state.cipher, options),
             outbound: Stage::Empty,
             key_update_due: false,
             handshake: Vec::new(),
@@ -156,35 +165,6 @@ impl Ktls {
             .map_err(|error| ended_by(Leg::Wire, &error))?;
         self.records_sent += 1;
         Poll::Ready(Ok(()))
-    }
-
-    /// Changes our key when the peer asks for it or the key is used up.
-    fn poll_rekey(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
-        let used_up = self.records_sent.saturating_add(RECORD_RESERVE) >= self.cipher.record_limit();
-        if !used_up && !self.key_update_due {
-            return Poll::Ready(Ok(()));
-        }
-        if !self.can_rekey || self.session.is_none() {
-            return Poll::Ready(Err(EndedBy::KeyExhausted));
-        }
-        ready!(self.poll_send_record(cx, legs, RECORD_HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0]))?;
-        self.key_update_due = false;
-        self.next_keys(legs, Direction::Transmit)?;
-        self.records_sent = 0;
-        Poll::Ready(Ok(()))
-    }
-
-    fn next_keys(&mut self, legs: Legs<'_>, direction: Direction) -> Result<(), EndedBy> {
-        let updated = match (&mut self.session, direction) {
-            (Some(KernelSession::Client(session)), Direction::Transmit) => session.update_tx_secret(),
-            (Some(KernelSession::Client(session)), Direction::Receive) => session.update_rx_secret(),
-            (Some(KernelSession::Server(session)), Direction::Transmit) => session.update_tx_secret(),
-            (Some(KernelSession::Server(session)), Direction::Receive) => session.update_rx_secret(),
-            (None, _) => return Err(EndedBy::KeyUpdateUnsupported),
-        };
-        let (sequence, secrets) = updated.map_err(|error| EndedBy::WireProtocol(error.to_string()))?;
-        set_secrets(legs.wire, direction, self.cipher, sequence, &secrets)
-            .map_err(|error| EndedBy::Local(format!("the kernel refused the next keys: {error}")))
     }
 
     /// Takes what the application has sent; false at its end.
@@ -281,7 +261,12 @@ impl Ktls {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_receive_record(&mut self, cx: &mut Context<'_>, legs: Legs<'_>, buffer: &mut Buffer) -> Moved<()> {
+    fn poll_receive_record(
+        &mut self,
+        cx: &mut Context<'_>,
+        legs: Legs<'_>,
+        buffer: &mut Buffer,
+    ) -> Moved<()> {
         let received: io::Result<Received> =
             ready!(legs.poll_read_with(Leg::Wire, cx, |wire| ktls::receive_record(wire, buffer.room())));
         let Received { record_type, length } = received.map_err(|error| ended_by(Leg::Wire, &error))?;
@@ -298,62 +283,6 @@ impl Ktls {
             }
             Some(other) => Err(EndedBy::WireProtocol(format!("a record of type {other}"))),
         })
-    }
-
-    fn take_alert(&mut self, body: &[u8]) -> Result<(), EndedBy> {
-        match *body {
-            [_, 0] => {
-                self.peer_closed = true;
-                Ok(())
-            }
-            [_, USER_CANCELED] => Ok(()),
-            [_, description] => Err(EndedBy::WireProtocol(format!("the peer sent alert {description}"))),
-            _ => Err(EndedBy::WireProtocol("a malformed alert".to_owned())),
-        }
-    }
-
-    /// Messages may share a record or span several.
-    fn take_handshake(&mut self, legs: Legs<'_>) -> Result<(), EndedBy> {
-        while let [message_type, high, middle, low, ..] = self.handshake[..] {
-            let length = usize::try_from(u32::from_be_bytes([0, high, middle, low])).unwrap_or(usize::MAX);
-            if length > MAX_HANDSHAKE_BYTES {
-                return Err(EndedBy::WireProtocol("a handshake message is too large".to_owned()));
-            }
-            if self.handshake.len() < 4 + length {
-                return Ok(());
-            }
-            let rest = self.handshake.split_off(4 + length);
-            let message = std::mem::replace(&mut self.handshake, rest);
-            match (message_type, &mut self.session) {
-                (NEW_SESSION_TICKET, Some(KernelSession::Client(session))) => session
-                    .handle_new_session_ticket(&message[4..])
-                    .map_err(|error| EndedBy::WireProtocol(error.to_string()))?,
-                (NEW_SESSION_TICKET, None) => {}
-                (KEY_UPDATE, _) => self.take_key_update(legs, &message[4..])?,
-                (other, _) => {
-                    return Err(EndedBy::WireProtocol(format!("handshake message {other} after the handshake")));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn take_key_update(&mut self, legs: Legs<'_>, body: &[u8]) -> Result<(), EndedBy> {
-        let requested = match *body {
-            [0] => false,
-            [1] => true,
-            _ => return Err(EndedBy::WireProtocol("a malformed KeyUpdate".to_owned())),
-        };
-        // RFC 8446 section 5.1: a message before a key change ends its record.
-        if !self.handshake.is_empty() {
-            return Err(EndedBy::WireProtocol("bytes follow a KeyUpdate".to_owned()));
-        }
-        if !self.can_rekey {
-            return Err(EndedBy::KeyUpdateUnsupported);
-        }
-        self.next_keys(legs, Direction::Receive)?;
-        self.key_update_due |= requested;
-        Ok(())
     }
 }
 
