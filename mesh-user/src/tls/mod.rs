@@ -6,6 +6,7 @@ mod context;
 mod error;
 mod handshake;
 mod offload;
+mod probe;
 mod rustls_verifiers;
 mod session;
 #[cfg(test)]
@@ -14,16 +15,17 @@ pub(crate) mod test_pki;
 mod tests;
 mod verify;
 
+#[cfg(test)]
+use crate as meshd_library;
 pub use client_hello::{ClientHello, Detected, detect};
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
 pub use error::{HandshakeError, VerifyError};
 pub use handshake::{Established, HandshakeLimits, SessionFacts};
+pub(crate) use offload::set_secrets;
 pub use offload::{KernelCipher, KernelTls, OffloadError, Offloaded};
 pub use session::{
     KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,
     Step,
 };
-#[cfg(test)]
-use crate as meshd_library;
 
 pub use verify::{PeerRole, PeerVerifier, VerifiedPeer};

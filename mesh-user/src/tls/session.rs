@@ -26,9 +26,9 @@ pub enum Step {
     NeedsInput,
     /// Everything given is processed as far as possible; plaintext may be sealed.
     Ready,
-    /// The peer sent close_notify: no more plaintext follows.
+    /// The peer sent `close_notify`: no more plaintext follows.
     PeerClosed,
-    /// Both sides have sent close_notify.
+    /// Both sides have sent `close_notify`.
     Closed,
 }
 
@@ -148,7 +148,7 @@ impl Session {
         }
     }
 
-    /// Seals close_notify into `outgoing`; like [`Self::seal`].
+    /// Seals `close_notify` into `outgoing`; like [`Self::seal`].
     pub fn seal_close_notify(
         &mut self,
         input: &mut [u8],
@@ -192,9 +192,8 @@ fn settle<D>(
             let start = outgoing.len();
             if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
                 outgoing.resize(start + size.required_size, 0);
-                let written = data
-                    .encode(&mut outgoing[start..])
-                    .map_err(|error| Error::General(error.to_string()))?;
+                let written =
+                    data.encode(&mut outgoing[start..]).map_err(|error| Error::General(error.to_string()))?;
                 outgoing.truncate(start + written);
             }
             Ok(Step::Progress)
