@@ -9,6 +9,8 @@ pub mod peer;
 mod routes;
 pub mod server;
 pub mod source;
+#[cfg(test)]
+mod tests;
 
 pub use api::{
     API_VERSION, CertRow, CheckRow, ConnectionList, ConnectionRow, Explanation, Mode, PolicyRow,
