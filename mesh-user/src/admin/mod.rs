@@ -17,5 +17,6 @@ pub use api::{
     ReloadReport, Status, WorkloadRow,
 };
 pub use client::{AdminClient, ClientError};
+pub use explain::explain;
 pub use server::{AdminLimits, AdminServer, ServerError, serve_metrics};
 pub use source::{AdminSource, ExplainError, ExplainQuery, ExplainSource, ExplainTarget};

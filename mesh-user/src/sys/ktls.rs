@@ -89,7 +89,8 @@ fn crypto_info(
     };
     let (key, iv) = (key.as_ref(), iv.as_ref());
     // GCM splits the 12-byte nonce into a 4-byte salt and 8 bytes; ChaCha20 has no salt.
-    let (salt, iv) = if cipher == libc::TLS_CIPHER_CHACHA20_POLY1305 { (&iv[..0], iv) } else { iv.split_at(4) };
+    let (salt, iv) =
+        if cipher == libc::TLS_CIPHER_CHACHA20_POLY1305 { (&iv[..0], iv) } else { iv.split_at(4) };
     let mut info = Vec::with_capacity(64);
     info.extend_from_slice(&version.to_ne_bytes());
     info.extend_from_slice(&cipher.to_ne_bytes());
@@ -102,9 +103,8 @@ fn crypto_info(
 fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
     // SAFETY: the descriptor is borrowed for the call, and `value` is readable for `length` bytes.
-    let rc = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length)
-    };
+    let rc =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -150,7 +150,11 @@ pub fn receive_record(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Recei
     // SAFETY: the kernel writes at most `iov_len` bytes to `buffer` and `msg_controllen` to `control`, both
     // exclusively borrowed here.
     let read = unsafe {
-        libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)
+        libc::recvmsg(
+            socket.as_fd().as_raw_fd(),
+            &raw mut message,
+            libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
+        )
     };
     let length = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has set `msg_controllen` to what it wrote; CMSG_FIRSTHDR answers null when that is

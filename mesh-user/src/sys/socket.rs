@@ -53,4 +53,3 @@ pub fn peek(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     Ok(recv(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), buffer, flags)?)
 }
-

@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn other_protocols_are_not_tls() {
-        for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"\x00\x00\x00\x08", b"\x16\x04", b"\x16\x03\x01\x00\x05\x02"]
+        for bytes in
+            [&b"GET / HTTP/1.1\r\n"[..], b"\x00\x00\x00\x08", b"\x16\x04", b"\x16\x03\x01\x00\x05\x02"]
         {
             assert_eq!(detect(bytes), Detected::NotTls, "{bytes:?}");
         }

@@ -130,8 +130,7 @@ impl TlsContext {
 
     /// A server session with `svid`; the client must prove an identity.
     pub(crate) fn server_session(&self, svid: &Svid) -> Result<Session, HandshakeError> {
-        let config =
-            lock(&self.servers).get_or_insert(svid.serial.clone(), || self.server_config(svid))?;
+        let config = lock(&self.servers).get_or_insert(svid.serial.clone(), || self.server_config(svid))?;
         UnbufferedServerConnection::new(config).map(Session::server).map_err(local)
     }
 

@@ -115,11 +115,9 @@ impl HandshakeError {
             Error::InvalidCertificate(cause) => Self::Certificate(VerifyError::Malformed(cause.to_string())),
             Error::NoCertificatesPresented => Self::NoCertificate,
             Error::AlertReceived(alert) => Self::PeerAlert(format!("{alert:?}")),
-            Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion)
-                if !past_first_record =>
-            {
-                Self::NotTls
-            }
+            Error::InvalidMessage(
+                InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+            ) if !past_first_record => Self::NotTls,
             other => Self::Protocol(other),
         }
     }

@@ -14,6 +14,8 @@ pub(crate) mod test_pki;
 mod tests;
 mod verify;
 
+#[cfg(test)]
+use crate as meshd_library;
 pub use client_hello::{ClientHello, Detected, detect};
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
 pub use error::{HandshakeError, VerifyError};
@@ -23,7 +25,5 @@ pub use session::{
     KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,
     Step,
 };
-#[cfg(test)]
-use crate as meshd_library;
 
 pub use verify::{PeerRole, PeerVerifier, VerifiedPeer};

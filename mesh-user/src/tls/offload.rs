@@ -164,7 +164,8 @@ impl Established {
     pub async fn offload(self, kernel: &KernelTls, patience: Duration) -> Result<Offloaded, OffloadError> {
         let mut established = self;
         let cipher = KernelCipher::of(established.facts().cipher_suite);
-        let Some(cipher) = cipher.filter(|cipher| kernel.ulp.is_ok() && kernel.ciphers.contains(cipher)) else {
+        let Some(cipher) = cipher.filter(|cipher| kernel.ulp.is_ok() && kernel.ciphers.contains(cipher))
+        else {
             return Err(not_offloaded(established, "the kernel does not carry this cipher".to_owned()));
         };
         let boundary = tokio::time::timeout(patience, established.reach_record_boundary()).await;

@@ -192,9 +192,8 @@ fn settle<D>(
             let start = outgoing.len();
             if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
                 outgoing.resize(start + size.required_size, 0);
-                let written = data
-                    .encode(&mut outgoing[start..])
-                    .map_err(|error| Error::General(error.to_string()))?;
+                let written =
+                    data.encode(&mut outgoing[start..]).map_err(|error| Error::General(error.to_string()))?;
                 outgoing.truncate(start + written);
             }
             Ok(Step::Progress)

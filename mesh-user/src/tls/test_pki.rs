@@ -113,8 +113,7 @@ fn params(leaf: &Leaf) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.not_before = leaf.not_before.into();
     params.not_after = leaf.not_after.into();
-    params.is_ca =
-        if leaf.is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+    params.is_ca = if leaf.is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
     params.key_usages = leaf.key_usage.clone();
     params.extended_key_usages = leaf.extended_key_usage.clone();
     let uris = leaf.uris.iter().map(|u| SanType::URI(Ia5String::try_from(u.as_str()).unwrap()));

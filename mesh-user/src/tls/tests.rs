@@ -66,9 +66,7 @@ impl Nodes {
         }
     }
 
-    async fn handshake(
-        &self,
-    ) -> (Result<Established, HandshakeError>, Result<Established, HandshakeError>) {
+    async fn handshake(&self) -> (Result<Established, HandshakeError>, Result<Established, HandshakeError>) {
         let (near, far) = tcp_pair().await;
         let address = near.peer_addr().unwrap().ip();
         let connect = self.client.connect(near, &self.client_svid, &self.expected, address, limits());
@@ -113,11 +111,20 @@ async fn bad_client_certificates_are_refused_by_cause() {
         ("unknown_authority", self_signed(&good)),
         ("trust_domain", ca.svid("spiffe://elsewhere.example/ns/shop/sa/web")),
         ("expired", ca.issue(&Leaf { not_after: now - hour, not_before: now - 2 * hour, ..good.clone() })),
-        ("not_yet_valid", ca.issue(&Leaf { not_before: now + hour, not_after: now + 2 * hour, ..good.clone() })),
+        (
+            "not_yet_valid",
+            ca.issue(&Leaf { not_before: now + hour, not_after: now + 2 * hour, ..good.clone() }),
+        ),
         ("bad_spiffe_id", ca.issue(&Leaf { uris: vec![WEB.to_owned(), DB.to_owned()], ..good.clone() })),
         ("bad_spiffe_id", ca.issue(&Leaf { uris: vec!["https://web.example".to_owned()], ..good.clone() })),
-        ("bad_spiffe_id", ca.issue(&Leaf { uris: vec!["spiffe://cluster.local".to_owned()], ..good.clone() })),
-        ("bad_spiffe_id", ca.issue(&Leaf { uris: vec![], dns_names: vec!["web".to_owned()], ..good.clone() })),
+        (
+            "bad_spiffe_id",
+            ca.issue(&Leaf { uris: vec!["spiffe://cluster.local".to_owned()], ..good.clone() }),
+        ),
+        (
+            "bad_spiffe_id",
+            ca.issue(&Leaf { uris: vec![], dns_names: vec!["web".to_owned()], ..good.clone() }),
+        ),
         ("usage", ca.issue(&Leaf { is_ca: true, ..good.clone() })),
         ("usage", ca.issue(&Leaf { key_usage: vec![KeyUsagePurpose::KeyAgreement], ..good.clone() })),
         (
@@ -153,8 +160,7 @@ async fn unusual_but_valid_certificates_are_accepted() {
 #[tokio::test]
 async fn a_root_of_one_trust_domain_does_not_speak_for_another() {
     let (ours, theirs) = (TestCa::new("cluster.local"), TestCa::new("other.example"));
-    let mut nodes =
-        Nodes::with(&ours, provider(), theirs.svid("spiffe://other.example/x"), ours.svid(DB));
+    let mut nodes = Nodes::with(&ours, provider(), theirs.svid("spiffe://other.example/x"), ours.svid(DB));
     nodes.server_bundles.store(Arc::new(bundles(&[&ours, &theirs])));
     nodes.handshake().await.1.unwrap();
     nodes.client_svid = theirs.svid(WEB);
@@ -178,8 +184,7 @@ async fn an_alias_of_our_trust_domain_is_our_trust_domain() {
     let ca = TestCa::new("cluster.local");
     let mut settings = TlsSettings::new("cluster.local".parse().unwrap());
     settings.trust_domain_aliases = vec!["old.example".parse().unwrap()];
-    let mut nodes =
-        Nodes::with(&ca, provider(), ca.svid(WEB), ca.svid("spiffe://old.example/ns/shop/sa/db"));
+    let mut nodes = Nodes::with(&ca, provider(), ca.svid(WEB), ca.svid("spiffe://old.example/ns/shop/sa/db"));
     assert_eq!(nodes.handshake().await.0.unwrap_err().label(), "trust_domain");
     nodes.client = TlsContext::new(settings, shared(bundles(&[&ca])));
     nodes.handshake().await.0.unwrap();

@@ -162,8 +162,7 @@ impl PeerVerifier {
             PeerRole::Server => KeyUsage::server_auth(),
         };
         let at = |time: SystemTime| {
-            let time =
-                UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+            let time = UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
             end_entity
                 .verify_for_usage(self.algorithms.all, &anchors, intermediates, time, usage, None, None)
                 .map(drop)
@@ -258,7 +257,6 @@ fn only_spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyE
 
 fn system_time(unix_seconds: i64) -> SystemTime {
     let offset = Duration::from_secs(unix_seconds.unsigned_abs());
-    let time =
-        if unix_seconds < 0 { UNIX_EPOCH.checked_sub(offset) } else { UNIX_EPOCH.checked_add(offset) };
+    let time = if unix_seconds < 0 { UNIX_EPOCH.checked_sub(offset) } else { UNIX_EPOCH.checked_add(offset) };
     time.unwrap_or(UNIX_EPOCH)
 }

@@ -29,9 +29,8 @@ pub(super) struct Buffer {
 impl Buffer {
     /// Takes one from this thread's pool.
     pub(super) fn borrow() -> Self {
-        let bytes = POOL
-            .with_borrow_mut(Vec::pop)
-            .unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice());
+        let bytes =
+            POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice());
         Self { bytes, start: 0, end: 0 }
     }
 

@@ -20,12 +20,7 @@ use super::{
 use crate::sys::socket::reset_on_close;
 
 /// Relays until both directions have ended, or one leg fails. Both sockets are closed at return.
-pub async fn relay(
-    app: TcpStream,
-    wire: WireLeg,
-    options: &RelayOptions,
-    live: &LiveStats,
-) -> RelayOutcome {
+pub async fn relay(app: TcpStream, wire: WireLeg, options: &RelayOptions, live: &LiveStats) -> RelayOutcome {
     let ended_by = match wire {
         WireLeg::Plain(stream) => drive(app, stream, &mut Plain::default(), options, live).await,
         WireLeg::Userspace(established) => {
@@ -90,11 +85,7 @@ impl Directions {
                 Poll::Pending => {}
             }
         }
-        if self.inbound_ended && self.outbound_ended {
-            Poll::Ready(EndedBy::Finished)
-        } else {
-            Poll::Pending
-        }
+        if self.inbound_ended && self.outbound_ended { Poll::Ready(EndedBy::Finished) } else { Poll::Pending }
     }
 }
 

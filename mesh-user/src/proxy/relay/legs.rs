@@ -79,8 +79,10 @@ impl Legs<'_> {
 
     /// Writes bytes as they are.
     pub(super) fn poll_write(&self, leg: Leg, cx: &mut Context<'_>, bytes: &[u8]) -> Moved<usize> {
-        self.poll_write_with(leg, cx, |stream| SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL))
-            .map_err(|error| ended_by(leg, &error))
+        self.poll_write_with(leg, cx, |stream| {
+            SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL)
+        })
+        .map_err(|error| ended_by(leg, &error))
     }
 
     /// Sends FIN. A leg that is gone already has been noticed, or will be by its reader.
