@@ -11,8 +11,8 @@ use super::{Mesh, View};
 use crate::{
     policy::{DenyReason, Mode, Verdict},
     telemetry::{
-        ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction, RelayKind,
-        ResponseFlags, ServiceLabels, WorkloadLabels,
+        ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction,
+        RelayKind, ResponseFlags, ServiceLabels, WorkloadLabels,
     },
     tls::Established,
     world::Workload,

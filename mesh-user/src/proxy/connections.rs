@@ -116,7 +116,8 @@ impl Connections {
 
     /// All live connections, oldest first.
     pub fn list(&self) -> Vec<Arc<Live>> {
-        let mut all: Vec<_> = self.shards.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect();
+        let mut all: Vec<_> =
+            self.shards.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect();
         all.sort_unstable_by_key(|live| live.id);
         all
     }

@@ -36,8 +36,14 @@ pub(super) async fn inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: Worklo
         return reset_on_close(&stream);
     };
     let source = view.world().by_address(client.ip());
-    let mut attempt =
-        Attempt::new(&mesh, &view, Direction::Inbound, "sk_lookup", (client, source), (local, Some(workload)));
+    let mut attempt = Attempt::new(
+        &mesh,
+        &view,
+        Direction::Inbound,
+        "sk_lookup",
+        (client, source),
+        (local, Some(workload)),
+    );
     let inbound = Inbound { mesh: &mesh, view: &view, workload, source, client, local };
     match inbound.open(&mut attempt, stream, &net).await {
         Ok(Opened { wire, app, sni, guard }) => {

@@ -91,11 +91,7 @@ pub fn serve(
     Ok(stop)
 }
 
-fn on_workers<F>(
-    workers: &Workers,
-    listener: &StdListener,
-    make: impl Fn(StdListener) -> F,
-) -> io::Result<()>
+fn on_workers<F>(workers: &Workers, listener: &StdListener, make: impl Fn(StdListener) -> F) -> io::Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -148,10 +148,7 @@ impl Drop for Admission {
 
 /// Bounds of a handshake, from the configuration.
 pub(super) fn handshake_limits(limits: &Limits) -> HandshakeLimits {
-    HandshakeLimits {
-        timeout: limits.handshake_timeout(),
-        max_bytes: limits.pre_handshake_bytes as usize,
-    }
+    HandshakeLimits { timeout: limits.handshake_timeout(), max_bytes: limits.pre_handshake_bytes as usize }
 }
 
 /// Bounds of a relay, from the configuration.

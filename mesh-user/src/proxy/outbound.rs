@@ -52,7 +52,8 @@ pub(super) async fn outbound(
         (source, Some(workload)),
         (destination, view.world().by_address(destination.ip())),
     );
-    let outbound = Outbound { mesh: &mesh, view: &view, workload, net: &net, source: original.source, destination };
+    let outbound =
+        Outbound { mesh: &mesh, view: &view, workload, net: &net, source: original.source, destination };
     match outbound.open(&mut attempt, &app).await {
         Ok((wire, remote)) => {
             carry(&mesh, attempt, app, wire, Ends { workload: name, remote, sni: None }).await;

@@ -3,8 +3,9 @@
 
 use std::{
     future::Future,
-    io, thread,
+    io,
     sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use tokio::{runtime, sync::oneshot};
