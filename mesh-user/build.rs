@@ -1,7 +1,7 @@
-//! Puts the compiled eBPF object where `capture` embeds it: `$OUT_DIR/mesh-ebpf`.
+//! Puts the compiled eBPF objects where `capture` embeds them: `$OUT_DIR/mesh-ebpf`, `$OUT_DIR/mesh-sk-lookup`.
 //!
-//! Compiling it is `cargo xtask build`'s work, since it wants another compiler and target. This script must
-//! never build, download or guess: it copies one file or says which command makes it.
+//! Compiling them is `cargo xtask build`'s work, since it wants another compiler and target. This script must
+//! never build, download or guess: it copies two files or says which command makes them.
 
 use std::{
     env, fs,
@@ -9,39 +9,41 @@ use std::{
     process::ExitCode,
 };
 
-const OBJECT: &str = "bpf/bpfel-unknown-none/release/mesh-ebpf";
+const OBJECTS_DIR: &str = "bpf/bpfel-unknown-none/release";
+const OBJECTS: [&str; 2] = ["mesh-ebpf", "mesh-sk-lookup"];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed=MESHD_EBPF_OBJECT");
+    println!("cargo::rerun-if-env-changed=MESHD_EBPF_DIR");
     let Some(out_dir) = env::var_os("OUT_DIR").map(PathBuf::from) else {
         println!("cargo::error=OUT_DIR is not set: run this through cargo");
         return ExitCode::FAILURE;
     };
-    let object = object_path(&out_dir);
-    println!("cargo::rerun-if-changed={}", object.display());
-    match fs::copy(&object, out_dir.join("mesh-ebpf")) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
+    let dir = objects_dir(&out_dir);
+    for name in OBJECTS {
+        let object = dir.join(name);
+        println!("cargo::rerun-if-changed={}", object.display());
+        if let Err(error) = fs::copy(&object, out_dir.join(name)) {
             println!(
                 "cargo::error=no eBPF object at {} ({error}): run `cargo xtask build`, which compiles it, \
-                 or set MESHD_EBPF_OBJECT to one",
+                 or set MESHD_EBPF_DIR to where the objects are",
                 object.display()
             );
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
-/// `MESHD_EBPF_OBJECT`, else the object in the target directory that this build uses (wherever
+/// `MESHD_EBPF_DIR`, else the folder in the target directory that this build uses (wherever
 /// `CARGO_TARGET_DIR` or cargo's configuration put it), else in the workspace's own.
-fn object_path(out_dir: &Path) -> PathBuf {
-    if let Some(path) = env::var_os("MESHD_EBPF_OBJECT") {
+fn objects_dir(out_dir: &Path) -> PathBuf {
+    if let Some(path) = env::var_os("MESHD_EBPF_DIR") {
         return PathBuf::from(path);
     }
     // OUT_DIR is <target dir>[/<triple>]/<profile>/build/<package>-<hash>/out
     let in_target_dir =
-        out_dir.ancestors().skip(4).take(2).map(|dir| dir.join(OBJECT)).find(|path| path.is_file());
+        out_dir.ancestors().skip(4).take(2).map(|dir| dir.join(OBJECTS_DIR)).find(|path| path.is_dir());
     let manifest_dir = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
-    in_target_dir.unwrap_or_else(|| manifest_dir.join("../target").join(OBJECT))
+    in_target_dir.unwrap_or_else(|| manifest_dir.join("../target").join(OBJECTS_DIR))
 }

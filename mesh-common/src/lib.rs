@@ -1,3 +1,28 @@
 //! Types that meshd's eBPF programs and its user space share: map keys, map values and constants.
-//! Everything here is `no_std`, `repr(C)` and says its byte order in its name or doc.
+//! Everything here is `no_std`, `repr(C)` without implicit padding (a map key with undefined bytes would
+//! never be found again), and says its byte order in its name or doc.
 #![no_std]
+
+mod address;
+mod counter;
+mod maps;
+
+pub use address::{AddrNet, LOOPBACK_V4_NET};
+pub use counter::Counter;
+pub use maps::{
+    CgroupKey, Config, DestinationKey, ExcludedPortKey, HostClientKey, LocalAddressKey,
+    LookupConfig, NetnsEntry, OriginalDst,
+    PeerView, PortKey, SockView, TupleKey, WorkloadEntry, config_flags, lookup_mode, socket_flags,
+    workload_flags,
+};
+
+/// Port 0 in a [`DestinationKey`]: every port of that address is meshed.
+pub const ANY_PORT_BE: u16 = 0;
+
+/// Levels of the cgroup v2 tree that enrolment by cgroup can look at; deeper ancestors are not seen.
+pub const MAX_CGROUP_LEVELS: u32 = 32;
+
+/// Slot of the IPv4 listener in a namespace's listener map.
+pub const LISTENER_SLOT_V4: u32 = 0;
+/// Slot of the IPv6 listener in a namespace's listener map.
+pub const LISTENER_SLOT_V6: u32 = 1;

@@ -1,24 +1,19 @@
-//! meshd's eBPF programs, linked into one object. One file per hook.
+//! meshd's node-wide eBPF programs, linked into one object. One file per hook.
+//!
+//! A program never lets traffic pass because something of ours failed: it refuses or drops. What belongs
+//! to no enrolled workload is left exactly as it was.
 #![no_std]
 #![no_main]
 
-use aya_ebpf::{
-    btf_maps::SkStorage,
-    macros::{btf_map, cgroup_sock_addr},
-    programs::SockAddrContext,
-};
-
-#[btf_map]
-static VIEW: SkStorage<u64> = SkStorage::new();
-
-#[cgroup_sock_addr(connect4)]
-pub fn connect4(ctx: SockAddrContext) -> i32 {
-    let p = unsafe { VIEW.get_or_insert_ptr_mut(&ctx, None) };
-    if p.is_null() {
-        return 0;
-    }
-    1
-}
+mod bind;
+mod connect;
+mod context;
+mod enrolment;
+mod getpeername;
+mod getsockname;
+mod maps;
+mod sock_create;
+mod sock_ops;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

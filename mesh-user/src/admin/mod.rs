@@ -9,11 +9,14 @@ pub mod peer;
 mod routes;
 pub mod server;
 pub mod source;
+#[cfg(test)]
+mod tests;
 
 pub use api::{
     API_VERSION, CertRow, CheckRow, ConnectionList, ConnectionRow, Explanation, Mode, PolicyRow,
     ReloadReport, Status, WorkloadRow,
 };
 pub use client::{AdminClient, ClientError};
+pub use explain::explain;
 pub use server::{AdminLimits, AdminServer, ServerError, serve_metrics};
 pub use source::{AdminSource, ExplainError, ExplainQuery, ExplainSource, ExplainTarget};

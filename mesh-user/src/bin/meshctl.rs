@@ -34,7 +34,7 @@ fn main() -> ExitCode {
             let closed =
                 error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe);
             if !closed {
-                let _unwritable = writeln!(io::stderr(), "meshctl: {error:#}");
+                let _unwritable = writeln!(io::stderr(), "meshctl: {}", chain(&error));
             }
             ExitCode::FAILURE
         }
@@ -73,4 +73,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 fn verdict_code(allowed: bool) -> ExitCode {
     if allowed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DENIED) }
+}
+
+/// The error and its causes, without those that a message above has said already.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match () {
+        () if text.is_empty() => cause,
+        () if text.contains(&cause) => text,
+        () => format!("{text}: {cause}"),
+    })
 }

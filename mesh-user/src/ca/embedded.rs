@@ -232,7 +232,7 @@ impl EmbeddedCa {
             key: signer,
             not_before: params.not_before.into(),
             not_after: params.not_after.into(),
-            serial: serial.iter().map(|b| format!("{b:02x}")).collect(),
+            serial: format!("{:032x}", u128::from_be_bytes(serial)),
         })
     }
 }

@@ -130,7 +130,7 @@ impl SvidStore {
                 match outcome {
                     Ok(svid) => tracing::info!(spiffe_id = %id, serial = %svid.serial, "SVID renewed"),
                     Err(error) => {
-                        tracing::warn!(spiffe_id = %id, %error, "SVID not renewed; the old one stays")
+                        tracing::warn!(spiffe_id = %id, %error, "SVID not renewed; the old one stays");
                     }
                 }
             }

@@ -162,7 +162,8 @@ fn selector(check: &mut Check<'_>, path: &str, workload: &WorkloadConfig) {
             }
         }
     }
-    if !workload.ports.is_empty() && workload.addresses.is_empty() {
+    let netns = matches!(workload.selector, Selector::Netns(_));
+    if !netns && !workload.ports.is_empty() && workload.addresses.is_empty() {
         check
             .wrong(&format!("{path}.addresses"), "ports without addresses: list the addresses it answers on");
     }

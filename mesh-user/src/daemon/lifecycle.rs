@@ -123,6 +123,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         acceptors: Acceptors::default(),
         capture,
         bundles,
+        proofs: Vec::new(),
         failed: Mutex::new(HashMap::new()),
     })
 }

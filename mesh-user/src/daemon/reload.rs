@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 
 use super::plan::plan;
 use crate::{
-    capture::{Capture, CaptureError},
+    capture::{Capture, CaptureError, canary::Capability},
     discovery::Snapshot,
     identity::TrustBundles,
     proxy::{self, Acceptors, Mesh, Workers},
@@ -24,6 +24,8 @@ pub(super) struct Runtime {
     pub(super) acceptors: Acceptors,
     pub(super) capture: Capture,
     pub(super) bundles: Arc<ArcSwap<TrustBundles>>,
+    /// What the canary proved at start.
+    pub(super) proofs: Vec<Capability>,
     /// Local workloads that are not enrolled, and why.
     pub(super) failed: Mutex<HashMap<WorkloadName, String>>,
 }

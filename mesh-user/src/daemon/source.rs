@@ -14,7 +14,7 @@ use crate::{
             BpfMapRow, CertRow, CheckRow, ConnectionRow, Explanation, Mode, PolicyRow, ReloadReport, Status,
             WorkloadRow,
         },
-        explain,
+        explain::explain,
     },
     config::Selector,
     discovery::FileSource,
@@ -136,10 +136,8 @@ impl AdminSource for Source {
             kind: p.kind.clone(),
             namespace: p.namespace.clone(),
             name: p.name.clone(),
-            scope: p.scope.clone(),
-            action: p.action.clone(),
-            workloads: p.workloads as u64,
             not_enforced: p.not_enforced.clone(),
+            ..PolicyRow::default()
         };
         view.snapshot.policy_status.iter().map(row).collect()
     }

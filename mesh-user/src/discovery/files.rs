@@ -135,13 +135,13 @@ impl FileSource {
     /// Watches until `shutdown`, reloading on change. A failure of the watcher leaves the poll.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let (events, mut changes) = mpsc::channel(1);
-        let mut watched = Vec::new();
+        let mut folders = Vec::new();
         let mut watcher = None;
         loop {
-            let folders = existing(&inputs::folders(&self.path, &self.snapshot().config));
-            if folders != watched {
-                watcher = watch(&folders, &events);
-                watched = folders;
+            let now = existing(&inputs::folders(&self.path, &self.snapshot().config));
+            if now != folders {
+                watcher = watch(&now, &events);
+                folders = now;
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -186,11 +186,10 @@ impl FileSource {
                     tracing::warn!("{warning}");
                 }
             }
-            Ok(Ok(_)) => {}
             Ok(Err(error)) if before != Some(error.to_string()) => {
                 tracing::error!("reload failed, the old configuration stays: {error}");
             }
-            Ok(Err(_)) => {}
+            Ok(_) => {}
             Err(error) => tracing::error!(%error, "reload ended early, the old configuration stays"),
         }
     }

@@ -1,7 +1,8 @@
 //! Istio's documents as they are written: `PeerAuthentication` and `AuthorizationPolicy` with every field of
 //! the API, HTTP ones too, so that nothing valid is refused. What a field means is decided in `compile`.
 //!
-//! Source: istio.io/api security/v1/{peer_authentication,authorization_policy}.proto, type/v1beta1/selector.proto.
+//! Source: istio.io/api `security/v1/{peer_authentication,authorization_policy}.proto`,
+//! `type/v1beta1/selector.proto`.
 
 use std::collections::BTreeMap;
 

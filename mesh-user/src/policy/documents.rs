@@ -18,7 +18,10 @@ const NETWORKING_GROUP: &str = "networking.istio.io/";
 
 /// Why policy documents cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct PolicyError {
+pub struct PolicyError(Box<InDocument>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct InDocument {
     file: String,
     document: String,
     problem: Problem,
@@ -26,8 +29,8 @@ pub struct PolicyError {
 
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.problem.fmt_in(&self.file, f)?;
-        write!(f, " in {}", self.document)
+        self.0.problem.fmt_in(&self.0.file, f)?;
+        write!(f, " in {}", self.0.document)
     }
 }
 
@@ -79,19 +82,16 @@ struct Chunk<'a> {
 
 impl Chunk<'_> {
     fn error(&self, problem: Problem) -> PolicyError {
-        PolicyError { file: self.file.to_owned(), document: format!("document {}", self.number), problem }
+        let document = format!("document {}", self.number);
+        PolicyError(Box::new(InDocument { file: self.file.to_owned(), document, problem }))
     }
 
     /// A problem found after parsing, placed by its path.
     fn invalid(&self, kind: &str, metadata: &Metadata, path: &str, what: String) -> PolicyError {
         let mut problem = Problem::at(self.text, path, what, None);
         problem.line = problem.line.map(|line| line + self.first_line - 1);
-        let name = format!("{kind} {}", metadata.name);
-        PolicyError {
-            file: self.file.to_owned(),
-            document: format!("document {} ({name})", self.number),
-            problem,
-        }
+        let document = format!("document {} ({kind} {})", self.number, metadata.name);
+        PolicyError(Box::new(InDocument { file: self.file.to_owned(), document, problem }))
     }
 }
 
@@ -108,6 +108,15 @@ impl PolicySet {
             }
         }
         Ok(set)
+    }
+
+    /// A set that is already parsed.
+    #[cfg(test)]
+    pub(super) fn of(
+        peer_authentications: Vec<PeerAuthentication>,
+        authorization_policies: Vec<AuthorizationPolicy>,
+    ) -> Self {
+        Self { peer_authentications, authorization_policies, ..Self::default() }
     }
 
     fn add(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {

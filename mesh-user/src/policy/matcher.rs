@@ -73,7 +73,7 @@ pub(super) fn operation_fields(o: &Operation) -> impl Iterator<Item = Field<'_>>
 
 type Pair<'a> = (&'static str, &'static str, &'a Option<Vec<String>>, &'a Option<Vec<String>>, Attribute);
 
-fn fields<'a, const N: usize>(pairs: [Pair<'a>; N]) -> impl Iterator<Item = Field<'a>> {
+fn fields<const N: usize>(pairs: [Pair<'_>; N]) -> impl Iterator<Item = Field<'_>> {
     pairs.into_iter().flat_map(|(name, not_name, values, not_values, attribute)| {
         [
             Field { name, values: values.as_ref(), negated: false, attribute },

@@ -26,7 +26,6 @@ use crate::{
 };
 
 /// What a [`Mesh`] is made of.
-#[derive(Debug)]
 pub struct MeshParts {
     /// The snapshot to begin with.
     pub snapshot: Arc<Snapshot>,
@@ -43,7 +42,6 @@ pub struct MeshParts {
 }
 
 /// Shared by all connections of the daemon.
-#[derive(Debug)]
 pub struct Mesh {
     view: ArcSwap<View>,
     /// The local workloads' certificates.
@@ -140,7 +138,6 @@ impl Mesh {
 }
 
 /// Counts a connection against the node's limit until it is dropped.
-#[derive(Debug)]
 pub(super) struct Admission(Arc<Mesh>);
 
 impl Drop for Admission {

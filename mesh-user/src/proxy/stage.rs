@@ -131,7 +131,10 @@ fn explain(outcome: &RelayOutcome, live: &Live) -> (ResponseFlags, Option<String
     };
     let error = match (&outcome.ended_by, live.stats.close_reason()) {
         (EndedBy::Closed, Some(reason)) => reason.to_string(),
-        (ended_by, _) => ended_by.to_string(),
+        (EndedBy::WireProtocol(detail) | EndedBy::Local(detail), _) => {
+            format!("{}: {detail}", outcome.ended_by.label())
+        }
+        (ended_by, _) => ended_by.label().to_owned(),
     };
     (flags, Some(error))
 }

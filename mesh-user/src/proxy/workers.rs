@@ -39,6 +39,11 @@ impl Workers {
         self.workers.len()
     }
 
+    /// The runtimes, for a watchdog that wants to see each of them alive.
+    pub fn handles(&self) -> Vec<runtime::Handle> {
+        self.workers.iter().map(|worker| worker.handle.clone()).collect()
+    }
+
     /// Runs `task` on the next runtime in turn.
     pub fn spawn<F>(&self, task: F)
     where

@@ -9,7 +9,6 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use rustls::{ConnectionTrafficSecrets, ProtocolVersion};
 use zeroize::Zeroize;
 
 /// RFC 8446 section 5.1.
@@ -28,15 +27,13 @@ pub enum Direction {
     Receive,
 }
 
-/// One `recvmsg` on a kernel TLS socket: bytes of one kind of record.
+/// One `recvmsg` on a kernel TLS socket: bytes of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// Content type of the record.
-    pub record_type: u8,
-    /// Bytes written to the buffer; 0 with [`RECORD_DATA`] is the end of the stream.
+    /// Content type of the record; none at the end of the stream.
+    pub record_type: Option<u8>,
+    /// Bytes written to the buffer.
     pub length: usize,
-    /// Whether the record ended within the buffer.
-    pub end_of_record: bool,
 }
 
 /// Attaches the `tls` ULP. Until keys are set the socket behaves as before.
@@ -49,55 +46,40 @@ pub fn expect_no_padding(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::SOL_TLS, libc::TLS_RX_EXPECT_NO_PAD, 1_i32.to_ne_bytes().as_slice())
 }
 
+/// Keys of one direction, borrowed.
+#[derive(Clone, Copy)]
+pub struct Keys<'a> {
+    /// `TLS_1_3_VERSION` or `TLS_1_2_VERSION`.
+    pub version: u16,
+    /// `TLS_CIPHER_*`.
+    pub cipher: u16,
+    /// The AEAD key.
+    pub key: &'a [u8],
+    /// The 12-byte nonce base.
+    pub iv: &'a [u8; 12],
+    /// Sequence number of the next record.
+    pub sequence: u64,
+}
+
 /// Sets the keys of one direction, the first or, where the kernel can, the next ones.
-pub fn set_keys(
-    socket: &impl AsFd,
-    direction: Direction,
-    version: ProtocolVersion,
-    sequence: u64,
-    secrets: &ConnectionTrafficSecrets,
-) -> io::Result<()> {
+pub fn set_keys(socket: &impl AsFd, direction: Direction, keys: Keys<'_>) -> io::Result<()> {
     let name = match direction {
         Direction::Transmit => libc::TLS_TX,
         Direction::Receive => libc::TLS_RX,
     };
-    let mut info = crypto_info(version, sequence, secrets)?;
+    // `struct tls12_crypto_info_*`: byte arrays without padding after two u16. GCM splits the nonce into a
+    // 4-byte salt and 8 bytes; ChaCha20 has no salt.
+    let salt_bytes = if keys.cipher == libc::TLS_CIPHER_CHACHA20_POLY1305 { 0 } else { 4 };
+    let (salt, iv) = keys.iv.split_at(salt_bytes);
+    let mut info = Vec::with_capacity(64);
+    info.extend_from_slice(&keys.version.to_ne_bytes());
+    info.extend_from_slice(&keys.cipher.to_ne_bytes());
+    for part in [iv, keys.key, salt, &keys.sequence.to_be_bytes()] {
+        info.extend_from_slice(part);
+    }
     let result = set_option(socket, libc::SOL_TLS, name, &info);
     info.zeroize();
     result
-}
-
-/// `struct tls12_crypto_info_*` laid out by hand: they are packed sequences of byte arrays after two u16.
-fn crypto_info(
-    version: ProtocolVersion,
-    sequence: u64,
-    secrets: &ConnectionTrafficSecrets,
-) -> io::Result<Vec<u8>> {
-    let unsupported = |what| io::Error::new(io::ErrorKind::Unsupported, what);
-    let version = match version {
-        ProtocolVersion::TLSv1_3 => libc::TLS_1_3_VERSION,
-        ProtocolVersion::TLSv1_2 => libc::TLS_1_2_VERSION,
-        _ => return Err(unsupported("kernel TLS is used for TLS 1.2 and 1.3 only")),
-    };
-    let (cipher, key, iv) = match secrets {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (libc::TLS_CIPHER_AES_GCM_128, key, iv),
-        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (libc::TLS_CIPHER_AES_GCM_256, key, iv),
-        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
-            (libc::TLS_CIPHER_CHACHA20_POLY1305, key, iv)
-        }
-        _ => return Err(unsupported("this cipher has no kernel TLS form")),
-    };
-    let (key, iv) = (key.as_ref(), iv.as_ref());
-    // GCM splits the 12-byte nonce into a 4-byte salt and 8 bytes; ChaCha20 has no salt.
-    let (salt, iv) =
-        if cipher == libc::TLS_CIPHER_CHACHA20_POLY1305 { (&iv[..0], iv) } else { iv.split_at(4) };
-    let mut info = Vec::with_capacity(64);
-    info.extend_from_slice(&version.to_ne_bytes());
-    info.extend_from_slice(&cipher.to_ne_bytes());
-    for part in [iv, key, salt, &sequence.to_be_bytes()] {
-        info.extend_from_slice(part);
-    }
-    Ok(info)
 }
 
 fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
@@ -165,10 +147,10 @@ pub fn receive_record(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Recei
             && (*header).cmsg_level == libc::SOL_TLS
             && (*header).cmsg_type == libc::TLS_GET_RECORD_TYPE
         {
-            libc::CMSG_DATA(header).read()
+            Some(libc::CMSG_DATA(header).read())
         } else {
-            RECORD_DATA
+            (length > 0).then_some(RECORD_DATA)
         }
     };
-    Ok(Received { record_type, length, end_of_record: message.msg_flags & libc::MSG_EOR != 0 })
+    Ok(Received { record_type, length })
 }

@@ -1,5 +1,9 @@
 //! Raw system calls: network namespaces, sockets, splice, kernel TLS, bpf. All `unsafe` lives here.
 
+pub mod bpf;
+pub mod cgroup;
 pub mod ktls;
+pub mod mount;
+pub mod netns;
 pub mod socket;
 pub mod splice;

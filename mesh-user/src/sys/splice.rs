@@ -40,6 +40,13 @@ impl Pipe {
         self.filled
     }
 
+    /// Reads what the pipe holds.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = nix::unistd::read(&self.reader, buffer)?;
+        self.filled -= count.min(self.filled);
+        Ok(count)
+    }
+
     /// Moves what the socket has into the empty pipe; 0 is the end of the stream.
     pub fn fill_from(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         let moved = splice(socket, &self.writer, self.capacity - self.filled.min(self.capacity), false)?;

@@ -11,6 +11,8 @@ pub mod metrics;
 pub mod process;
 pub mod record;
 pub mod systemd;
+#[cfg(test)]
+mod tests;
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogSettings};
 pub use istio::{ConnectionBytes, TcpConnections};

@@ -85,10 +85,10 @@ mod tests {
         let main = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let pings = Arc::new(AtomicUsize::new(0));
         let counted = |runtimes: Vec<Handle>| {
-            let pings = Arc::clone(&pings);
             main.block_on(async {
+                let counter = Arc::clone(&pings);
                 let ping = move || {
-                    pings.fetch_add(1, SeqCst);
+                    counter.fetch_add(1, SeqCst);
                 };
                 let _ended =
                     timeout(Duration::from_millis(80), watch(Duration::from_millis(30), runtimes, ping))

@@ -3,12 +3,12 @@
 
 use rustls::server::Acceptor;
 
-/// A ClientHello larger than this is refused (RFC 8446 allows 64 KiB, real ones have at most a few).
-pub const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024;
+/// A `ClientHello` larger than this is refused (RFC 8446 allows 64 KiB, real ones have at most a few).
+const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024;
 /// Content type and version of a TLS record (RFC 8446 section 5.1).
 const RECORD_PREFIX: [u8; 2] = [22, 3];
 
-/// What a ClientHello says.
+/// What a `ClientHello` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientHello {
     /// ALPN protocol names offered, in the client's order.
@@ -22,11 +22,11 @@ pub struct ClientHello {
 /// What the first bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Detected {
-    /// Not a TLS ClientHello, whatever follows.
+    /// Not a TLS `ClientHello`, whatever follows.
     NotTls,
-    /// A prefix of a ClientHello so far.
+    /// A prefix of a `ClientHello` so far.
     NeedMore,
-    /// A complete ClientHello.
+    /// A complete `ClientHello`.
     Tls(ClientHello),
 }
 
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn bytes_after_the_client_hello_do_not_matter() {
         let mut bytes = hello(&[b"istio-http/1.1"], "x.example");
-        bytes.extend_from_slice(&[0xff; 40_000]);
+        bytes.resize(bytes.len() + 40_000, 0xff);
         assert!(matches!(detect(&bytes), Detected::Tls(ClientHello { mesh: true, .. })));
     }
 

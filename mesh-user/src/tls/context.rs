@@ -63,12 +63,15 @@ impl TlsSettings {
     }
 }
 
+/// Whose SVID, and which identities the server may prove.
+type ClientKey = (SpiffeId, Arc<BTreeSet<SpiffeId>>);
+
 /// Makes the sessions of this node; shared by all connections.
 pub struct TlsContext {
     verifier: Arc<PeerVerifier>,
     provider: Arc<CryptoProvider>,
-    clients: Mutex<BoundedMap<(String, Arc<BTreeSet<SpiffeId>>), Arc<ClientConfig>>>,
-    servers: Mutex<BoundedMap<String, Arc<ServerConfig>>>,
+    clients: Mutex<ConfigCache<ClientKey, ClientConfig>>,
+    servers: Mutex<ConfigCache<SpiffeId, ServerConfig>>,
 }
 
 impl std::fmt::Debug for TlsContext {
@@ -99,8 +102,8 @@ impl TlsContext {
         Self {
             verifier: Arc::new(verifier),
             provider: Arc::new(provider),
-            clients: Mutex::new(BoundedMap::new(settings.cached_configs)),
-            servers: Mutex::new(BoundedMap::new(settings.cached_configs)),
+            clients: Mutex::new(ConfigCache::new(settings.cached_configs)),
+            servers: Mutex::new(ConfigCache::new(settings.cached_configs)),
         }
     }
 
@@ -121,8 +124,8 @@ impl TlsContext {
         expected: &Arc<BTreeSet<SpiffeId>>,
         server: IpAddr,
     ) -> Result<Session, HandshakeError> {
-        let key = (svid.serial.clone(), Arc::clone(expected));
-        let config = lock(&self.clients).get_or_insert(key, || self.client_config(svid, expected))?;
+        let key = (svid.spiffe_id.clone(), Arc::clone(expected));
+        let config = lock(&self.clients).get_or_make(key, svid, || self.client_config(svid, expected))?;
         // Only names the tickets' slot: no SNI is sent for an address, and our verifier looks at SPIFFE IDs.
         let name = ServerName::IpAddress(server.into());
         UnbufferedClientConnection::new(config, name).map(Session::client).map_err(local)
@@ -130,7 +133,8 @@ impl TlsContext {
 
     /// A server session with `svid`; the client must prove an identity.
     pub(crate) fn server_session(&self, svid: &Svid) -> Result<Session, HandshakeError> {
-        let config = lock(&self.servers).get_or_insert(svid.serial.clone(), || self.server_config(svid))?;
+        let key = svid.spiffe_id.clone();
+        let config = lock(&self.servers).get_or_make(key, svid, || self.server_config(svid))?;
         UnbufferedServerConnection::new(config).map(Session::server).map_err(local)
     }
 
@@ -207,26 +211,34 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets everything when full: a rebuilt configuration costs one full handshake, an LRU costs every lookup.
-struct BoundedMap<K, V> {
-    entries: HashMap<K, V>,
+/// One configuration per identity; a renewed SVID replaces it, and its old key goes. Forgets everything when
+/// full: a rebuilt configuration costs one full handshake, an LRU costs every lookup.
+struct ConfigCache<K, C> {
+    entries: HashMap<K, (String, Arc<C>)>,
     capacity: usize,
 }
 
-impl<K: Eq + Hash, V: Clone> BoundedMap<K, V> {
+impl<K: Eq + Hash, C> ConfigCache<K, C> {
     fn new(capacity: usize) -> Self {
         Self { entries: HashMap::new(), capacity: capacity.max(1) }
     }
 
-    fn get_or_insert<E>(&mut self, key: K, make: impl FnOnce() -> Result<V, E>) -> Result<V, E> {
-        if let Some(value) = self.entries.get(&key) {
-            return Ok(value.clone());
+    fn get_or_make<E>(
+        &mut self,
+        key: K,
+        svid: &Svid,
+        make: impl FnOnce() -> Result<Arc<C>, E>,
+    ) -> Result<Arc<C>, E> {
+        if let Some((serial, config)) = self.entries.get(&key)
+            && *serial == svid.serial
+        {
+            return Ok(Arc::clone(config));
         }
-        let value = make()?;
+        let config = make()?;
         if self.entries.len() >= self.capacity {
             self.entries.clear();
         }
-        self.entries.insert(key, value.clone());
-        Ok(value)
+        self.entries.insert(key, (svid.serial.clone(), Arc::clone(&config)));
+        Ok(config)
     }
 }

@@ -48,7 +48,7 @@ pub struct Established {
     pub(crate) ciphertext: Vec<u8>,
     /// Decrypted already; belongs to the application before anything else.
     pub(crate) plaintext: Vec<u8>,
-    /// The peer has already sent close_notify.
+    /// The peer has already sent `close_notify`.
     pub(crate) peer_closed: bool,
     peer: Arc<VerifiedPeer>,
     facts: SessionFacts,
@@ -67,7 +67,10 @@ pub struct SessionFacts {
 
 impl std::fmt::Debug for Established {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Established").field("peer", &self.peer.spiffe_id).field("facts", &self.facts).finish()
+        f.debug_struct("Established")
+            .field("peer", &self.peer.spiffe_id)
+            .field("facts", &self.facts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -170,10 +173,9 @@ impl Handshake {
             );
             self.input.drain(..done.discard.min(self.input.len()));
             match done.outcome {
-                Ok(Step::Progress) => continue,
+                Ok(Step::Progress) => {}
                 Ok(Step::PeerClosed) => {
                     peer_closed = true;
-                    continue;
                 }
                 Ok(step) => {
                     self.send(&mut outgoing).await?;

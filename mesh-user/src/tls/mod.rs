@@ -6,6 +6,7 @@ mod context;
 mod error;
 mod handshake;
 mod offload;
+mod probe;
 mod rustls_verifiers;
 mod session;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub use client_hello::{ClientHello, Detected, detect};
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
 pub use error::{HandshakeError, VerifyError};
 pub use handshake::{Established, HandshakeLimits, SessionFacts};
+pub(crate) use offload::set_secrets;
 pub use offload::{KernelCipher, KernelTls, OffloadError, Offloaded};
 pub use session::{
     KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,

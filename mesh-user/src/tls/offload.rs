@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use rustls::{CipherSuite, ProtocolVersion, SupportedCipherSuite};
+use rustls::{CipherSuite, ConnectionTrafficSecrets, ProtocolVersion, SupportedCipherSuite};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
@@ -19,7 +19,7 @@ pub struct KernelTls {
     pub ulp: Result<(), String>,
     /// Ciphers whose keys are accepted in both directions and that carried data right.
     pub ciphers: Vec<KernelCipher>,
-    /// Keys can be replaced on a live connection (KeyUpdate).
+    /// Keys can be replaced on a live connection (`KeyUpdate`).
     pub rekey: Result<(), String>,
     /// `splice` lost and reordered nothing.
     pub splice: Result<(), String>,
@@ -63,6 +63,19 @@ impl KernelCipher {
             CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
             | CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => Some(Self::Tls12Aes256Gcm),
             _ => None,
+        }
+    }
+
+    /// The uapi's version, cipher and key length.
+    pub(crate) fn uapi(self) -> (u16, u16, usize) {
+        use libc::{TLS_1_2_VERSION, TLS_1_3_VERSION};
+        let (aes128, aes256) = (libc::TLS_CIPHER_AES_GCM_128, libc::TLS_CIPHER_AES_GCM_256);
+        match self {
+            Self::Tls13Aes128Gcm => (TLS_1_3_VERSION, aes128, 16),
+            Self::Tls13Aes256Gcm => (TLS_1_3_VERSION, aes256, 32),
+            Self::Tls13Chacha20Poly1305 => (TLS_1_3_VERSION, libc::TLS_CIPHER_CHACHA20_POLY1305, 32),
+            Self::Tls12Aes128Gcm => (TLS_1_2_VERSION, aes128, 16),
+            Self::Tls12Aes256Gcm => (TLS_1_2_VERSION, aes256, 32),
         }
     }
 
@@ -110,7 +123,6 @@ impl std::fmt::Display for KernelTls {
 pub struct Offloaded {
     pub(crate) stream: TcpStream,
     pub(crate) session: KernelSession,
-    pub(crate) version: ProtocolVersion,
     pub(crate) cipher: KernelCipher,
     /// Decrypted before the offload; goes to the application first.
     pub(crate) plaintext: Vec<u8>,
@@ -231,8 +243,8 @@ impl Established {
         let (secrets, session) = self.session.into_kernel().map_err(io::Error::other)?;
         let (tx_sequence, tx) = &secrets.tx;
         let (rx_sequence, rx) = &secrets.rx;
-        ktls::set_keys(&self.stream, Direction::Transmit, version, *tx_sequence, tx)?;
-        ktls::set_keys(&self.stream, Direction::Receive, version, *rx_sequence, rx)?;
+        set_secrets(&self.stream, Direction::Transmit, cipher, *tx_sequence, tx)?;
+        set_secrets(&self.stream, Direction::Receive, cipher, *rx_sequence, rx)?;
         if version == ProtocolVersion::TLSv1_3 && kernel.expect_no_pad.is_ok() {
             // An optimisation: refused, the connection works as well.
             let _ = ktls::expect_no_padding(&self.stream);
@@ -240,7 +252,6 @@ impl Established {
         Ok(Offloaded {
             stream: self.stream,
             session,
-            version,
             cipher,
             plaintext: self.plaintext,
             peer_closed: self.peer_closed,
@@ -250,6 +261,27 @@ impl Established {
             facts,
         })
     }
+}
+
+/// Gives the kernel one direction's keys as rustls extracted them.
+pub(crate) fn set_secrets(
+    stream: &TcpStream,
+    direction: Direction,
+    cipher: KernelCipher,
+    sequence: u64,
+    secrets: &ConnectionTrafficSecrets,
+) -> io::Result<()> {
+    let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+    | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+    | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = secrets
+    else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this cipher has no kernel TLS form"));
+    };
+    let (version, uapi_cipher, key_bytes) = cipher.uapi();
+    let (Ok(iv), Some(key)) = (<&[u8; 12]>::try_from(iv.as_ref()), key.as_ref().get(..key_bytes)) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the secrets do not fit their cipher"));
+    };
+    ktls::set_keys(stream, direction, ktls::Keys { version, cipher: uapi_cipher, key, iv, sequence })
 }
 
 fn not_offloaded(established: Established, reason: String) -> OffloadError {

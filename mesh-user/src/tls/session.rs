@@ -26,9 +26,9 @@ pub enum Step {
     NeedsInput,
     /// Everything given is processed as far as possible; plaintext may be sealed.
     Ready,
-    /// The peer sent close_notify: no more plaintext follows.
+    /// The peer sent `close_notify`: no more plaintext follows.
     PeerClosed,
-    /// Both sides have sent close_notify.
+    /// Both sides have sent `close_notify`.
     Closed,
 }
 
@@ -148,7 +148,7 @@ impl Session {
         }
     }
 
-    /// Seals close_notify into `outgoing`; like [`Self::seal`].
+    /// Seals `close_notify` into `outgoing`; like [`Self::seal`].
     pub fn seal_close_notify(
         &mut self,
         input: &mut [u8],

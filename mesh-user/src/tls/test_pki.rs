@@ -17,35 +17,35 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use super::meshd_library::identity::{Svid, TrustBundles, TrustDomain};
 
 /// A root of one trust domain.
-pub struct TestCa {
+pub(crate) struct TestCa {
     /// The domain.
-    pub trust_domain: TrustDomain,
+    pub(crate) trust_domain: TrustDomain,
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
 }
 
 /// What a leaf is to be; start from [`Leaf::of`].
 #[derive(Clone)]
-pub struct Leaf {
+pub(crate) struct Leaf {
     /// The URI names.
-    pub uris: Vec<String>,
+    pub(crate) uris: Vec<String>,
     /// The DNS names.
-    pub dns_names: Vec<String>,
+    pub(crate) dns_names: Vec<String>,
     /// Start of validity.
-    pub not_before: SystemTime,
+    pub(crate) not_before: SystemTime,
     /// End of validity.
-    pub not_after: SystemTime,
+    pub(crate) not_after: SystemTime,
     /// Marks it as a CA.
-    pub is_ca: bool,
+    pub(crate) is_ca: bool,
     /// Key usage; empty leaves the extension out.
-    pub key_usage: Vec<KeyUsagePurpose>,
+    pub(crate) key_usage: Vec<KeyUsagePurpose>,
     /// Extended key usage; empty leaves the extension out.
-    pub extended_key_usage: Vec<ExtendedKeyUsagePurpose>,
+    pub(crate) extended_key_usage: Vec<ExtendedKeyUsagePurpose>,
 }
 
 impl Leaf {
     /// A good leaf for `id`, valid for an hour around now.
-    pub fn of(id: &str) -> Self {
+    pub(crate) fn of(id: &str) -> Self {
         let now = SystemTime::now();
         Self {
             uris: vec![id.to_owned()],
@@ -64,7 +64,7 @@ impl Leaf {
 
 impl TestCa {
     /// A fresh root.
-    pub fn new(trust_domain: &str) -> Self {
+    pub(crate) fn new(trust_domain: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, format!("root of {trust_domain}"));
@@ -76,17 +76,17 @@ impl TestCa {
     }
 
     /// The root certificate.
-    pub fn root(&self) -> CertificateDer<'static> {
+    pub(crate) fn root(&self) -> CertificateDer<'static> {
         self.root.clone()
     }
 
     /// A good SVID.
-    pub fn svid(&self, id: &str) -> Svid {
+    pub(crate) fn svid(&self, id: &str) -> Svid {
         self.issue(&Leaf::of(id))
     }
 
     /// An SVID with this leaf.
-    pub fn issue(&self, leaf: &Leaf) -> Svid {
+    pub(crate) fn issue(&self, leaf: &Leaf) -> Svid {
         let (params, key) = (params(leaf), KeyPair::generate().unwrap());
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         svid(leaf, certificate.der().clone(), &key)
@@ -94,14 +94,14 @@ impl TestCa {
 }
 
 /// A leaf that signs itself.
-pub fn self_signed(leaf: &Leaf) -> Svid {
+pub(crate) fn self_signed(leaf: &Leaf) -> Svid {
     let key = KeyPair::generate().unwrap();
     let certificate = params(leaf).self_signed(&key).unwrap();
     svid(leaf, certificate.der().clone(), &key)
 }
 
 /// The bundles that hold these authorities' roots.
-pub fn bundles(authorities: &[&TestCa]) -> TrustBundles {
+pub(crate) fn bundles(authorities: &[&TestCa]) -> TrustBundles {
     let mut roots = BTreeMap::<_, Vec<_>>::new();
     for ca in authorities {
         roots.entry(ca.trust_domain.clone()).or_default().push(ca.root());
@@ -114,8 +114,8 @@ fn params(leaf: &Leaf) -> CertificateParams {
     params.not_before = leaf.not_before.into();
     params.not_after = leaf.not_after.into();
     params.is_ca = if leaf.is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
-    params.key_usages = leaf.key_usage.clone();
-    params.extended_key_usages = leaf.extended_key_usage.clone();
+    params.key_usages.clone_from(&leaf.key_usage);
+    params.extended_key_usages.clone_from(&leaf.extended_key_usage);
     let uris = leaf.uris.iter().map(|u| SanType::URI(Ia5String::try_from(u.as_str()).unwrap()));
     let names = leaf.dns_names.iter().map(|n| SanType::DnsName(Ia5String::try_from(n.as_str()).unwrap()));
     params.subject_alt_names = uris.chain(names).collect();
@@ -136,6 +136,6 @@ fn svid(leaf: &Leaf, certificate: CertificateDer<'static>, key: &KeyPair) -> Svi
 }
 
 /// Shares a value that tests swap.
-pub fn shared(bundles: TrustBundles) -> Arc<arc_swap::ArcSwap<TrustBundles>> {
+pub(crate) fn shared(bundles: TrustBundles) -> Arc<arc_swap::ArcSwap<TrustBundles>> {
     Arc::new(arc_swap::ArcSwap::from_pointee(bundles))
 }

@@ -280,7 +280,7 @@ async fn data_that_came_with_the_last_flight_is_not_lost() {
     let nodes = Nodes::of(&ca);
     let (near, far) = tcp_pair().await;
     // A relay in the middle holds the client's last flight until data has been added to it.
-    let (mut middle_near, mut middle_far) = tcp_pair().await;
+    let (mut middle_near, middle_far) = tcp_pair().await;
     let (mut near_end, near_client) = (near, far);
     let address = near_client.peer_addr().unwrap().ip();
     let client = async {

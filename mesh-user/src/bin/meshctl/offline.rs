@@ -1,10 +1,14 @@
 //! The commands that need no daemon: thin calls into the library over the node's file and policies folder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context;
 use mesh_user::{
-    admin::{ExplainQuery, Explanation, explain::explain as decide},
+    admin::{self, ExplainQuery, Explanation},
+    ca::EmbeddedCa,
     config::Config,
     policy::{CompiledPolicies, PolicySet},
     world::World,
@@ -70,7 +74,7 @@ pub(crate) fn explain(
     let config = Config::load(file)?;
     let world = World::build(&config)?;
     let set = read_policies(policies.unwrap_or(&config.policies_dir), policies.is_some())?;
-    Ok(decide(&world, &CompiledPolicies::compile(&world, &set), &query)?)
+    Ok(admin::explain(&world, &CompiledPolicies::compile(&world, &set), &query)?)
 }
 
 fn read_policies(dir: &Path, must_exist: bool) -> anyhow::Result<PolicySet> {
@@ -96,7 +100,10 @@ pub(crate) fn cleanup(runtime_dir: &Path) -> anyhow::Result<()> {
     anyhow::bail!("{}: cleaning up is not in this build", runtime_dir.display())
 }
 
-/// Issues an intermediate for another node.
+/// Issues an intermediate for another node from this node's CA, which is made if there is none yet.
 pub(crate) fn issue_intermediate(config: &Path, out: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("{}, {}: issuing is not in this build", config.display(), out.display())
+    let config = Config::load(config)?;
+    let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
+    let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
+    Ok(ca.issue_intermediate(out)?)
 }

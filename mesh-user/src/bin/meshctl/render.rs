@@ -297,3 +297,132 @@ pub(crate) fn validation(out: Out<'_>, format: Output, v: &Validation) -> Result
 pub(crate) fn done(out: Out<'_>, format: Output, sentence: &str) -> Result<()> {
     either(out, format, &serde_json::json!({ "done": sentence }), |out| writeln!(out, "{sentence}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_user::{
+        admin::{ConnectionRow, Mode},
+        telemetry::{Direction, RelayKind},
+    };
+
+    use super::*;
+
+    fn shown(write: impl FnOnce(Out<'_>) -> Result<()>) -> String {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn list() -> ConnectionList {
+        let row = ConnectionRow {
+            id: 7,
+            direction: Direction::Outbound,
+            workload: "shop/web".into(),
+            source: "10.0.1.2:40000".into(),
+            destination: "[fd00::2]:5432".into(),
+            original_destination: None,
+            peer: Some("shop/db".into()),
+            peer_spiffe_id: Some("spiffe://cluster.local/ns/shop/sa/db".into()),
+            own_spiffe_id: None,
+            state: "relaying".into(),
+            relay: RelayKind::KtlsSplice,
+            capture_form: "listener".into(),
+            tls: None,
+            resumed: false,
+            bytes_sent: 1_503_238_553,
+            bytes_received: 900,
+            age_ms: 3_725_000,
+            idle_ms: 0,
+        };
+        ConnectionList { total: 2, connections: vec![row] }
+    }
+
+    #[test]
+    fn connections_as_a_table() {
+        assert_eq!(
+            shown(|out| connections(out, Output::Table, &list())),
+            "DIRECTION  WORKLOAD  SOURCE          DESTINATION     PEER                                  STATE     RELAY        SENT     RECEIVED  AGE\n\
+             outbound   shop/web  10.0.1.2:40000  [fd00::2]:5432  spiffe://cluster.local/ns/shop/sa/db  relaying  ktls-splice  1.4 GiB  900 B     1h 2m\n\
+             1 of 2; --limit shows more\n"
+        );
+        let none = shown(|out| connections(out, Output::Table, &ConnectionList::default()));
+        assert_eq!(none, "no live connections\n");
+    }
+
+    #[test]
+    fn json_is_the_apis_own_document() {
+        let text = shown(|out| connections(out, Output::Json, &list()));
+        assert!(text.contains("\"relay\": \"ktls-splice\"") && text.ends_with("}\n"), "{text}");
+        assert_eq!(serde_json::from_str::<ConnectionList>(&text).unwrap(), list());
+    }
+
+    #[test]
+    fn workloads_and_certificates_as_tables() {
+        let workload = WorkloadRow {
+            namespace: "shop".into(),
+            name: "web".into(),
+            node: "node-a".into(),
+            state: "enrolled".into(),
+            mode: Mode::Strict,
+            ..WorkloadRow::default()
+        };
+        assert_eq!(
+            shown(|out| workloads(out, Output::Table, &[workload])),
+            "NAMESPACE  NAME  NODE    STATE     MODE    CONNECTIONS  ADDRESSES  SPIFFE ID\n\
+             shop       web   node-a  enrolled  STRICT  0            -          -\n"
+        );
+        let cert = |not_after_unix_s| CertRow {
+            kind: "svid".into(),
+            subject: "spiffe://a/b".into(),
+            state: "valid".into(),
+            serial: "0f".into(),
+            not_after_unix_s,
+            ..CertRow::default()
+        };
+        assert_eq!(
+            shown(|out| certs(out, Output::Table, &[cert(87_400), cert(940)], 1000)),
+            "KIND  SUBJECT       STATE  EXPIRES    SERIAL\n\
+             svid  spiffe://a/b  valid  in 1d 0h   0f\n\
+             svid  spiffe://a/b  valid  1m 0s ago  0f\n"
+        );
+    }
+
+    #[test]
+    fn a_verdict_names_its_rule_and_the_way_to_it() {
+        let explanation = Explanation {
+            source: "10.9.9.9".into(),
+            destination: "shop/db".into(),
+            destination_address: "10.0.1.3:5432".into(),
+            decided_by: "STRICT: plaintext".into(),
+            mode: Mode::Strict,
+            steps: vec!["10.9.9.9 is no enrolled workload".into()],
+            ..Explanation::default()
+        };
+        assert_eq!(
+            shown(|out| super::explanation(out, Output::Table, &explanation)),
+            "DENY: 10.9.9.9 -> shop/db (10.0.1.3:5432)\n  decided by  STRICT: plaintext\n  \
+             mode        STRICT, set by the default\n  identity    none: plaintext\n  \
+             - 10.9.9.9 is no enrolled workload\n"
+        );
+    }
+
+    #[test]
+    fn a_name_from_outside_cannot_drive_the_terminal_or_forge_a_row() {
+        let row = CheckRow { name: "a\x1b[2Jb\nc\u{202e}".into(), proven: true, ..CheckRow::default() };
+        let text = shown(|out| check(out, Output::Table, &[row]));
+        assert_eq!(text.lines().count(), 2);
+        assert!(!text.contains(['\x1b', '\u{202e}']), "{text:?}");
+    }
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        for (count, want) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_048_575, "1.0 MiB"), (5 << 40, "5.0 TiB")]
+        {
+            assert_eq!(bytes(count), want);
+        }
+        for (seconds, want) in [(59, "59s"), (60, "1m 0s"), (3600, "1h 0m"), (90_000, "1d 1h")] {
+            assert_eq!(duration(seconds), want);
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Buffers lent to relays while bytes are moving: a small pool per thread. An idle connection holds none; a
 //! blocked one holds what its peer has not taken yet, and no more.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::tls::{MAX_RECORD_PLAINTEXT_BYTES, RECORD_OVERHEAD_BYTES};
 
@@ -15,7 +15,13 @@ pub(super) const BUFFER_BYTES: usize = PLAINTEXT_BYTES + (RECORDS + 4) * RECORD_
 const KEPT: usize = 16;
 
 thread_local! {
+    static LENT: Cell<usize> = const { Cell::new(0) };
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Buffers that this thread's relays hold at the moment (those moved to another thread are not counted right).
+pub fn buffers_lent() -> usize {
+    LENT.get()
 }
 
 /// A borrowed buffer with unread bytes between `start` and `end`.
@@ -31,6 +37,7 @@ impl Buffer {
     pub(super) fn borrow() -> Self {
         let bytes =
             POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice());
+        LENT.set(LENT.get() + 1);
         Self { bytes, start: 0, end: 0 }
     }
 
@@ -89,6 +96,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        let _ = LENT.try_with(|lent| lent.set(lent.get().saturating_sub(1)));
         let bytes = std::mem::take(&mut self.bytes);
         // A thread that ends has no pool any more; then the buffer is simply freed.
         let _ = POOL.try_with(|pool| {

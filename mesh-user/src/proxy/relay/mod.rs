@@ -3,7 +3,10 @@
 
 mod buffers;
 mod driver;
+mod handover;
+mod ktls;
 mod legs;
+mod pipes;
 mod plain;
 mod stats;
 mod userspace;
@@ -12,17 +15,25 @@ use std::task::Context;
 
 use tokio::net::TcpStream;
 
+pub use buffers::buffers_lent;
 pub use driver::relay;
+pub use handover::{Handover, HandoverState};
 pub use stats::{CloseReason, EndedBy, LiveStats, RelayOptions, RelayOutcome};
 
 use crate::tls::{Established, KernelTls, Offloaded};
 
 /// One kind of relay: two directions, each polled until it has ended.
 trait Pump {
-    /// From the application to the wire, until FIN (and close_notify) is sent.
+    /// From the application to the wire, until FIN (and `close_notify`) is sent.
     fn poll_outbound(&mut self, cx: &mut Context<'_>, legs: legs::Legs<'_>) -> legs::Moved<()>;
     /// From the wire to the application, until FIN is sent.
     fn poll_inbound(&mut self, cx: &mut Context<'_>, legs: legs::Legs<'_>) -> legs::Moved<()>;
+    /// The state that another process needs, if nothing but the two sockets holds bytes of the stream.
+    fn handover(&self) -> Option<HandoverState> {
+        None
+    }
+    /// Tells the peer that an orderly end follows, after an end that only our side sees as an error.
+    fn say_goodbye(&mut self, _legs: legs::Legs<'_>) {}
 }
 
 /// How the wire leg's records are made.

@@ -12,6 +12,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use super::handover::Handover;
 use crate::tls::VerifyError;
 
 /// Bounds of one relay.
@@ -19,11 +20,14 @@ use crate::tls::VerifyError;
 pub struct RelayOptions {
     /// Without a byte either way for so long, both legs are reset.
     pub idle_timeout: Duration,
+    /// Kernel TLS changes its key, or ends the connection, after so many records, and always before the
+    /// AEAD's own limit (RFC 8446 section 5.5).
+    pub records_per_key: u64,
 }
 
 impl Default for RelayOptions {
     fn default() -> Self {
-        Self { idle_timeout: Duration::from_secs(3600) }
+        Self { idle_timeout: Duration::from_secs(3600), records_per_key: u64::MAX }
     }
 }
 
@@ -61,6 +65,7 @@ pub struct LiveStats {
     last_activity_ms: AtomicU64,
     cancel: CancellationToken,
     close_reason: OnceLock<CloseReason>,
+    handover: CancellationToken,
 }
 
 impl Default for LiveStats {
@@ -72,6 +77,7 @@ impl Default for LiveStats {
             last_activity_ms: AtomicU64::new(0),
             cancel: CancellationToken::new(),
             close_reason: OnceLock::new(),
+            handover: CancellationToken::new(),
         }
     }
 }
@@ -109,6 +115,16 @@ impl LiveStats {
         self.close_reason.get()
     }
 
+    /// Asks a kernel TLS relay to end with [`EndedBy::HandedOver`] at the next moment when it holds nothing.
+    /// Other kinds go on.
+    pub fn request_handover(&self) {
+        self.handover.cancel();
+    }
+
+    pub(super) fn handover_requested(&self) -> &CancellationToken {
+        &self.handover
+    }
+
     pub(super) fn cancelled(&self) -> &CancellationToken {
         &self.cancel
     }
@@ -138,7 +154,7 @@ pub enum EndedBy {
     AppReset,
     /// The wire leg was reset, or its peer went silent.
     WireReset,
-    /// The wire leg ended without close_notify: bytes may be missing (RFC 8446 section 6.1).
+    /// The wire leg ended without `close_notify`: bytes may be missing (RFC 8446 section 6.1).
     Truncated,
     /// The peer broke the TLS protocol or sent a fatal alert.
     WireProtocol(String),
@@ -150,6 +166,8 @@ pub enum EndedBy {
     Idle,
     /// Closed from outside; the reason is in [`LiveStats::close_reason`].
     Closed,
+    /// Both legs live on in [`RelayOutcome::handover`].
+    HandedOver,
     /// Something failed on our side.
     Local(String),
 }
@@ -167,13 +185,14 @@ impl EndedBy {
             Self::KeyUpdateUnsupported => "key_update_unsupported",
             Self::Idle => "idle_timeout",
             Self::Closed => "closed",
+            Self::HandedOver => "handed_over",
             Self::Local(_) => "local",
         }
     }
 }
 
 /// What the access log says about a relay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct RelayOutcome {
     /// How it ended.
     pub ended_by: EndedBy,
@@ -181,4 +200,6 @@ pub struct RelayOutcome {
     pub app_to_wire_bytes: u64,
     /// Plaintext bytes that the application was given.
     pub wire_to_app_bytes: u64,
+    /// The live connection, when it ended by [`EndedBy::HandedOver`].
+    pub handover: Option<Box<Handover>>,
 }

@@ -36,7 +36,8 @@ pub(super) struct Userspace {
 
 impl Userspace {
     pub(super) fn new(established: Established) -> (tokio::net::TcpStream, Self) {
-        let Established { stream, session, ciphertext, plaintext, peer_closed, .. } = established;
+        let Established { stream, session, mut ciphertext, plaintext, peer_closed, .. } = established;
+        ciphertext.shrink_to_fit();
         let state = Self {
             session,
             sealed: None,
@@ -68,7 +69,7 @@ impl Userspace {
         Poll::Ready(Ok(()))
     }
 
-    /// Seals `plaintext`, or close_notify when it is empty, behind whatever rustls has queued.
+    /// Seals `plaintext`, or `close_notify` when it is empty, behind whatever rustls has queued.
     fn seal(&mut self, plaintext: &[u8]) -> Result<(), EndedBy> {
         // rustls seals only when everything received is opened, which may queue records to be sent first.
         while !self.peer_closed && self.open_one()? {}

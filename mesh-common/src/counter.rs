@@ -1,0 +1,56 @@
+//! What the programs count. The discriminant is the index in the per-CPU `STATS` array.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident => $label:literal,)+) => {
+        /// An event that a program counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Counter {
+            /// Every counter, in the order of its index.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The name under which metrics show it.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// `connect` calls rewritten to meshd's outbound listener.
+    Captured => "captured",
+    /// `connect` calls refused because the socket's storage could not be had.
+    StorageFailed => "storage_failed",
+    /// `connect` calls of an enrolled cgroup from a namespace where meshd has no listener: refused.
+    RefusedNoListener => "refused_no_listener",
+    /// Original destinations that did not fit the table; the connection is reset by meshd.
+    OriginalDstTableFull => "original_dst_table_full",
+    /// Accepted sockets whose storage for the real client could not be had.
+    PeerStorageFailed => "peer_storage_failed",
+    /// Sockets shown their real client.
+    PeerShown => "peer_shown",
+    /// Host clients that did not fit the table; their probes meet meshd's inbound listener.
+    HostClientTableFull => "host_client_table_full",
+    /// Connections of the host's own clients to a local workload.
+    HostClient => "host_client",
+    /// MPTCP sockets refused to enrolled workloads.
+    MptcpRefused => "mptcp_refused",
+    /// Attempts by others to bind meshd's listener ports.
+    BindRefused => "bind_refused",
+    /// Connections steered to the inbound listener.
+    Steered => "steered",
+    /// Connections dropped because the inbound listener's slot was empty or unusable.
+    DroppedNoListener => "dropped_no_listener",
+    /// Inbound connections passed: excluded port.
+    PassedExcluded => "passed_excluded",
+    /// Inbound connections passed: a client of the host.
+    PassedHostClient => "passed_host_client",
+}
+
+impl Counter {
+    /// How many counters there are.
+    pub const COUNT: usize = Self::ALL.len();
+}

@@ -1,0 +1,240 @@
+//! Keys and values of the maps. Ports named `_be` are in network byte order, `_host` in the host's.
+
+use crate::AddrNet;
+
+/// Bits of [`Config::flags`].
+pub mod config_flags {
+    /// The programs log captures and refusals (bounded per second).
+    pub const LOG: u32 = 1;
+}
+
+/// Bits of [`WorkloadEntry::flags`].
+pub mod workload_flags {
+    /// Every TCP destination is captured, not only meshed ones.
+    pub const CAPTURE_ALL: u32 = 1;
+}
+
+/// Bits of [`SockView::flags`].
+pub mod socket_flags {
+    /// One of meshd's own sockets: never captured, never recorded.
+    pub const OWN: u32 = 1;
+    /// A captured client: `peer` is its original destination, `local` its workload's address.
+    pub const CAPTURED: u32 = 2;
+    /// A server's accepted socket: `peer` is the real client.
+    pub const SERVER: u32 = 4;
+    /// An unenrolled client in the host's namespace on its way to a local workload.
+    pub const HOST_CLIENT: u32 = 8;
+}
+
+/// Values of [`LookupConfig::mode`].
+pub mod lookup_mode {
+    /// Nothing is steered yet.
+    pub const OFF: u32 = 0;
+    /// The namespace belongs to one workload: every port is steered.
+    pub const ALL_PORTS: u32 = 1;
+    /// The namespace is shared (the host's): only listed ports are steered.
+    pub const LISTED_PORTS: u32 = 2;
+}
+
+/// Node-wide settings, slot 0 of `CONFIG`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The namespace meshd runs in: the host's.
+    pub host_netns_cookie: u64,
+    /// Bit n: some enrolled cgroup is at level n of the tree (the root is level 0).
+    pub cgroup_levels: u32,
+    /// See [`config_flags`].
+    pub flags: u32,
+    /// Non-zero when some workload is selected by user.
+    pub users_enrolled: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// A namespace in which meshd listens, by netns cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetnsEntry {
+    /// The workload that owns the namespace; zeroed (`slot` 0) when cgroup or user decide.
+    pub owner: WorkloadEntry,
+    /// Where the outbound listener is, network byte order.
+    pub outbound_port_be: u16,
+    /// Where the inbound listener is, network byte order.
+    pub inbound_port_be: u16,
+}
+
+/// What a program must know of a workload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadEntry {
+    /// meshd's own number for the workload; it is never 0 and never used again for another one.
+    pub slot: u32,
+    /// See [`workload_flags`].
+    pub flags: u32,
+    /// The address its IPv4 clients are told they have; unspecified when none.
+    pub local_v4: AddrNet,
+    /// The address its IPv6 clients are told they have; unspecified when none.
+    pub local_v6: AddrNet,
+}
+
+/// A cgroup v2 id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CgroupKey {
+    /// The kernel's id, which is the directory's inode number.
+    pub id: u64,
+}
+
+/// A meshed destination.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DestinationKey {
+    /// The address.
+    pub addr: AddrNet,
+    /// The port, network byte order; [`crate::ANY_PORT_BE`] for all.
+    pub port_be: u16,
+    /// Always zero.
+    pub reserved: u16,
+}
+
+/// A port that a workload's clients reach without capture.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ExcludedPortKey {
+    /// [`WorkloadEntry::slot`].
+    pub slot: u32,
+    /// Network byte order.
+    pub port_be: u16,
+    /// Always zero.
+    pub reserved: u16,
+}
+
+/// An address of a local workload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LocalAddressKey {
+    /// [`WorkloadEntry::slot`] of its owner, or 0: it belongs to some workload with a namespace of its own.
+    pub slot: u32,
+    /// The address.
+    pub addr: AddrNet,
+}
+
+/// A local port of a namespace (host byte order) in its `sk_lookup` maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PortKey {
+    /// Host byte order, as `bpf_sk_lookup.local_port` is.
+    pub port_host: u32,
+}
+
+/// What a socket's user is shown, in the socket's own storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SockView {
+    /// See [`socket_flags`].
+    pub flags: u32,
+    /// [`WorkloadEntry::slot`] of a captured client.
+    pub slot: u32,
+    /// The peer's address as the application knows it.
+    pub peer: AddrNet,
+    /// The application's own address; unspecified: show the kernel's.
+    pub local: AddrNet,
+    /// The peer's port, network byte order.
+    pub peer_port_be: u16,
+    /// Always zero.
+    pub reserved: [u16; 3],
+}
+
+/// One end of a connection within a namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TupleKey {
+    /// The namespace.
+    pub netns_cookie: u64,
+    /// The address of that end.
+    pub addr: AddrNet,
+    /// Its port, host byte order.
+    pub port_host: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Where a captured connection wanted to go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OriginalDst {
+    /// The address.
+    pub addr: AddrNet,
+    /// The port, network byte order.
+    pub port_be: u16,
+    /// Always zero.
+    pub reserved: u16,
+    /// [`WorkloadEntry::slot`] of the client.
+    pub slot: u32,
+}
+
+/// The real client behind one of meshd's app legs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerView {
+    /// The client's address.
+    pub addr: AddrNet,
+    /// The client's port, network byte order.
+    pub port_be: u16,
+    /// Always zero.
+    pub reserved: u16,
+}
+
+/// A connection of a host's client to a local workload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HostClientKey {
+    /// The client's address.
+    pub client: AddrNet,
+    /// The workload's address.
+    pub server: AddrNet,
+    /// The client's port, host byte order.
+    pub client_port_host: u32,
+    /// The workload's port, host byte order.
+    pub server_port_host: u32,
+}
+
+/// Settings of one namespace's `sk_lookup` program, slot 0 of `LOOKUP_CONFIG`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LookupConfig {
+    /// The namespace that this instance serves.
+    pub netns_cookie: u64,
+    /// See [`lookup_mode`].
+    pub mode: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($name:ident)+) => { $(
+            // SAFETY: repr(C), integers only, padding spelled out as `reserved`, every bit pattern valid.
+            unsafe impl aya::Pod for super::$name {}
+        )+ };
+    }
+    pod!(Config NetnsEntry WorkloadEntry CgroupKey DestinationKey ExcludedPortKey LocalAddressKey PortKey SockView TupleKey
+         OriginalDst PeerView HostClientKey LookupConfig);
+}
+
+/// Fails to compile if a struct has padding: its size must be the sum of its fields'.
+const _: () = {
+    assert!(size_of::<Config>() == 8 + 4 * 4);
+    assert!(size_of::<WorkloadEntry>() == 4 * 2 + 16 * 2);
+    assert!(size_of::<NetnsEntry>() == size_of::<WorkloadEntry>() + 2 * 2);
+    assert!(size_of::<DestinationKey>() == 16 + 2 * 2);
+    assert!(size_of::<ExcludedPortKey>() == 4 + 2 * 2);
+    assert!(size_of::<SockView>() == 4 * 2 + 16 * 2 + 2 * 4);
+    assert!(size_of::<TupleKey>() == 8 + 16 + 4 * 2);
+    assert!(size_of::<OriginalDst>() == 16 + 2 * 2 + 4);
+    assert!(size_of::<PeerView>() == 16 + 2 * 2);
+    assert!(size_of::<HostClientKey>() == 16 * 2 + 4 * 2);
+    assert!(size_of::<LookupConfig>() == 8 + 4 * 2);
+};

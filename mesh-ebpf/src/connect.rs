@@ -1,0 +1,138 @@
+//! `cgroup/connect4` and `connect6`: an enrolled workload's TCP `connect` to a meshed destination goes to
+//! meshd's listener on loopback; the socket remembers where it wanted to go. Everything else is untouched.
+
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use mesh_common::{
+    ANY_PORT_BE, AddrNet, Counter, DestinationKey, ExcludedPortKey, LOOPBACK_V4_NET, LocalAddressKey, SockView,
+    WorkloadEntry, socket_flags, workload_flags,
+};
+
+use crate::{
+    context::{is_tcp, read_address, read_port_be, socket_of, write_address, write_port_be},
+    enrolment::{Enrolment, config, enrolment},
+    maps::{DESTINATIONS, EXCLUDED_OUTBOUND, LOCAL_ADDRESSES, count, view, view_or_create},
+};
+
+const ECONNREFUSED: i32 = 111;
+const REFUSE: i32 = 0;
+const PROCEED: i32 = 1;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::<false>(ctx.sock_addr)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::<true>(ctx.sock_addr)
+}
+
+#[inline(always)]
+fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
+    if !is_tcp(ctx) {
+        return PROCEED;
+    }
+    let socket = socket_of(ctx);
+    // A socket may connect again after AF_UNSPEC; what it was shown before is void.
+    if let Some(view) = view(socket) {
+        if view.flags & socket_flags::OWN != 0 {
+            return PROCEED;
+        }
+        view.flags = 0;
+    }
+    let destination = read_address::<V6>(ctx);
+    let port_be = read_port_be(ctx);
+    if destination.is_loopback_or_unspecified() {
+        return PROCEED;
+    }
+    // SAFETY: the helper takes this hook's own context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    match enrolment(netns_cookie) {
+        Enrolment::None => host_client(socket, netns_cookie, destination),
+        Enrolment::NoListener { entry } if is_meshed(entry, destination, port_be) => {
+            count(Counter::RefusedNoListener);
+            refuse()
+        }
+        Enrolment::Workload { entry, outbound_port_be } if is_meshed(entry, destination, port_be) => {
+            let local = if destination.v4_net().is_some() { entry.local_v4 } else { entry.local_v6 };
+            let view = SockView {
+                flags: socket_flags::CAPTURED,
+                slot: entry.slot,
+                peer: destination,
+                local,
+                peer_port_be: port_be,
+                reserved: [0; 3],
+            };
+            capture::<V6>(ctx, socket, &view, outbound_port_be)
+        }
+        _ => PROCEED,
+    }
+}
+
+#[inline(always)]
+fn capture<const V6: bool>(
+    ctx: *mut bpf_sock_addr,
+    socket: *mut bpf_sock,
+    view: &SockView,
+    outbound_port_be: u16,
+) -> i32 {
+    let Some(stored) = view_or_create(socket) else {
+        count(Counter::StorageFailed);
+        return refuse();
+    };
+    *stored = *view;
+    let loopback = if view.peer.v4_net().is_some() {
+        AddrNet::from_v4_net(LOOPBACK_V4_NET)
+    } else {
+        AddrNet::LOOPBACK_V6
+    };
+    if !write_address::<V6>(ctx, loopback) {
+        return refuse();
+    }
+    write_port_be(ctx, outbound_port_be);
+    count(Counter::Captured);
+    PROCEED
+}
+
+/// Marks an unenrolled host client on its way to a local workload; `sock_ops` records the connection.
+#[inline(always)]
+fn host_client(socket: *mut bpf_sock, netns_cookie: u64, destination: AddrNet) -> i32 {
+    let is_host = config().is_some_and(|config| config.host_netns_cookie == netns_cookie);
+    if is_host && is_local_address(0, destination) {
+        // Without storage the probe meets meshd's inbound listener: policy decides, nothing passes.
+        if let Some(view) = view_or_create(socket) {
+            view.flags = socket_flags::HOST_CLIENT;
+        }
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn is_local_address(slot: u32, addr: AddrNet) -> bool {
+    LOCAL_ADDRESSES.get_ptr(&LocalAddressKey { slot, addr }).is_some()
+}
+
+#[inline(always)]
+fn is_meshed(entry: &WorkloadEntry, addr: AddrNet, port_be: u16) -> bool {
+    let mut meshed = entry.flags & workload_flags::CAPTURE_ALL != 0;
+    if !meshed {
+        meshed = DESTINATIONS.get_ptr(&DestinationKey { addr, port_be, reserved: 0 }).is_some()
+            || DESTINATIONS.get_ptr(&DestinationKey { addr, port_be: ANY_PORT_BE, reserved: 0 }).is_some();
+    }
+    meshed
+        && EXCLUDED_OUTBOUND.get_ptr(&ExcludedPortKey { slot: entry.slot, port_be, reserved: 0 }).is_none()
+        && !is_local_address(entry.slot, addr)
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    // SAFETY: a constant within [-4095, 0], as the verifier of 7.3 wants. ECONNREFUSED is a clean failure
+    // for every client tried; EAGAIN and its like make some believe that they are connected.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    REFUSE
+}

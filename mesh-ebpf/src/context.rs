@@ -1,0 +1,125 @@
+//! Reading and writing the kernel's contexts word by word.
+//!
+//! The verifier wants every access at a constant offset from the context pointer and of the field's own
+//! width, so reads are volatile: the compiler must neither merge them nor compute an address first.
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
+use mesh_common::AddrNet;
+
+pub(crate) const AF_INET6: u32 = 10;
+pub(crate) const SOCK_STREAM: u32 = 1;
+pub(crate) const IPPROTO_TCP: u32 = 6;
+
+/// The address of a `bpf_sock_addr`. `V6` says which hook runs, not which family the socket has.
+#[inline(always)]
+pub(crate) fn read_address<const V6: bool>(ctx: *mut bpf_sock_addr) -> AddrNet {
+    // SAFETY: the kernel hands every program a valid context; the fields are readable in these hooks.
+    unsafe {
+        if V6 {
+            AddrNet {
+                words_net: [
+                    read_volatile(addr_of!((*ctx).user_ip6[0])),
+                    read_volatile(addr_of!((*ctx).user_ip6[1])),
+                    read_volatile(addr_of!((*ctx).user_ip6[2])),
+                    read_volatile(addr_of!((*ctx).user_ip6[3])),
+                ],
+            }
+        } else {
+            AddrNet::from_v4_net(read_volatile(addr_of!((*ctx).user_ip4)))
+        }
+    }
+}
+
+/// Writes the address and port of a `bpf_sock_addr`. In a v4 hook the address must be v4-mapped; any other
+/// is left out, and the call returns false.
+#[inline(always)]
+pub(crate) fn write_address<const V6: bool>(ctx: *mut bpf_sock_addr, address: AddrNet) -> bool {
+    // SAFETY: as above; these fields are writable in the connect, getpeername and getsockname hooks.
+    unsafe {
+        if V6 {
+            write_volatile(addr_of_mut!((*ctx).user_ip6[0]), address.words_net[0]);
+            write_volatile(addr_of_mut!((*ctx).user_ip6[1]), address.words_net[1]);
+            write_volatile(addr_of_mut!((*ctx).user_ip6[2]), address.words_net[2]);
+            write_volatile(addr_of_mut!((*ctx).user_ip6[3]), address.words_net[3]);
+            true
+        } else if let Some(v4_net) = address.v4_net() {
+            write_volatile(addr_of_mut!((*ctx).user_ip4), v4_net);
+            true
+        } else {
+            false
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn read_port_be(ctx: *mut bpf_sock_addr) -> u16 {
+    // SAFETY: as above. The field is 32 bits wide, the port is in its first two bytes.
+    unsafe { read_volatile(addr_of!((*ctx).user_port)) as u16 }
+}
+
+#[inline(always)]
+pub(crate) fn write_port_be(ctx: *mut bpf_sock_addr, port_be: u16) {
+    // SAFETY: as above.
+    unsafe { write_volatile(addr_of_mut!((*ctx).user_port), u32::from(port_be)) };
+}
+
+#[inline(always)]
+pub(crate) fn is_tcp(ctx: *mut bpf_sock_addr) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        read_volatile(addr_of!((*ctx).type_)) == SOCK_STREAM
+            && read_volatile(addr_of!((*ctx).protocol)) == IPPROTO_TCP
+    }
+}
+
+#[inline(always)]
+pub(crate) fn socket_of(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
+    // SAFETY: as above.
+    unsafe { read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)) }
+}
+
+/// One connection's two ends as `sock_ops` sees them; ports in host byte order.
+pub(crate) struct Ends {
+    pub(crate) local: AddrNet,
+    pub(crate) remote: AddrNet,
+    pub(crate) local_port_host: u32,
+    pub(crate) remote_port_host: u32,
+}
+
+#[inline(always)]
+pub(crate) fn read_ends(ctx: *mut bpf_sock_ops) -> Ends {
+    // SAFETY: a valid context; `remote_port` is in network byte order in the upper half of a 32-bit field
+    // (include/uapi/linux/bpf.h), `local_port` in host byte order.
+    unsafe {
+        let remote_port_host = u32::from_be(read_volatile(addr_of!((*ctx).remote_port)));
+        let local_port_host = read_volatile(addr_of!((*ctx).local_port));
+        let (local, remote) = if read_volatile(addr_of!((*ctx).family)) == AF_INET6 {
+            (
+                AddrNet {
+                    words_net: [
+                        read_volatile(addr_of!((*ctx).local_ip6[0])),
+                        read_volatile(addr_of!((*ctx).local_ip6[1])),
+                        read_volatile(addr_of!((*ctx).local_ip6[2])),
+                        read_volatile(addr_of!((*ctx).local_ip6[3])),
+                    ],
+                },
+                AddrNet {
+                    words_net: [
+                        read_volatile(addr_of!((*ctx).remote_ip6[0])),
+                        read_volatile(addr_of!((*ctx).remote_ip6[1])),
+                        read_volatile(addr_of!((*ctx).remote_ip6[2])),
+                        read_volatile(addr_of!((*ctx).remote_ip6[3])),
+                    ],
+                },
+            )
+        } else {
+            (
+                AddrNet::from_v4_net(read_volatile(addr_of!((*ctx).local_ip4))),
+                AddrNet::from_v4_net(read_volatile(addr_of!((*ctx).remote_ip4))),
+            )
+        };
+        Ends { local, remote, local_port_host, remote_port_host }
+    }
+}

@@ -1,0 +1,177 @@
+//! `sk_lookup`, one instance per workload namespace: connections from outside go to meshd's inbound
+//! listener in that namespace. An empty listener slot drops; it never lets a connection through.
+#![no_std]
+#![no_main]
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
+    btf_maps::{Array, HashMap, PerCpuArray, SockMap},
+    macros::{btf_map, sk_lookup},
+    programs::SkLookupContext,
+};
+use mesh_common::{
+    AddrNet, Counter, HostClientKey, LISTENER_SLOT_V4, LISTENER_SLOT_V6, LookupConfig, PeerView, PortKey,
+    TupleKey, lookup_mode,
+};
+
+const AF_INET6: u32 = 10;
+const IPPROTO_TCP: u32 = 6;
+const LOOPBACK_IFINDEX: u32 = 1;
+const PLACEHOLDER: usize = 1024;
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+static LOOKUP_CONFIG: Array<LookupConfig, 1> = Array::new();
+#[btf_map]
+static LISTENERS: SockMap<2> = SockMap::new();
+/// Ports that are passed (mode `ALL_PORTS`) or steered (mode `LISTED_PORTS`).
+#[btf_map]
+static PORTS: HashMap<PortKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
+/// Shared with the node-wide programs.
+#[btf_map]
+static STATS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+/// Shared with the node-wide programs.
+#[btf_map]
+static HOST_CLIENTS: HashMap<HostClientKey, u64, PLACEHOLDER> = HashMap::new();
+/// Shared with the node-wide programs.
+#[btf_map]
+static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::new();
+
+struct Arrival {
+    remote: AddrNet,
+    local: AddrNet,
+    remote_port_host: u32,
+    local_port_host: u32,
+    is_v6: bool,
+}
+
+#[sk_lookup]
+pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
+    let raw = ctx.lookup;
+    // SAFETY: a valid context.
+    if unsafe { read_volatile(addr_of!((*raw).protocol)) } != IPPROTO_TCP {
+        return SK_PASS;
+    }
+    let Some(config) = LOOKUP_CONFIG.get(0) else { return SK_DROP };
+    let arrival = read_arrival(raw);
+    // SAFETY: a valid context.
+    let from_loopback = unsafe { read_volatile(addr_of!((*raw).ingress_ifindex)) } == LOOPBACK_IFINDEX;
+    let pass = match config.mode {
+        lookup_mode::ALL_PORTS => {
+            // A workload that connects to its own address shows its interface, not loopback.
+            from_loopback || arrival.remote == arrival.local || passed_port(&arrival)
+        }
+        lookup_mode::LISTED_PORTS => {
+            !is_listed(&arrival)
+                || arrival.remote.is_loopback_or_unspecified()
+                || is_app_leg(config.netns_cookie, &arrival)
+        }
+        _ => true,
+    };
+    if pass || is_host_client(&arrival) {
+        return SK_PASS;
+    }
+    let slot = if arrival.is_v6 { LISTENER_SLOT_V6 } else { LISTENER_SLOT_V4 };
+    if LISTENERS.redirect_sk_lookup(&ctx, slot, 0).is_err() {
+        count(Counter::DroppedNoListener);
+        return SK_DROP;
+    }
+    count(Counter::Steered);
+    SK_PASS
+}
+
+#[inline(always)]
+fn is_listed(arrival: &Arrival) -> bool {
+    PORTS.get_ptr(&PortKey { port_host: arrival.local_port_host }).is_some()
+}
+
+#[inline(always)]
+fn passed_port(arrival: &Arrival) -> bool {
+    let listed = is_listed(arrival);
+    if listed {
+        count(Counter::PassedExcluded);
+    }
+    listed
+}
+
+/// meshd's own connection to the application, in a namespace where "from itself" proves nothing.
+#[inline(always)]
+fn is_app_leg(netns_cookie: u64, arrival: &Arrival) -> bool {
+    let key =
+        TupleKey { netns_cookie, addr: arrival.remote, port_host: arrival.remote_port_host, reserved: 0 };
+    arrival.remote == arrival.local && PEER_OF.get_ptr(&key).is_some()
+}
+
+#[inline(always)]
+fn is_host_client(arrival: &Arrival) -> bool {
+    let key = HostClientKey {
+        client: arrival.remote,
+        server: arrival.local,
+        client_port_host: arrival.remote_port_host,
+        server_port_host: arrival.local_port_host,
+    };
+    let known = HOST_CLIENTS.get_ptr(&key).is_some();
+    if known {
+        count(Counter::PassedHostClient);
+    }
+    known
+}
+
+#[inline(always)]
+fn read_arrival(raw: *mut bpf_sk_lookup) -> Arrival {
+    // SAFETY: a valid context; reads are of the fields' own width (see the node-wide programs' context.rs).
+    unsafe {
+        let is_v6 = read_volatile(addr_of!((*raw).family)) == AF_INET6;
+        let (remote, local) = if is_v6 {
+            (
+                AddrNet {
+                    words_net: [
+                        read_volatile(addr_of!((*raw).remote_ip6[0])),
+                        read_volatile(addr_of!((*raw).remote_ip6[1])),
+                        read_volatile(addr_of!((*raw).remote_ip6[2])),
+                        read_volatile(addr_of!((*raw).remote_ip6[3])),
+                    ],
+                },
+                AddrNet {
+                    words_net: [
+                        read_volatile(addr_of!((*raw).local_ip6[0])),
+                        read_volatile(addr_of!((*raw).local_ip6[1])),
+                        read_volatile(addr_of!((*raw).local_ip6[2])),
+                        read_volatile(addr_of!((*raw).local_ip6[3])),
+                    ],
+                },
+            )
+        } else {
+            (
+                AddrNet::from_v4_net(read_volatile(addr_of!((*raw).remote_ip4))),
+                AddrNet::from_v4_net(read_volatile(addr_of!((*raw).local_ip4))),
+            )
+        };
+        Arrival {
+            remote,
+            local,
+            remote_port_host: u32::from(u16::from_be(read_volatile(addr_of!((*raw).remote_port)))),
+            local_port_host: read_volatile(addr_of!((*raw).local_port)),
+            is_v6,
+        }
+    }
+}
+
+#[inline(always)]
+fn count(counter: Counter) {
+    if let Some(value) = STATS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot belongs to this CPU; one lost count does no harm.
+        unsafe { *value += 1 };
+    }
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

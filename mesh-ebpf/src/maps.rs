@@ -1,0 +1,77 @@
+//! The maps of the node-wide programs. Sizes here are placeholders: meshd sets the declared capacities
+//! when it loads the object.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    helpers::generated::bpf_sk_storage_get,
+    macros::btf_map,
+};
+use mesh_common::{
+    CgroupKey, Config, Counter, DestinationKey, ExcludedPortKey, HostClientKey, NetnsEntry, OriginalDst,
+    LocalAddressKey, PeerView, SockView, TupleKey, WorkloadEntry,
+};
+
+const PLACEHOLDER: usize = 1024;
+/// Sets that only user space writes grow with what is in them.
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+pub(crate) static STATS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static VIEW: SkStorage<SockView> = SkStorage::new();
+#[btf_map]
+pub(crate) static ENROLLED_NETNS: HashMap<u64, NetnsEntry, PLACEHOLDER, SPARSE> = HashMap::new();
+#[btf_map]
+pub(crate) static ENROLLED_CGROUPS: HashMap<CgroupKey, WorkloadEntry, PLACEHOLDER, SPARSE> = HashMap::new();
+#[btf_map]
+pub(crate) static ENROLLED_USERS: HashMap<u32, WorkloadEntry, PLACEHOLDER, SPARSE> = HashMap::new();
+#[btf_map]
+pub(crate) static DESTINATIONS: HashMap<DestinationKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
+#[btf_map]
+pub(crate) static EXCLUDED_OUTBOUND: HashMap<ExcludedPortKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
+/// (slot, address): the addresses of a workload itself; slot 0: of any local workload with its own namespace.
+#[btf_map]
+pub(crate) static LOCAL_ADDRESSES: HashMap<LocalAddressKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
+#[btf_map]
+pub(crate) static BY_TUPLE: HashMap<TupleKey, OriginalDst, PLACEHOLDER> = HashMap::new();
+#[btf_map]
+pub(crate) static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::new();
+#[btf_map]
+pub(crate) static HOST_CLIENTS: HashMap<HostClientKey, u64, PLACEHOLDER> = HashMap::new();
+
+/// Adds one to this CPU's share of a counter.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = STATS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot belongs to this CPU, and a program is not preempted by another use of it that
+        // could matter more than one lost count.
+        unsafe { *value += 1 };
+    }
+}
+
+/// The view stored with a socket, if any.
+#[inline(always)]
+pub(crate) fn view(socket: *mut bpf_sock) -> Option<&'static mut SockView> {
+    storage(socket, 0)
+}
+
+/// The view stored with a socket, made (zeroed) if there is none; `None` when there is no memory.
+#[inline(always)]
+pub(crate) fn view_or_create(socket: *mut bpf_sock) -> Option<&'static mut SockView> {
+    storage(socket, u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+}
+
+#[inline(always)]
+fn storage(socket: *mut bpf_sock, flags: u64) -> Option<&'static mut SockView> {
+    if socket.is_null() {
+        return None;
+    }
+    let map = core::ptr::addr_of!(VIEW).cast_mut().cast();
+    // SAFETY: `socket` comes from the hook's context and is not null. The value lives as long as the socket,
+    // which the kernel holds while the program runs. Two programs on one socket could meet only in
+    // getpeername against connect, and both only read or write whole words.
+    unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), flags).cast::<SockView>().as_mut() }
+}

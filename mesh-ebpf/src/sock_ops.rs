@@ -1,0 +1,122 @@
+//! `sock_ops`: at the moment a connection has its tuple, what the connect hook knew by socket becomes known
+//! by tuple; entries go when their connection goes. Nothing here decides whether traffic passes.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_ANY, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
+    },
+    helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use mesh_common::{Counter, HostClientKey, OriginalDst, SockView, TupleKey, socket_flags};
+
+use crate::{
+    context::{Ends, read_ends},
+    maps::{BY_TUPLE, HOST_CLIENTS, PEER_OF, count, view, view_or_create},
+};
+
+const TCP_CLOSE: u32 = 7;
+
+#[sock_ops]
+pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
+    let ctx = ctx.ops;
+    // SAFETY: a valid context.
+    let op = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).op)) };
+    match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
+        BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
+        _ => {}
+    }
+    1
+}
+
+#[inline(always)]
+fn socket_of(ctx: *mut bpf_sock_ops) -> *mut bpf_sock {
+    // SAFETY: a valid context; null when the socket is not a full one, which `maps::view` checks.
+    unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).__bindgen_anon_2.sk)) }
+}
+
+#[inline(always)]
+fn tuple(ctx: *mut bpf_sock_ops, addr: mesh_common::AddrNet, port_host: u32) -> TupleKey {
+    // SAFETY: the helper takes this hook's own context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    TupleKey { netns_cookie, addr, port_host, reserved: 0 }
+}
+
+#[inline(always)]
+fn host_client_key(ends: &Ends) -> HostClientKey {
+    HostClientKey {
+        client: ends.local,
+        server: ends.remote,
+        client_port_host: ends.local_port_host,
+        server_port_host: ends.remote_port_host,
+    }
+}
+
+/// The SYN is about to leave: the local port is bound, the socket is the one that called `connect`.
+#[inline(always)]
+fn connecting(ctx: *mut bpf_sock_ops) {
+    let Some(view) = view(socket_of(ctx)) else { return };
+    if view.flags & (socket_flags::CAPTURED | socket_flags::HOST_CLIENT) == 0 {
+        return;
+    }
+    // SAFETY: the helper takes this hook's own context. Without the flag an entry outlives its connection,
+    // and the next one from that port overwrites it.
+    unsafe { bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
+    let ends = read_ends(ctx);
+    if view.flags & socket_flags::CAPTURED != 0 {
+        let original =
+            OriginalDst { addr: view.peer, port_be: view.peer_port_be, reserved: 0, slot: view.slot };
+        let key = tuple(ctx, ends.local, ends.local_port_host);
+        if BY_TUPLE.insert(&key, &original, u64::from(BPF_ANY)).is_err() {
+            count(Counter::OriginalDstTableFull);
+        }
+    } else {
+        let inserted = HOST_CLIENTS.insert(&host_client_key(&ends), &1, u64::from(BPF_ANY));
+        count(if inserted.is_ok() { Counter::HostClient } else { Counter::HostClientTableFull });
+    }
+}
+
+/// A server's socket is there: if its peer is one of meshd's app legs, it learns its real client.
+#[inline(always)]
+fn accepted(ctx: *mut bpf_sock_ops) {
+    let ends = read_ends(ctx);
+    let key = tuple(ctx, ends.remote, ends.remote_port_host);
+    // SAFETY: copied before the entry is removed.
+    let Some(peer) = (unsafe { PEER_OF.get(&key) }) else { return };
+    let shown = SockView {
+        flags: socket_flags::SERVER,
+        slot: 0,
+        peer: peer.addr,
+        local: mesh_common::AddrNet::UNSPECIFIED,
+        peer_port_be: peer.port_be,
+        reserved: [0; 3],
+    };
+    let Some(view) = view_or_create(socket_of(ctx)) else {
+        count(Counter::PeerStorageFailed);
+        return;
+    };
+    *view = shown;
+    count(Counter::PeerShown);
+    let _: Result<(), i32> = PEER_OF.remove(&key);
+}
+
+#[inline(always)]
+fn state_changed(ctx: *mut bpf_sock_ops) {
+    // SAFETY: a valid context; args[1] is the new state.
+    let new_state = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).__bindgen_anon_1.args[1])) };
+    if new_state != TCP_CLOSE {
+        return;
+    }
+    let Some(view) = view(socket_of(ctx)) else { return };
+    let flags = view.flags;
+    let ends = read_ends(ctx);
+    if flags & socket_flags::CAPTURED != 0 {
+        let _: Result<(), i32> = BY_TUPLE.remove(&tuple(ctx, ends.local, ends.local_port_host));
+    } else if flags & socket_flags::HOST_CLIENT != 0 {
+        let _: Result<(), i32> = HOST_CLIENTS.remove(&host_client_key(&ends));
+    }
+}

@@ -1,0 +1,73 @@
+//! The node-wide hooks: attaching them to the cgroup, or putting new programs in old links' place.
+
+use std::{io, os::fd::{AsFd, BorrowedFd, OwnedFd}};
+
+use super::{CaptureError, runtime_dir::RuntimeDir};
+use crate::sys::{
+    bpf::{self, AttachType, LinkTarget},
+    cgroup::Cgroup,
+};
+
+pub(super) const LINK_PREFIX: &str = "link-";
+
+/// Program name in the object and where it goes. `sock_ops` before `connect`: when the first connection is
+/// rewritten, its original destination is already recorded.
+pub(super) const HOOKS: [(&str, AttachType); 10] = [
+    ("sock_ops", AttachType::SockOps),
+    ("getpeername4", AttachType::Getpeername4),
+    ("getpeername6", AttachType::Getpeername6),
+    ("getsockname4", AttachType::Getsockname4),
+    ("getsockname6", AttachType::Getsockname6),
+    ("sock_create", AttachType::SockCreate),
+    ("bind4", AttachType::Bind4),
+    ("bind6", AttachType::Bind6),
+    ("connect4", AttachType::Connect4),
+    ("connect6", AttachType::Connect6),
+];
+
+/// Attaches a program to the cgroup under a pinned link. A link that an earlier run left there is updated
+/// atomically; one on another cgroup is replaced after the new one is in force.
+pub(super) fn ensure(
+    dir: &RuntimeDir,
+    cgroup: &Cgroup,
+    hook: &'static str,
+    at: AttachType,
+    program: BorrowedFd<'_>,
+) -> Result<OwnedFd, CaptureError> {
+    let name = format!("{LINK_PREFIX}{hook}");
+    ensure_link(dir, &name, LinkTarget::Cgroup(cgroup.id), cgroup.dir.as_fd(), at, program)
+}
+
+pub(super) fn ensure_link(
+    dir: &RuntimeDir,
+    name: &str,
+    wanted: LinkTarget,
+    target: BorrowedFd<'_>,
+    at: AttachType,
+    program: BorrowedFd<'_>,
+) -> Result<OwnedFd, CaptureError> {
+    let failed = |action| {
+        let hook = name.to_owned();
+        move |source| CaptureError::Hook { action, hook, source }
+    };
+    let path = dir.bpf().join(name);
+    let old = match bpf::get_pinned(&path) {
+        Ok(link) => Some(link),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed("open the pinned link of")(error)),
+    };
+    if let Some(old) = &old
+        && bpf::link_target(old.as_fd()).map_err(failed("read the pinned link of"))? == wanted
+    {
+        bpf::link_update(old.as_fd(), program).map_err(failed("replace"))?;
+        return old.try_clone().map_err(failed("keep"));
+    }
+    let new = bpf::link_create(program, target, at).map_err(failed("attach"))?;
+    if let Some(old) = old {
+        dir.unpin(name)?;
+        // A link whose namespace or cgroup is gone cannot be detached any more, and need not be.
+        let _: io::Result<()> = bpf::link_detach(old.as_fd());
+    }
+    bpf::pin(new.as_fd(), &path).map_err(failed("pin"))?;
+    Ok(new)
+}

@@ -1,0 +1,138 @@
+//! The two eBPF objects: the node's, loaded once, and `sk_lookup`'s, loaded once per namespace.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Map, MapData, MapInfo},
+    programs::Program,
+};
+use mesh_common::Counter;
+
+use super::{CaptureError, hooks::HOOKS, plan::CaptureLimits};
+use crate::sys::bpf::MapFd;
+
+static NODE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
+static LOOKUP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-sk-lookup"));
+
+/// Maps that both objects use, pinned under the runtime directory so that the second finds the first's.
+pub(super) const SHARED_MAPS: [&str; 3] = ["STATS", "HOST_CLIENTS", "PEER_OF"];
+pub(super) const MAP_PREFIX: &str = "map-";
+/// Connections of the host's own clients to local workloads at one time.
+const HOST_CLIENTS: u32 = 16384;
+/// A map holds the old set and the new one while a plan is applied.
+const OLD_AND_NEW: u32 = 2;
+
+fn loader<'a>(pins: &'a Path, limits: &CaptureLimits) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    // Nothing in our programs depends on the kernel's own types.
+    loader.btf(None);
+    for name in SHARED_MAPS {
+        loader.map_pin_path(name, pins.join(format!("{MAP_PREFIX}{name}")));
+    }
+    loader.map_max_entries("HOST_CLIENTS", HOST_CLIENTS).map_max_entries("PEER_OF", limits.connections);
+    loader
+}
+
+/// The node's object with every program loaded.
+#[derive(Debug)]
+pub(super) struct NodeObject {
+    ebpf: Ebpf,
+}
+
+impl NodeObject {
+    pub(super) fn load(pins: &Path, limits: &CaptureLimits) -> Result<Self, CaptureError> {
+        let per_workload = u32::try_from(limits.addresses()).unwrap_or(u32::MAX);
+        let mut ebpf = loader(pins, limits)
+            .map_max_entries("ENROLLED_NETNS", OLD_AND_NEW * (limits.workloads + 1))
+            .map_max_entries("ENROLLED_CGROUPS", OLD_AND_NEW * limits.workloads)
+            .map_max_entries("ENROLLED_USERS", OLD_AND_NEW * limits.workloads)
+            .map_max_entries("DESTINATIONS", OLD_AND_NEW * limits.destinations)
+            .map_max_entries("EXCLUDED_OUTBOUND", OLD_AND_NEW * per_workload)
+            // each address is there twice: for its owner, and as local to the node
+            .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
+            .map_max_entries("BY_TUPLE", limits.connections)
+            .load(NODE)
+            .map_err(|source| CaptureError::Load { object: "mesh-ebpf", source: Box::new(source) })?;
+        for (name, _) in HOOKS {
+            load_program(ebpf.program_mut(name), name)?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    pub(super) fn program(&self, name: &'static str) -> Result<OwnedFd, CaptureError> {
+        program_fd(&self.ebpf, name)
+    }
+
+    pub(super) fn map<K: Pod, V: Pod>(&self, name: &'static str) -> Result<MapFd<K, V>, CaptureError> {
+        map(&self.ebpf, name)
+    }
+
+    pub(super) fn take_map(&mut self, name: &'static str) -> Result<Map, CaptureError> {
+        self.ebpf.take_map(name).ok_or(CaptureError::Object(name))
+    }
+}
+
+/// One namespace's `sk_lookup` object.
+#[derive(Debug)]
+pub(super) struct LookupObject {
+    ebpf: Ebpf,
+}
+
+impl LookupObject {
+    pub(super) fn load(pins: &Path, limits: &CaptureLimits) -> Result<Self, CaptureError> {
+        let mut ebpf = loader(pins, limits)
+            .load(LOOKUP)
+            .map_err(|source| CaptureError::Load { object: "mesh-sk-lookup", source: Box::new(source) })?;
+        load_program(ebpf.program_mut("steer"), "steer")?;
+        Ok(Self { ebpf })
+    }
+
+    pub(super) fn program(&self) -> Result<OwnedFd, CaptureError> {
+        program_fd(&self.ebpf, "steer")
+    }
+
+    pub(super) fn map<K: Pod, V: Pod>(&self, name: &'static str) -> Result<MapFd<K, V>, CaptureError> {
+        map(&self.ebpf, name)
+    }
+}
+
+fn load_program(program: Option<&mut Program>, name: &'static str) -> Result<(), CaptureError> {
+    match program {
+        Some(Program::CgroupSockAddr(program)) => program.load(),
+        Some(Program::CgroupSock(program)) => program.load(),
+        Some(Program::SockOps(program)) => program.load(),
+        Some(Program::SkLookup(program)) => program.load(),
+        _ => return Err(CaptureError::Object(name)),
+    }
+    .map_err(|source| CaptureError::Program { program: name, source: Box::new(source) })
+}
+
+fn program_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, CaptureError> {
+    let program = ebpf.program(name).ok_or(CaptureError::Object(name))?;
+    let fd = program.fd().map_err(|source| CaptureError::Program { program: name, source: Box::new(source) })?;
+    fd.as_fd().try_clone_to_owned().map_err(|source| CaptureError::Map { action: "keep", map: name, source })
+}
+
+fn map<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<MapFd<K, V>, CaptureError> {
+    let failed = |source| CaptureError::Map { action: "use", map: name, source };
+    let data = map_data(ebpf.map(name).ok_or(CaptureError::Object(name))?).ok_or(CaptureError::Object(name))?;
+    let info: MapInfo = data.info().map_err(|_| CaptureError::Object(name))?;
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;
+    MapFd::new(fd, info.key_size(), info.value_size()).map_err(failed)
+}
+
+fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data) | Map::SockMap(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// Counters are an index; the array must have room for each.
+pub(super) const fn counters() -> usize {
+    Counter::COUNT
+}

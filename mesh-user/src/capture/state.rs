@@ -1,0 +1,303 @@
+//! What is enrolled now, and how the next plan takes its place: listeners and map entries first, hooks
+//! last, removals at the end. Nothing is ever taken away before its successor is in force.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use super::{
+    CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, MapUse, PlannedWorkload, Selector,
+    hooks::{self, HOOKS},
+    maps::{Shared, SlotOwner},
+    net::{InboundOwner, primary},
+    objects::{MAP_PREFIX, NodeObject, SHARED_MAPS},
+    runtime_dir::RuntimeDir,
+    space::{self, Space},
+    tables::{Resolved, Tables, Where},
+};
+use crate::sys::{cgroup::Cgroup, netns::NetNs};
+
+/// What [`super::Capture::apply`] changed.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Namespaces that are captured from now on, with listeners to serve.
+    pub namespaces: Vec<EnrolledNamespace>,
+    /// Cookies of namespaces that are not captured any more: stop serving their listeners.
+    pub removed: Vec<u64>,
+    /// Ids of the workloads that are enrolled now.
+    pub enrolled: Vec<u32>,
+    /// Workloads that are not enrolled, or only as they were before, and why.
+    pub failed: Vec<(u32, CaptureError)>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    settings: CaptureSettings,
+    dir: RuntimeDir,
+    cgroup: Cgroup,
+    host: Arc<NetNs>,
+    node: NodeObject,
+    shared: Arc<Shared>,
+    tables: Tables,
+    links: Vec<OwnedFd>,
+    spaces: BTreeMap<u64, Space>,
+    /// Slots by workload name: a workload keeps its slot from plan to plan.
+    slots: HashMap<String, (u32, Where)>,
+    next_slot: u32,
+}
+
+impl State {
+    pub(super) fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
+        let dir = RuntimeDir::lock(&settings.runtime_dir)?;
+        dir.mount()?;
+        let cgroup = Cgroup::open(&settings.cgroup)
+            .map_err(|source| CaptureError::Cgroup { path: settings.cgroup.clone(), source })?;
+        let host = Arc::new(NetNs::current().map_err(CaptureError::OwnNamespace)?);
+        for name in SHARED_MAPS {
+            // An earlier run's maps stay with its programs until those are replaced.
+            dir.unpin(&format!("{MAP_PREFIX}{name}"))?;
+        }
+        // The earlier run's bind hooks would keep our listeners from their ports; nothing passes by them.
+        for name in ["bind4", "bind6"] {
+            dir.detach(&format!("{}{name}", hooks::LINK_PREFIX))?;
+        }
+        let mut node = NodeObject::load(&dir.bpf(), &settings.limits)?;
+        let shared = Arc::new(Shared::new(&mut node)?);
+        let tables = Tables::new(&node, &settings.limits, host.cookie(), settings.log_programs)?;
+        Ok(Self {
+            settings: settings.clone(),
+            dir,
+            cgroup,
+            host,
+            node,
+            shared,
+            tables,
+            links: Vec::new(),
+            spaces: BTreeMap::new(),
+            slots: HashMap::new(),
+            next_slot: 1,
+        })
+    }
+
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    pub(super) fn map_use(&self) -> Result<Vec<MapUse>, CaptureError> {
+        let mut uses = self.tables.map_use();
+        for (map, fd_count) in
+            [("BY_TUPLE", self.shared.by_tuple.count()), ("PEER_OF", self.shared.peer_of.count())]
+        {
+            let used = fd_count.map_err(|source| CaptureError::Map { action: "count", map, source })?;
+            uses.push(MapUse { map, used, capacity: self.settings.limits.connections as usize });
+        }
+        Ok(uses)
+    }
+
+    pub(super) fn apply(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
+        plan.check(&self.settings.limits)?;
+        let mut applied = Applied::default();
+        let mut resolved = Vec::with_capacity(plan.workloads.len());
+        let mut cookies = HashMap::new();
+        for workload in &plan.workloads {
+            match self.resolve(workload, &mut cookies, &mut applied) {
+                Ok(found) => resolved.push(found),
+                Err(error) => applied.failed.push((workload.id, error)),
+            }
+        }
+        let first = self.links.is_empty();
+        self.publish(&resolved)?;
+        for space in self.spaces.values_mut() {
+            space.attach(&self.dir)?;
+        }
+        self.tables.sync(&resolved, &plan.destinations, self.outbound_ports())?;
+        self.attach_hooks()?;
+        self.remove_others(&resolved, &mut applied)?;
+        if first && applied.failed.is_empty() {
+            self.remove_stale_links()?;
+        }
+        applied.enrolled = resolved.iter().map(|found| found.workload.id).collect();
+        Ok(applied)
+    }
+
+    /// Finds a workload's namespace, cgroup or user, and listens where meshd must.
+    fn resolve<'a>(
+        &mut self,
+        workload: &'a PlannedWorkload,
+        cookies: &mut HashMap<u64, String>,
+        applied: &mut Applied,
+    ) -> Result<Resolved<'a>, CaptureError> {
+        let place = self.locate(workload, applied)?;
+        if let Where::Netns(cookie) = place
+            && let Some(first) = cookies.insert(cookie, workload.name.clone())
+        {
+            return Err(CaptureError::Duplicate {
+                what: "network namespace",
+                first,
+                second: workload.name.clone(),
+            });
+        }
+        let slot = match self.slots.entry(workload.name.clone()) {
+            Entry::Occupied(entry) if entry.get().1 == place => entry.get().0,
+            entry => {
+                let slot = self.next_slot;
+                self.next_slot += 1;
+                entry.insert_entry((slot, place));
+                slot
+            }
+        };
+        Ok(Resolved { workload, slot, place })
+    }
+
+    fn locate(&mut self, workload: &PlannedWorkload, applied: &mut Applied) -> Result<Where, CaptureError> {
+        let failed = |source| CaptureError::Selector {
+            workload: workload.name.clone(),
+            kind: workload.selector.kind(),
+            source,
+        };
+        match &workload.selector {
+            Selector::Netns(path) => match NetNs::open(path) {
+                Ok(netns) => {
+                    let place = Where::Netns(netns.cookie());
+                    self.open_space(netns, false, &workload.name, applied)?;
+                    Ok(place)
+                }
+                Err(source) => match self.slots.get(&workload.name) {
+                    // The name is gone, the namespace lives on: what was captured stays captured.
+                    Some((_, place @ Where::Netns(cookie))) if self.spaces.contains_key(cookie) => {
+                        let place = *place;
+                        applied.failed.push((workload.id, failed(source)));
+                        Ok(place)
+                    }
+                    _ => Err(failed(source)),
+                },
+            },
+            Selector::Cgroup(path) => {
+                let cgroup = Cgroup::open(path).map_err(failed)?;
+                self.open_host_space(&workload.name, applied)?;
+                Ok(Where::Cgroup { id: cgroup.id, levels: cgroup.levels })
+            }
+            Selector::User(uid) => {
+                self.open_host_space(&workload.name, applied)?;
+                Ok(Where::User(*uid))
+            }
+        }
+    }
+
+    fn open_host_space(&mut self, workload: &str, applied: &mut Applied) -> Result<(), CaptureError> {
+        if self.spaces.contains_key(&self.host.cookie()) {
+            return Ok(());
+        }
+        let host = NetNs::current().map_err(CaptureError::OwnNamespace)?;
+        self.open_space(host, true, workload, applied)
+    }
+
+    fn open_space(
+        &mut self,
+        netns: NetNs,
+        shared_by_port: bool,
+        workload: &str,
+        applied: &mut Applied,
+    ) -> Result<(), CaptureError> {
+        let cookie = netns.cookie();
+        if let Some(space) = self.spaces.get(&cookie) {
+            if space.shared_by_port == shared_by_port {
+                return Ok(());
+            }
+            return Err(CaptureError::Duplicate {
+                what: "network namespace (the host's belongs to cgroup and user selectors)",
+                first: "the host".to_owned(),
+                second: workload.to_owned(),
+            });
+        }
+        let (space, listeners) =
+            Space::open(netns, shared_by_port, workload, &self.settings, &self.shared, &self.dir)?;
+        applied.namespaces.push(EnrolledNamespace { net: space.net.clone(), listeners });
+        self.spaces.insert(cookie, space);
+        Ok(())
+    }
+
+    fn outbound_ports(&self) -> (Vec<u64>, u16, u16) {
+        (self.spaces.keys().copied().collect(), self.settings.outbound_port, self.settings.inbound_port)
+    }
+
+    /// Tells live connections who stands behind a slot and a port now.
+    fn publish(&mut self, resolved: &[Resolved<'_>]) -> Result<(), CaptureError> {
+        let mut slots = HashMap::new();
+        let mut by_port = HashMap::new();
+        for found in resolved {
+            let workload = found.workload;
+            let owner = SlotOwner {
+                id: workload.id,
+                local_v4: primary(&workload.addresses, true),
+                local_v6: primary(&workload.addresses, false),
+            };
+            slots.insert(found.slot, owner);
+            if let Where::Netns(cookie) = found.place {
+                if let Some(space) = self.spaces.get_mut(&cookie) {
+                    space.set_ports(workload.exclude_inbound_ports.iter().copied())?;
+                    space.net.set_inbound(InboundOwner::One(workload.id));
+                }
+            } else {
+                by_port.extend(workload.ports.iter().map(|port| (*port, workload.id)));
+                for port in &workload.exclude_inbound_ports {
+                    by_port.remove(port);
+                }
+            }
+        }
+        self.shared.slots.store(Arc::new(slots));
+        if let Some(host) = self.spaces.get_mut(&self.host.cookie()).filter(|space| space.shared_by_port) {
+            host.set_ports(by_port.keys().copied())?;
+            host.net.set_inbound(InboundOwner::ByPort(by_port));
+        }
+        Ok(())
+    }
+
+    fn attach_hooks(&mut self) -> Result<(), CaptureError> {
+        if !self.links.is_empty() {
+            return Ok(());
+        }
+        let mut links = Vec::with_capacity(HOOKS.len());
+        for (hook, at) in HOOKS {
+            let program = self.node.program(hook)?;
+            links.push(hooks::ensure(&self.dir, &self.cgroup, hook, at, program.as_fd())?);
+        }
+        self.links = links;
+        Ok(())
+    }
+
+    /// Ends capture in namespaces that no workload of the plan needs.
+    fn remove_others(&mut self, resolved: &[Resolved<'_>], applied: &mut Applied) -> Result<(), CaptureError> {
+        let needed: HashSet<u64> = resolved
+            .iter()
+            .map(|found| if let Where::Netns(cookie) = found.place { cookie } else { self.host.cookie() })
+            .collect();
+        let gone: Vec<u64> = self.spaces.keys().filter(|cookie| !needed.contains(cookie)).copied().collect();
+        for cookie in gone {
+            self.dir.detach(&space::link_name(cookie))?;
+            self.spaces.remove(&cookie);
+            applied.namespaces.retain(|namespace| namespace.net.cookie() != cookie);
+            applied.removed.push(cookie);
+        }
+        let names: HashSet<&str> = resolved.iter().map(|found| found.workload.name.as_str()).collect();
+        self.slots.retain(|name, _| names.contains(name.as_str()));
+        Ok(())
+    }
+
+    /// Removes what an earlier run left in namespaces that are not enrolled any more.
+    fn remove_stale_links(&self) -> Result<(), CaptureError> {
+        let kept: HashSet<String> = self.spaces.keys().map(|cookie| space::link_name(*cookie)).collect();
+        for name in self.dir.pins(space::LINK_PREFIX)? {
+            if !kept.contains(&name) {
+                self.dir.detach(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn shutdown(self) -> Result<(), CaptureError> {
+        if self.settings.keep_on_exit { Ok(()) } else { self.dir.remove_all() }
+    }
+}

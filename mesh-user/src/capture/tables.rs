@@ -1,0 +1,177 @@
+//! The maps that say who is enrolled and what is meshed, kept equal to the plan in force.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use mesh_common::{
+    ANY_PORT_BE, CgroupKey, Config, DestinationKey, ExcludedPortKey, LocalAddressKey, NetnsEntry,
+    WorkloadEntry, config_flags, workload_flags,
+};
+
+use super::{
+    CaptureError, CaptureLimits, MapUse, PlannedWorkload,
+    maps::Synced,
+    net::primary_net,
+    objects::NodeObject,
+};
+use crate::sys::bpf::MapFd;
+
+/// What a selector led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Where {
+    /// The cookie of the workload's own namespace.
+    Netns(u64),
+    /// A cgroup's id and the levels it may be at.
+    Cgroup { id: u64, levels: u32 },
+    /// A user id in the host's namespace.
+    User(u32),
+}
+
+/// A workload of the plan that was found.
+#[derive(Debug)]
+pub(super) struct Resolved<'a> {
+    pub(super) workload: &'a PlannedWorkload,
+    pub(super) slot: u32,
+    pub(super) place: Where,
+}
+
+impl Resolved<'_> {
+    fn entry(&self) -> WorkloadEntry {
+        let addresses = &self.workload.addresses;
+        WorkloadEntry {
+            slot: self.slot,
+            flags: if self.workload.capture_all { workload_flags::CAPTURE_ALL } else { 0 },
+            local_v4: primary_net(addresses, true),
+            local_v6: primary_net(addresses, false),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Tables {
+    config: MapFd<u32, Config>,
+    base: Config,
+    netns: Synced<u64, NetnsEntry>,
+    cgroups: Synced<CgroupKey, WorkloadEntry>,
+    users: Synced<u32, WorkloadEntry>,
+    destinations: Synced<DestinationKey, u32>,
+    excluded: Synced<ExcludedPortKey, u32>,
+    addresses: Synced<LocalAddressKey, u32>,
+}
+
+impl Tables {
+    pub(super) fn new(
+        node: &NodeObject,
+        limits: &CaptureLimits,
+        host_netns_cookie: u64,
+        log: bool,
+    ) -> Result<Self, CaptureError> {
+        let workloads = limits.workloads as usize;
+        let flags = if log { config_flags::LOG } else { 0 };
+        let tables = Self {
+            config: node.map("CONFIG")?,
+            base: Config { host_netns_cookie, flags, ..Config::default() },
+            netns: Synced::new("ENROLLED_NETNS", workloads + 1, node.map("ENROLLED_NETNS")?),
+            cgroups: Synced::new("ENROLLED_CGROUPS", workloads, node.map("ENROLLED_CGROUPS")?),
+            users: Synced::new("ENROLLED_USERS", workloads, node.map("ENROLLED_USERS")?),
+            destinations: Synced::new(
+                "DESTINATIONS",
+                limits.destinations as usize,
+                node.map("DESTINATIONS")?,
+            ),
+            excluded: Synced::new(
+                "EXCLUDED_OUTBOUND",
+                limits.excluded_ports(),
+                node.map("EXCLUDED_OUTBOUND")?,
+            ),
+            addresses: Synced::new("LOCAL_ADDRESSES", limits.addresses(), node.map("LOCAL_ADDRESSES")?),
+        };
+        tables.write_config(tables.base)?;
+        Ok(tables)
+    }
+
+    fn write_config(&self, config: Config) -> Result<(), CaptureError> {
+        self.config
+            .insert(&0, &config)
+            .map_err(|source| CaptureError::Map { action: "write", map: "CONFIG", source })
+    }
+
+    pub(super) fn map_use(&self) -> Vec<MapUse> {
+        vec![
+            self.netns.map_use(),
+            self.cgroups.map_use(),
+            self.users.map_use(),
+            self.destinations.map_use(),
+            self.excluded.map_use(),
+            self.addresses.map_use(),
+        ]
+    }
+
+    /// Destinations before workloads: a workload is enrolled when everything about it is known.
+    pub(super) fn sync(
+        &mut self,
+        resolved: &[Resolved<'_>],
+        destinations: &[(IpAddr, Option<u16>)],
+        (cookies, outbound_port, inbound_port): (Vec<u64>, u16, u16),
+    ) -> Result<(), CaptureError> {
+        self.destinations.sync(destinations.iter().map(|(ip, port)| (destination_key(*ip, *port), 1)).collect())?;
+        self.excluded.sync(excluded_ports(resolved))?;
+        self.addresses.sync(local_addresses(resolved))?;
+
+        let listening = NetnsEntry {
+            owner: WorkloadEntry::default(),
+            outbound_port_be: outbound_port.to_be(),
+            inbound_port_be: inbound_port.to_be(),
+        };
+        let mut netns: HashMap<u64, NetnsEntry> = cookies.into_iter().map(|cookie| (cookie, listening)).collect();
+        let mut cgroups = HashMap::new();
+        let mut users = HashMap::new();
+        let mut config = self.base;
+        for found in resolved {
+            match found.place {
+                Where::Netns(cookie) => {
+                    netns.insert(cookie, NetnsEntry { owner: found.entry(), ..listening });
+                }
+                Where::Cgroup { id, levels } => {
+                    cgroups.insert(CgroupKey { id }, found.entry());
+                    config.cgroup_levels |= levels;
+                }
+                Where::User(uid) => {
+                    users.insert(uid, found.entry());
+                    config.users_enrolled = 1;
+                }
+            }
+        }
+        self.netns.sync(netns)?;
+        self.cgroups.sync(cgroups)?;
+        self.users.sync(users)?;
+        self.write_config(config)
+    }
+}
+
+fn destination_key(ip: IpAddr, port: Option<u16>) -> DestinationKey {
+    DestinationKey { addr: ip.into(), port_be: port.map_or(ANY_PORT_BE, u16::to_be), reserved: 0 }
+}
+
+fn excluded_ports(resolved: &[Resolved<'_>]) -> HashMap<ExcludedPortKey, u32> {
+    let mut excluded = HashMap::new();
+    for found in resolved {
+        for port in &found.workload.exclude_outbound_ports {
+            excluded.insert(ExcludedPortKey { slot: found.slot, port_be: port.to_be(), reserved: 0 }, 1);
+        }
+    }
+    excluded
+}
+
+/// A workload with a namespace of its own is never captured on the way to itself, and is where the host's
+/// probes go. In the host's namespace every process has the same addresses, so neither may hold there.
+fn local_addresses(resolved: &[Resolved<'_>]) -> HashMap<LocalAddressKey, u32> {
+    let mut addresses = HashMap::new();
+    for found in resolved.iter().filter(|found| matches!(found.place, Where::Netns(_))) {
+        for address in &found.workload.addresses {
+            for slot in [0, found.slot] {
+                addresses.insert(LocalAddressKey { slot, addr: (*address).into() }, 1);
+            }
+        }
+    }
+    addresses
+}

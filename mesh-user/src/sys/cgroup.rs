@@ -1,0 +1,76 @@
+//! cgroup v2 directories: their ids and their depth, as the programs see them.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use mesh_common::MAX_CGROUP_LEVELS;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+/// The kernel gives the tree's true root this inode number (`kernfs_create_root`).
+const ROOT_INODE: u64 = 1;
+
+/// An open cgroup v2 directory.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// The directory, for attaching programs.
+    pub dir: File,
+    /// The kernel's id for it.
+    pub id: u64,
+    /// Bit n: the cgroup may be at level n. One bit, unless a cgroup namespace hides the true root.
+    pub levels: u32,
+}
+
+impl Cgroup {
+    /// Opens a cgroup v2 directory; a path on another file system is `InvalidInput`.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let path = fs::canonicalize(path)?;
+        if !is_cgroup2(&path)? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} is not in a cgroup v2 file system", path.display()),
+            ));
+        }
+        let dir = File::open(&path)?;
+        let id = dir.metadata()?.ino();
+        Ok(Self { levels: levels(&path)?, dir, id })
+    }
+}
+
+/// Whether a path lies in a cgroup v2 file system.
+pub fn is_cgroup2(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+fn levels(path: &Path) -> io::Result<u32> {
+    let mut depth = 0_u32;
+    let mut top = path.to_path_buf();
+    while let Some(parent) = top.parent().map(Path::to_path_buf) {
+        if !is_cgroup2(&parent)? {
+            break;
+        }
+        top = parent;
+        depth += 1;
+    }
+    if depth >= MAX_CGROUP_LEVELS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} is more than {MAX_CGROUP_LEVELS} levels deep", path.display()),
+        ));
+    }
+    let at_least = u32::MAX << depth;
+    Ok(if fs::metadata(&top)?.ino() == ROOT_INODE { 1 << depth } else { at_least })
+}
+
+/// The root of the first cgroup v2 mount, if there is one.
+pub fn cgroup2_mount() -> io::Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    }))
+}
