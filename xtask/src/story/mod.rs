@@ -20,6 +20,8 @@ use stage::Stage;
 
 /// Plays the story with the `meshd` and `meshctl` in `bin_dir`. An error if any act did not show what it claims.
 pub(crate) fn run(bin_dir: &Path) -> Result<()> {
+    // Programs on the stage run in another folder than this one.
+    let bin_dir = &bin_dir.canonicalize()?;
     for name in ["meshd", "meshctl"] {
         ensure!(bin_dir.join(name).exists(), "{} is not built", bin_dir.join(name).display());
     }
