@@ -6,7 +6,6 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -25,43 +24,6 @@ pub(crate) fn bin_dir() -> PathBuf {
     }
     let own = std::env::current_exe().expect("the test executable has a path");
     own.ancestors().nth(2).expect("it lies in target/<profile>/deps").to_owned()
-}
-
-/// What `meshctl check` says against `capability`, if it is not proven here.
-pub(crate) fn why_not_proven(capability: &str) -> Option<String> {
-    let output = Command::new(bin_dir().join("meshctl")).args(["-o", "json", "check"]).output().ok()?;
-    let report: Value = match serde_json::from_slice(&output.stdout) {
-        Ok(report) => report,
-        Err(error) => return Some(format!("meshctl check gave no JSON ({error})")),
-    };
-    let text = report.to_string();
-    let entry = find_named(&report, capability);
-    match entry {
-        Some(entry) if is_proven(entry) => None,
-        Some(entry) => Some(format!("the canary did not prove {capability}: {entry}")),
-        None => Some(format!("meshctl check does not speak of {capability}: {text}")),
-    }
-}
-
-/// The object that is named `name`, or is the value under that key, at any depth.
-fn find_named<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
-    match value {
-        Value::Object(map) => {
-            if map.get("name").or_else(|| map.get("capability")).and_then(Value::as_str) == Some(name) {
-                return Some(value);
-            }
-            map.get(name).or_else(|| map.values().find_map(|inner| find_named(inner, name)))
-        }
-        Value::Array(items) => items.iter().find_map(|inner| find_named(inner, name)),
-        _ => None,
-    }
-}
-
-fn is_proven(entry: &Value) -> bool {
-    ["proven", "ok", "available"].iter().any(|key| entry.get(key) == Some(&Value::Bool(true)))
-        || ["status", "state", "result", "verdict"].iter().any(|key| {
-            entry.get(key).and_then(Value::as_str).is_some_and(|text| text == "proven" || text == "ok")
-        })
 }
 
 /// One node and its daemon.
@@ -223,8 +185,17 @@ impl Node {
     pub(crate) fn ctl_json(&self, args: &[&str]) -> anyhow::Result<Value> {
         let mut with_format = vec!["-o", "json"];
         with_format.extend(args);
-        let said = self.ctl(&with_format)?.succeeded()?;
-        serde_json::from_str(&said).with_context(|| format!("meshctl {} said: {said}", args.join(" ")))
+        let said = self.ctl(&with_format)?;
+        serde_json::from_str(&said.stdout)
+            .with_context(|| format!("meshctl {} said: {said:?}", args.join(" ")))
+    }
+
+    /// What `meshctl check` says against `capability`, if the canary did not prove it.
+    pub(crate) fn why_not_proven(&self, capability: &str) -> anyhow::Result<Option<String>> {
+        let rows = self.ctl_json(&["check"])?;
+        let row = rows.as_array().into_iter().flatten().find(|row| row["name"] == capability);
+        let row = row.with_context(|| format!("meshctl check does not speak of {capability}: {rows}"))?;
+        Ok((row["proven"] != true).then(|| format!("{capability} is not proven: {}", row["detail"])))
     }
 
     /// The metrics page.
@@ -257,17 +228,10 @@ impl Node {
 
     /// Gives this node an intermediate of `root`'s CA, as two nodes of one trust domain have it.
     pub(crate) fn join_trust_of(&self, root: &Self) -> anyhow::Result<()> {
-        let (state, out) = (root.state_dir(), self.ca_dir());
-        root.ctl(&[
-            "ca",
-            "intermediate",
-            "--state-dir",
-            &state.to_string_lossy(),
-            "--out",
-            &out.to_string_lossy(),
-        ])?
-        .succeeded()
-        .context("making the second node's intermediate")?;
+        let (config, out) = (root.config_file(), self.ca_dir());
+        let argv =
+            ["ca", "intermediate", "--config", &config.to_string_lossy(), "--out", &out.to_string_lossy()];
+        root.ctl(&argv)?.succeeded().context("making the second node's intermediate")?;
         Ok(())
     }
 }

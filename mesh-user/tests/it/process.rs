@@ -46,7 +46,9 @@ impl Launch {
             "--",
         ]);
         if let Some(user) = &self.user {
-            command.args(["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--"]);
+            let account = nix::unistd::User::from_name(user)?.with_context(|| format!("no user {user}"))?;
+            let (uid, gid) = (account.uid.to_string(), account.gid.to_string());
+            command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--clear-groups", "--"]);
         }
         let child = command
             .args(&self.argv)

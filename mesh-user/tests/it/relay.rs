@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::daemon;
+use super::ground::Ground;
+use super::mesh::Mesh;
 
 /// How bytes move between the application's socket and the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +55,20 @@ pub(crate) fn why_unavailable(relay: Relay) -> Option<String> {
     if relay == Relay::Ktls {
         return None;
     }
-    SPLICE.get_or_init(|| daemon::why_not_proven("ktls-splice")).clone()
+    SPLICE
+        .get_or_init(|| {
+            why_not_proven("kernel TLS splice").unwrap_or_else(|error| Some(format!("{error:#}")))
+        })
+        .clone()
+}
+
+/// Asks a daemon of its own.
+fn why_not_proven(capability: &str) -> anyhow::Result<Option<String>> {
+    let ground = Ground::lay("what is proven here", Relay::Userspace)?;
+    let mut mesh = Mesh::given(&ground)?;
+    mesh.configure()?;
+    mesh.a.start()?;
+    mesh.a.why_not_proven(capability)
 }
 
 /// Sets the `tls` upper layer protocol on a connection of our own; loads the module on the way where there is one.

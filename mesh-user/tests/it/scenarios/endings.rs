@@ -44,7 +44,7 @@ fn half_close_from_server_leaves_the_way_to_it_open(ground: &Ground) -> anyhow::
     ensure!(seen["text"] == "bye" && seen["ended"] == "eof" && seen["sent_all"] == true, "{seen}");
     let ended = wait_event(&server, "all of the client's bytes", |event| event["event"] == "ended")?;
     ensure!(ended["ended"] == "eof" && ended["received"] == 2048 * 1024, "{ended}");
-    Ok(())
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 fn a_reset_by_the_client_reaches_the_server_as_reset(ground: &Ground) -> anyhow::Result<()> {
@@ -55,7 +55,7 @@ fn a_reset_by_the_client_reaches_the_server_as_reset(ground: &Ground) -> anyhow:
         .succeeded()?;
     let ended = wait_event(&server, "the end", |event| event["event"] == "ended")?;
     ensure!(ended["ended"] == "reset", "{ended}");
-    Ok(())
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 fn a_reset_by_the_server_reaches_the_client_as_reset(ground: &Ground) -> anyhow::Result<()> {
@@ -63,7 +63,7 @@ fn a_reset_by_the_server_reaches_the_client_as_reset(ground: &Ground) -> anyhow:
     let _server = serve(&mesh.server, 7000, &["--reset"])?;
     let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", "x"])?;
     ensure!(seen["ended"] == "reset", "{seen}");
-    Ok(())
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 fn a_killed_client_is_noticed_by_the_server(ground: &Ground) -> anyhow::Result<()> {
@@ -74,7 +74,7 @@ fn a_killed_client_is_noticed_by_the_server(ground: &Ground) -> anyhow::Result<(
     client.kill_hard()?;
     // The kernel closes a killed program's socket as the program would have: with a FIN when all was read.
     wait_event(&server, "the end", |event| event["event"] == "ended")?;
-    Ok(())
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 fn a_killed_server_is_noticed_by_the_client(ground: &Ground) -> anyhow::Result<()> {
@@ -85,7 +85,7 @@ fn a_killed_server_is_noticed_by_the_client(ground: &Ground) -> anyhow::Result<(
     server.signal(Signal::SIGKILL)?;
     let seen = last_line(&client.finish(PATIENCE)?)?;
     ensure!(seen["ended"] != "open", "the client was left waiting: {seen}");
-    Ok(())
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 /// An end that no program takes for a complete answer.

@@ -95,7 +95,7 @@ fn check_names_each_capability_in_a_table_and_in_json(ground: &Ground) -> anyhow
     let mesh = Mesh::strict(ground)?;
     let json = mesh.a.ctl_json(&["check"])?.to_string();
     let table = mesh.a.ctl(&["check"])?.succeeded()?;
-    for capability in ["sk_lookup", "ktls", "ktls-splice"] {
+    for capability in ["kernel TLS", "kernel TLS splice", "kernel TLS rekey"] {
         ensure!(json.contains(capability), "{capability} is not in {json}");
         ensure!(table.contains(capability), "{capability} is not in {table}");
     }

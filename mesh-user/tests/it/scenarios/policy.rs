@@ -119,10 +119,12 @@ fn a_server_with_another_identity_than_expected_gets_no_data(ground: &Ground) ->
 
 fn explain_says_what_happens_and_which_rule_says_so(ground: &Ground) -> anyhow::Result<()> {
     let mesh = Mesh::with_policies(ground, &strict_and_only_client())?;
-    let explain = |from: &str| mesh.b.ctl_json(&["policy", "explain", from, "shop/server:7000"]);
-    let allowed = explain("shop/client")?.to_string();
-    ensure!(allowed.contains("\"allow\"") && allowed.contains("only-client"), "{allowed}");
-    let denied = explain("shop/other")?.to_string();
-    ensure!(denied.contains("\"deny\""), "{denied}");
+    let explain =
+        |from: &str| mesh.b.ctl_json(&["policy", "explain", "--from", from, "--to", "shop/server:7000"]);
+    let allowed = explain("shop/client")?;
+    let by = allowed["decided_by"].as_str().unwrap_or_default();
+    ensure!(allowed["allowed"] == true && by.contains("only-client"), "{allowed}");
+    let denied = explain("shop/other")?;
+    ensure!(denied["allowed"] == false && denied["mode"] == "STRICT", "{denied}");
     Ok(())
 }

@@ -59,14 +59,15 @@ fn client_and_server_are_told_each_others_real_addresses(ground: &Ground) -> any
         told_the_truth(&mesh, mesh.server.at6(7000), options)
             .with_context(|| format!("IPv6 with {options:?}"))?;
     }
-    Ok(())
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 fn a_server_older_than_meshd_is_told_the_truth(ground: &Ground) -> anyhow::Result<()> {
     let mut mesh = Mesh::given(ground)?;
     let _server = serve(&mesh.server, 7000, &["--truth"])?;
     mesh.start()?;
-    told_the_truth(&mesh, mesh.server.at(7000), &[])
+    told_the_truth(&mesh, mesh.server.at(7000), &[])?;
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 fn every_listener_of_a_shared_port_is_reached(ground: &Ground) -> anyhow::Result<()> {
@@ -78,7 +79,7 @@ fn every_listener_of_a_shared_port_is_reached(ground: &Ground) -> anyhow::Result
     for listener in 0..3 {
         wait_event(&server, &format!("listener {listener}"), |event| event["listener"] == listener)?;
     }
-    Ok(())
+    mesh.must_have_relayed_by(ground.relay())
 }
 
 fn a_destination_outside_the_mesh_is_left_alone(ground: &Ground) -> anyhow::Result<()> {
