@@ -269,7 +269,11 @@ impl State {
     }
 
     /// Ends capture in namespaces that no workload of the plan needs.
-    fn remove_others(&mut self, resolved: &[Resolved<'_>], applied: &mut Applied) -> Result<(), CaptureError> {
+    fn remove_others(
+        &mut self,
+        resolved: &[Resolved<'_>],
+        applied: &mut Applied,
+    ) -> Result<(), CaptureError> {
         let needed: HashSet<u64> = resolved
             .iter()
             .map(|found| if let Where::Netns(cookie) = found.place { cookie } else { self.host.cookie() })
