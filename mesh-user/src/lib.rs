@@ -4,6 +4,7 @@
 //! holds this):
 //!
 //! ```text
+//! daemon                   puts the parts together, runs them, takes them down
 //! admin                    HTTP API on a Unix socket, metrics endpoint
 //! proxy                    outbound, inbound, relay, detection
 //! capture                  loading eBPF, maps, listeners inside workload namespaces, enrolment
@@ -18,6 +19,7 @@ pub mod admin;
 pub mod ca;
 pub mod capture;
 pub mod config;
+pub mod daemon;
 pub mod discovery;
 pub mod identity;
 pub mod policy;

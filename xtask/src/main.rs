@@ -1,2 +1,136 @@
-//! Everything a person or CI types.
-fn main() {}
+//! Everything a person or CI types: `cargo xtask setup | build | test | demo | vm | lint | clean`.
+//!
+//! This file only parses arguments and hands over. Set-up is idempotent and cached; what it cannot do
+//! (no root, no network, another distribution) it says, it never guesses.
+
+mod command;
+mod compilers;
+mod console;
+mod demo;
+mod ebpf;
+mod host;
+mod initramfs;
+mod kernel_packages;
+mod kernels;
+mod libtest;
+mod lint;
+mod packages;
+mod paths;
+mod process;
+mod report;
+mod setup;
+mod test;
+mod toolchain;
+mod virtiofs;
+mod vm;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+/// Set-up, build, tests, demo and virtual machines of meshd.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building, testing and the demo need: packages, bpf-linker, kernels for the VMs
+    Setup {
+        /// Leave out what only the virtual machines need
+        #[arg(long)]
+        no_vm: bool,
+    },
+    /// Compile the eBPF programs, then meshd and meshctl (release)
+    Build,
+    /// Run every test level; does all set-up first
+    Test(TestArgs),
+    /// Show meshd at work with real programs; does all set-up first
+    Demo(demo::DemoArgs),
+    /// Run a command in a virtual machine that sees this machine's files read-only under a scratch layer
+    Vm(VmArgs),
+    /// Formatting, clippy and licences, as CI checks them
+    #[command(alias = "ci-lint")]
+    Lint,
+    /// Remove the kernels, initramfs and tools that set-up cached under target/
+    Clean,
+}
+
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Leave out the virtual machines
+    #[arg(long, conflicts_with = "kernel")]
+    quick: bool,
+    /// Only this kernel's virtual machine and the native level (may be repeated)
+    #[arg(long, value_name = "KERNEL", value_parser = kernels::parse_series)]
+    kernel: Vec<kernels::Series>,
+    /// Only tests whose name contains this text
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+#[derive(Args)]
+struct VmArgs {
+    /// 6.1, 6.12 or 7.3
+    #[arg(long, value_name = "KERNEL", default_value = "6.12", value_parser = kernels::parse_series)]
+    kernel: kernels::Series,
+    /// Stop the machine after this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Setup { no_vm } => {
+            setup::for_tests()?;
+            if !no_vm {
+                for series in kernels::ALL {
+                    setup::for_vm(series)?;
+                }
+            }
+        }
+        Task::Build => setup::build()?,
+        Task::Test(args) => return test::run(&args),
+        Task::Demo(args) => return demo::run(&args),
+        Task::Vm(args) => return run_vm(&args),
+        Task::Lint => return lint::run_alone(),
+        Task::Clean => setup::clean()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_vm(args: &VmArgs) -> Result<ExitCode> {
+    let kernel = setup::for_vm(args.kernel)?;
+    let guest = vm::Guest {
+        kernel: &kernel,
+        command: args.command.clone(),
+        env: Vec::new(),
+        timeout: Duration::from_secs(args.timeout),
+    };
+    let outcome = guest.run(|line| println!("{line}"))?;
+    command::note(&format!(
+        "{} booted in {:.1} s, ran for {:.1} s, exit code {}",
+        kernel.release,
+        outcome.boot.as_secs_f64(),
+        outcome.ran.as_secs_f64(),
+        outcome.exit_code
+    ));
+    Ok(ExitCode::from(u8::try_from(outcome.exit_code).unwrap_or(1)))
+}

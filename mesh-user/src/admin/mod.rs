@@ -1,1 +1,22 @@
-//! The admin API on a Unix socket: what meshctl and Prometheus read. It never changes policy and never shows a key.
+//! The admin API: HTTP/1 on a Unix socket that only root and the daemon's own user may use, and, where the
+//! configuration names one, a TCP listener that serves nothing but metrics and readiness. It never changes
+//! policy, never shows a key, and a slow or hostile client costs it a bounded amount of memory and time.
+
+pub mod api;
+pub mod client;
+pub mod explain;
+pub mod peer;
+mod routes;
+pub mod server;
+pub mod source;
+#[cfg(test)]
+mod tests;
+
+pub use api::{
+    API_VERSION, CertRow, CheckRow, ConnectionList, ConnectionRow, Explanation, Mode, PolicyRow,
+    ReloadReport, Status, WorkloadRow,
+};
+pub use client::{AdminClient, ClientError};
+pub use explain::explain;
+pub use server::{AdminLimits, AdminServer, ServerError, serve_metrics};
+pub use source::{AdminSource, ExplainError, ExplainQuery, ExplainSource, ExplainTarget};

@@ -1,2 +1,85 @@
-//! meshctl, the operator's tool for meshd.
-fn main() {}
+//! meshctl, the operator's tool for meshd: asks the daemon over its admin socket, and does what needs no
+//! daemon (validate, explain from files, clean up) by itself. It never shows a key.
+//!
+//! Exit codes: 0 success; 1 failure (`check`: a required capability is missing); 2 wrong usage;
+//! 3 `policy explain` said deny.
+
+#[path = "meshctl/args.rs"]
+mod args;
+#[path = "meshctl/offline.rs"]
+mod offline;
+#[path = "meshctl/online.rs"]
+mod online;
+#[path = "meshctl/render.rs"]
+mod render;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Parser;
+
+use args::{Arguments, CaCommand, Command, ConfigCommand, PolicyCommand};
+
+/// `policy explain` said deny.
+const EXIT_DENIED: u8 = 3;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            // The reader went away (`meshctl ... | head`): nothing is wrong and nobody reads the message.
+            let closed =
+                error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe);
+            if !closed {
+                let _unwritable = writeln!(io::stderr(), "meshctl: {}", chain(&error));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let format = arguments.output;
+    match &arguments.command {
+        Command::Config(ConfigCommand::Validate { file, policies }) => {
+            let report = offline::validate(file, policies.as_deref())?;
+            render::validation(&mut out, format, &report)?;
+        }
+        Command::Config(ConfigCommand::Schema) => {
+            writeln!(out, "{:#}", offline::schema())?;
+        }
+        Command::Cleanup => {
+            offline::cleanup(&arguments.runtime_dir)?;
+            render::done(&mut out, format, "removed everything that meshd had attached or pinned")?;
+        }
+        Command::Ca(CaCommand::Intermediate { config, out: folder }) => {
+            offline::issue_intermediate(config, folder)?;
+            let text = format!("wrote ca.crt, intermediate.crt and intermediate.key to {}", folder.display());
+            render::done(&mut out, format, &text)?;
+        }
+        Command::Policy(PolicyCommand::Explain { from, to, config: Some(config), policies }) => {
+            let explanation = offline::explain(config, policies.as_deref(), from, to)?;
+            render::explanation(&mut out, format, &explanation)?;
+            return Ok(verdict_code(explanation.allowed));
+        }
+        _ => return online::run(arguments, &mut out),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verdict_code(allowed: bool) -> ExitCode {
+    if allowed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DENIED) }
+}
+
+/// The error and its causes, without those that a message above has said already.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match () {
+        () if text.is_empty() => cause,
+        () if text.contains(&cause) => text,
+        () => format!("{text}: {cause}"),
+    })
+}

@@ -4,10 +4,15 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// A SPIFFE ID is at most this many bytes (SPIFFE-ID.md section 2.4).
 const MAX_BYTES: usize = 2048;
 /// A trust domain is at most this many bytes (SPIFFE-ID.md section 2.1).
 const MAX_TRUST_DOMAIN_BYTES: usize = 255;
+
+const CLUSTER_LOCAL: &str = "cluster.local";
 
 /// Why a string is no SPIFFE ID or trust domain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,10 +34,31 @@ pub enum SpiffeIdError {
 }
 
 /// The name of a trust domain, such as `cluster.local`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct TrustDomain(Arc<str>);
 
+impl TryFrom<String> for TrustDomain {
+    type Error = SpiffeIdError;
+
+    fn try_from(name: String) -> Result<Self, SpiffeIdError> {
+        name.parse()
+    }
+}
+
+impl From<TrustDomain> for String {
+    fn from(domain: TrustDomain) -> Self {
+        domain.0.as_ref().to_owned()
+    }
+}
+
 impl TrustDomain {
+    /// `cluster.local`, Istio's default; in policies it stands for the mesh's own trust domain.
+    pub fn cluster_local() -> Self {
+        Self(CLUSTER_LOCAL.into())
+    }
+
     /// The name, without a scheme.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -100,6 +126,14 @@ impl SpiffeId {
             return Err(SpiffeIdError::Path(path.to_owned()));
         }
         Ok(Self { trust_domain, path: path.into() })
+    }
+
+    /// The same path in another trust domain: a trust-domain alias names the same workload.
+    ///
+    /// # Errors
+    /// When the result is longer than a SPIFFE ID may be.
+    pub fn in_trust_domain(&self, trust_domain: &TrustDomain) -> Result<Self, SpiffeIdError> {
+        Self::new(trust_domain.clone(), &self.path)
     }
 
     /// The trust domain.

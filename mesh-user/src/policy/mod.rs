@@ -1,1 +1,157 @@
-//! Istio security policy: parsing, compilation per workload, decisions. Pure: no I/O.
+//! Istio security policy: parsing, compilation per workload, decisions. Pure: no I/O, no clock.
+//! A verdict depends only on the compiled documents and what was proven about the connection.
+//!
+//! Sources: <https://istio.io/latest/docs/reference/config/security/authorization-policy/>,
+//! <https://istio.io/latest/docs/reference/config/security/peer_authentication/>.
+
+mod aliases;
+pub mod api;
+mod compile;
+mod decide;
+mod documents;
+mod explain;
+mod matcher;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use serde::{Serialize, Serializer};
+
+pub use compile::{CompiledPolicies, WorkloadPolicy};
+pub use documents::{AuthorizationPolicy, PeerAuthentication, PolicyError, PolicySet};
+pub use explain::{Explanation, PolicyExplanation, RuleExplanation};
+
+use crate::identity::SpiffeId;
+
+/// Peer authentication of a workload's port, inheritance resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Mode {
+    /// mTLS only.
+    Strict,
+    /// mTLS or plaintext.
+    Permissive,
+    /// Plaintext only: connections pass through.
+    Disable,
+}
+
+/// What is known about an inbound connection when it is decided.
+#[derive(Debug, Clone, Copy)]
+pub struct L4Request<'a> {
+    /// The identity that the handshake proved; none: plaintext.
+    pub peer: Option<&'a SpiffeId>,
+    /// The client's address.
+    pub src: SocketAddr,
+    /// The workload's own address and port (after service translation).
+    pub dst: SocketAddr,
+    /// Server name that the client sent in TLS.
+    pub sni: Option<&'a str>,
+}
+
+/// The answer for a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", rename_all = "camelCase")]
+pub enum Verdict {
+    /// Let through.
+    Allow {
+        /// The ALLOW rule that matched; none: no ALLOW policy applies to the workload.
+        rule: Option<RuleRef>,
+    },
+    /// Refuse.
+    Deny {
+        /// Why.
+        reason: DenyReason,
+    },
+}
+
+impl Verdict {
+    /// Whether the connection may proceed.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow { .. })
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow { rule: Some(rule) } => write!(f, "allowed by {rule}"),
+            Self::Allow { rule: None } => f.write_str("allowed: no ALLOW policy applies"),
+            Self::Deny { reason } => write!(f, "denied: {reason}"),
+        }
+    }
+}
+
+/// Why a connection is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DenyReason {
+    /// The mode is STRICT and the client spoke plaintext.
+    StrictPlaintext,
+    /// A rule of a DENY policy matched.
+    Rule(RuleRef),
+    /// A rule of a CUSTOM policy matched, and its external authorizer cannot be asked.
+    CustomUnavailable(RuleRef),
+    /// ALLOW policies apply and no rule of theirs matched.
+    NoAllowMatched,
+}
+
+impl fmt::Display for DenyReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StrictPlaintext => f.write_str("STRICT: plaintext"),
+            Self::Rule(rule) => write!(f, "{rule}"),
+            Self::CustomUnavailable(rule) => write!(f, "{rule}: external authorization is not available"),
+            Self::NoAllowMatched => f.write_str("no ALLOW policy matched"),
+        }
+    }
+}
+
+impl Serialize for DenyReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A rule in a policy document, shown as `namespace/name rule[i]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RuleRef {
+    /// The policy's namespace.
+    pub namespace: Arc<str>,
+    /// The policy's name.
+    pub name: Arc<str>,
+    /// Index in `spec.rules`.
+    pub rule: usize,
+}
+
+impl fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} rule[{}]", self.namespace, self.name, self.rule)
+    }
+}
+
+impl Serialize for RuleRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What became of one document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// Such as `AuthorizationPolicy`.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Where it was read.
+    pub file: String,
+    /// Whether it takes part in decisions at all.
+    pub accepted: bool,
+    /// What of it is not enforced, and what happens instead. Empty: all of it is enforced.
+    pub not_enforced: Vec<String>,
+}

@@ -1,1 +1,22 @@
-//! Outbound and inbound connections: detection, handshake, verdict, relay.
+//! Outbound and inbound connections: detection, handshake, verdict, relay, and the table of live ones.
+//! It decides nothing itself: identity comes from `tls`, verdicts from `policy`, sockets from `capture`.
+
+mod attempt;
+mod connections;
+mod detect;
+mod inbound;
+mod listeners;
+mod mesh;
+mod outbound;
+mod recheck;
+pub mod relay;
+mod stage;
+mod view;
+mod workers;
+
+pub use connections::{Connections, Live};
+pub use listeners::{Acceptors, serve};
+pub use mesh::{Mesh, MeshParts};
+pub use recheck::recheck;
+pub use view::View;
+pub use workers::Workers;

@@ -2,5 +2,8 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod ktls;
 pub mod mount;
 pub mod netns;
+pub mod socket;
+pub mod splice;

@@ -1,1 +1,31 @@
-//! Handshakes, verifiers, session resumption, offload to the kernel. Identity comes only from here.
+//! Handshakes, verifiers, session resumption, offload to the kernel. Identity comes only from here: from a
+//! certificate proven in the TLS handshake of that very connection, never from an address.
+
+mod client_hello;
+mod context;
+mod error;
+mod handshake;
+mod offload;
+mod probe;
+mod rustls_verifiers;
+mod session;
+#[cfg(test)]
+pub(crate) mod test_pki;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+#[cfg(test)]
+use crate as meshd_library;
+pub use client_hello::{ClientHello, Detected, detect};
+pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
+pub use error::{HandshakeError, VerifyError};
+pub use handshake::{Established, HandshakeLimits, SessionFacts};
+pub(crate) use offload::set_secrets;
+pub use offload::{KernelCipher, KernelTls, OffloadError, Offloaded};
+pub use session::{
+    KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,
+    Step,
+};
+
+pub use verify::{PeerRole, PeerVerifier, VerifiedPeer};

@@ -1,1 +1,261 @@
-//! One immutable snapshot of workloads, services and addresses.
+//! One immutable snapshot of workloads, services and addresses, built from the node's file.
+//! Pure: it never reads a file, a clock or the kernel; readers hold it behind an `Arc`.
+
+mod build;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+pub use build::WorldError;
+
+use crate::{
+    config::Selector,
+    identity::{SpiffeId, TrustDomain},
+};
+
+/// Index of a workload in one [`World`]. It means nothing in another one: across reloads use [`WorkloadName`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadId(pub u32);
+
+/// What a workload is called; stable across reloads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadName {
+    /// Kubernetes-style namespace.
+    pub namespace: Arc<str>,
+    /// Unique in its namespace.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for WorkloadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A workload, here or on another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Index in this world.
+    pub id: WorkloadId,
+    /// Namespace and name.
+    pub name: WorkloadName,
+    /// Part of its identity.
+    pub service_account: Arc<str>,
+    /// Its identity.
+    pub spiffe_id: SpiffeId,
+    /// What policies and services select by.
+    pub labels: BTreeMap<String, String>,
+    /// The addresses it answers on, canonical (no v4-mapped ones).
+    pub addresses: Vec<IpAddr>,
+    /// Which of its ports its meshd captures.
+    pub ports: InboundPorts,
+    /// What only its own node knows; none: another node's meshd serves it.
+    pub local: Option<LocalWorkload>,
+    /// The node it runs on.
+    pub node: Arc<str>,
+}
+
+impl Workload {
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        &self.name.namespace
+    }
+
+    /// Whether all of `selector` is among its labels; an empty selector selects all.
+    pub fn has_labels(&self, selector: &BTreeMap<String, String>) -> bool {
+        selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+    }
+}
+
+/// What only a workload's own node knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalWorkload {
+    /// Which programs it is.
+    pub selector: Selector,
+    /// Outbound connections to these ports are left alone.
+    pub exclude_outbound_ports: Vec<u16>,
+}
+
+/// Which inbound ports of a workload are captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InboundPorts {
+    /// All but these.
+    AllBut(Vec<u16>),
+    /// Only these.
+    Only(Vec<u16>),
+}
+
+impl InboundPorts {
+    /// Whether connections to `port` are captured, and so speak mTLS between nodes.
+    pub fn captures(&self, port: u16) -> bool {
+        match self {
+            Self::AllBut(excluded) => !excluded.contains(&port),
+            Self::Only(ports) => ports.contains(&port),
+        }
+    }
+}
+
+/// A virtual address in front of workloads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: WorkloadName,
+    /// Virtual addresses, canonical.
+    pub addresses: Vec<IpAddr>,
+    /// Port on the virtual address and on the workload.
+    pub ports: Vec<(u16, u16)>,
+    /// Workloads that the selector picked in its namespace.
+    pub workloads: Vec<WorkloadId>,
+}
+
+/// One place that answers for a destination. Only `workload`'s identity may answer there (secure naming).
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint<'a> {
+    /// Where to connect.
+    pub addr: SocketAddr,
+    /// Who lives there.
+    pub workload: &'a Workload,
+}
+
+/// What an original destination means.
+#[derive(Debug, Clone)]
+pub enum Destination<'a> {
+    /// Enrolled workloads answer there. No endpoint at all: the service is empty, refuse the connection.
+    Meshed {
+        /// Where to connect; the caller picks.
+        endpoints: Vec<Endpoint<'a>>,
+        /// The service whose virtual address it is.
+        service: Option<&'a Service>,
+    },
+    /// Not ours: plaintext as the application asked.
+    NotMeshed,
+}
+
+/// A destination that outbound capture takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CaptureDestination {
+    /// Canonical address.
+    pub address: IpAddr,
+    /// Host byte order; none: every port.
+    pub port: Option<u16>,
+}
+
+/// The snapshot.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct World {
+    node: Arc<str>,
+    trust_domains: Vec<TrustDomain>,
+    root_namespace: Arc<str>,
+    workloads: Vec<Workload>,
+    services: Vec<Service>,
+    by_name: HashMap<WorkloadName, WorkloadId>,
+    by_address: HashMap<IpAddr, WorkloadId>,
+    service_ports: HashMap<SocketAddr, (usize, u16)>,
+}
+
+impl World {
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The mesh's own trust domain first, then its aliases.
+    pub fn trust_domains(&self) -> &[TrustDomain] {
+        &self.trust_domains
+    }
+
+    /// Policies in this namespace apply to the whole mesh.
+    pub fn root_namespace(&self) -> &str {
+        &self.root_namespace
+    }
+
+    /// All workloads, indexed by [`WorkloadId`].
+    pub fn workloads(&self) -> &[Workload] {
+        &self.workloads
+    }
+
+    /// Workloads on this node.
+    pub fn local_workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.workloads.iter().filter(|w| w.local.is_some())
+    }
+
+    /// All services.
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// A workload by its index in this world.
+    pub fn workload(&self, id: WorkloadId) -> Option<&Workload> {
+        self.workloads.get(id.0 as usize)
+    }
+
+    /// A workload by name.
+    pub fn by_name(&self, namespace: &str, name: &str) -> Option<&Workload> {
+        let key = WorkloadName { namespace: namespace.into(), name: name.into() };
+        self.by_name.get(&key).and_then(|id| self.workload(*id))
+    }
+
+    /// The workload that owns an address; v4-mapped addresses count as IPv4.
+    pub fn by_address(&self, address: IpAddr) -> Option<&Workload> {
+        self.by_address.get(&address.to_canonical()).and_then(|id| self.workload(*id))
+    }
+
+    /// Who answers at an original destination.
+    pub fn resolve(&self, destination: SocketAddr) -> Destination<'_> {
+        let addr = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+        if let Some(workload) = self.by_address(addr.ip()) {
+            if !workload.ports.captures(addr.port()) {
+                return Destination::NotMeshed;
+            }
+            return Destination::Meshed { endpoints: vec![Endpoint { addr, workload }], service: None };
+        }
+        let Some((service, target_port)) = self.service_ports.get(&addr) else {
+            return Destination::NotMeshed;
+        };
+        let service = &self.services[*service];
+        let endpoints = service.workloads.iter().filter_map(|id| self.workload(*id));
+        let endpoints = endpoints.flat_map(|w| service_endpoints(w, addr.ip(), *target_port)).collect();
+        Destination::Meshed { endpoints, service: Some(service) }
+    }
+
+    /// The identities that may answer for a workload: its own, and the same in every trust-domain alias.
+    pub fn identities(&self, workload: &Workload) -> Vec<SpiffeId> {
+        let in_domain = |domain: &TrustDomain| workload.spiffe_id.in_trust_domain(domain).ok();
+        self.trust_domains.iter().filter_map(in_domain).collect()
+    }
+
+    /// What outbound capture must take: workloads' addresses and services' ports. Sorted, without duplicates.
+    /// An excluded port of a captured address resolves to [`Destination::NotMeshed`].
+    pub fn capture_destinations(&self) -> Vec<CaptureDestination> {
+        let mut all: Vec<_> = self.service_ports.keys().map(|addr| (addr.ip(), Some(addr.port()))).collect();
+        for workload in &self.workloads {
+            for address in &workload.addresses {
+                match &workload.ports {
+                    InboundPorts::AllBut(_) => all.push((*address, None)),
+                    InboundPorts::Only(ports) => all.extend(ports.iter().map(|port| (*address, Some(*port)))),
+                }
+            }
+        }
+        all.sort_unstable();
+        all.dedup();
+        all.into_iter().map(|(address, port)| CaptureDestination { address, port }).collect()
+    }
+}
+
+/// A workload's endpoints behind a virtual address: of its address family, else of the other one. A workload
+/// that does not capture the target port cannot prove who it is, so it does not answer for the service.
+fn service_endpoints(workload: &Workload, virtual_ip: IpAddr, port: u16) -> Vec<Endpoint<'_>> {
+    if !workload.ports.captures(port) {
+        return Vec::new();
+    }
+    let same_family: Vec<_> =
+        workload.addresses.iter().filter(|a| a.is_ipv4() == virtual_ip.is_ipv4()).collect();
+    let chosen = if same_family.is_empty() { workload.addresses.iter().collect() } else { same_family };
+    chosen.into_iter().map(|ip| Endpoint { addr: SocketAddr::new(*ip, port), workload }).collect()
+}

@@ -1,0 +1,274 @@
+//! The documents of the admin API, shared by the daemon and meshctl. Fields are only ever added; times are
+//! Unix seconds, durations and sizes carry their unit in the name. None can hold a key or a payload.
+
+use serde::{Deserialize, Serialize};
+
+use crate::telemetry::{Direction, RelayKind};
+
+/// Version in the paths, `/v1/...`.
+pub const API_VERSION: &str = "v1";
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// meshd's version.
+    pub version: String,
+    /// The node's name.
+    pub node: String,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// Process id.
+    pub pid: u32,
+    /// Kernel release.
+    pub kernel: String,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Whether connections are captured and served.
+    pub ready: bool,
+    /// What keeps it from being ready, or degrades it; one sentence each.
+    pub problems: Vec<String>,
+    /// The capture form in use.
+    pub capture_form: String,
+    /// The relay kind that new connections take.
+    pub relay: String,
+    /// Enrolled workloads on this node.
+    pub workloads: u64,
+    /// Live connections.
+    pub connections: u64,
+    /// Policy documents in force.
+    pub policies: u64,
+    /// When the configuration in force was read.
+    pub config_loaded_unix_s: u64,
+    /// Why the last reload was refused; empty when it was accepted.
+    pub last_reload_error: String,
+    /// Use of each BPF map.
+    pub bpf_maps: Vec<BpfMapRow>,
+}
+
+/// Use of one BPF map.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BpfMapRow {
+    /// The map's name.
+    pub map: String,
+    /// Entries now.
+    pub entries: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+}
+
+/// One element of `GET /v1/workloads`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkloadRow {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Its identity.
+    pub spiffe_id: String,
+    /// The node it lives on.
+    pub node: String,
+    /// Whether that is this node.
+    pub local: bool,
+    /// How it is selected, for example `netns /run/netns/web`; empty for remote ones.
+    pub selector: String,
+    /// The addresses it answers on.
+    pub addresses: Vec<String>,
+    /// `enrolled`, `waiting: ...`, `failed: ...`, or `remote`.
+    pub state: String,
+    /// Peer authentication mode of the workload, ports aside.
+    pub mode: Mode,
+    /// Live connections; 0 for remote ones.
+    pub connections: u64,
+}
+
+/// Peer authentication mode in force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Mode {
+    /// TLS is demanded.
+    Strict,
+    /// TLS and plaintext are accepted.
+    Permissive,
+    /// TLS is not used.
+    Disable,
+    /// Not decided on this node.
+    #[default]
+    Unset,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Strict => "STRICT",
+            Self::Permissive => "PERMISSIVE",
+            Self::Disable => "DISABLE",
+            Self::Unset => "UNSET",
+        })
+    }
+}
+
+/// `GET /v1/connections?limit=N`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectionList {
+    /// Live connections in all.
+    pub total: u64,
+    /// The first `limit` of them.
+    pub connections: Vec<ConnectionRow>,
+}
+
+/// One live connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionRow {
+    /// Unique in this process.
+    pub id: u64,
+    /// Seen from the enrolled workload.
+    pub direction: Direction,
+    /// The enrolled workload, `namespace/name`.
+    pub workload: String,
+    /// Client address.
+    pub source: String,
+    /// Server address.
+    pub destination: String,
+    /// Where the application wanted to go, where that differs.
+    #[serde(default)]
+    pub original_destination: Option<String>,
+    /// The other workload, `namespace/name`, where known.
+    #[serde(default)]
+    pub peer: Option<String>,
+    /// The identity the peer proved; none for plaintext.
+    #[serde(default)]
+    pub peer_spiffe_id: Option<String>,
+    /// The identity proven for the workload.
+    #[serde(default)]
+    pub own_spiffe_id: Option<String>,
+    /// `handshaking`, `relaying`, `half-closed`, `draining`.
+    pub state: String,
+    /// Relay kind.
+    pub relay: RelayKind,
+    /// Capture form.
+    pub capture_form: String,
+    /// TLS version and cipher suite, where there is TLS.
+    #[serde(default)]
+    pub tls: Option<String>,
+    /// Whether the session was resumed.
+    #[serde(default)]
+    pub resumed: bool,
+    /// Application bytes from server to client.
+    pub bytes_sent: u64,
+    /// Application bytes from client to server.
+    pub bytes_received: u64,
+    /// Age.
+    pub age_ms: u64,
+    /// Time since the last byte.
+    #[serde(default)]
+    pub idle_ms: u64,
+}
+
+/// One element of `GET /v1/certs`: an SVID or a root of a trust bundle.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CertRow {
+    /// `svid` or `root`.
+    pub kind: String,
+    /// SPIFFE ID, or the trust domain of a root.
+    pub subject: String,
+    /// Serial number, hex.
+    pub serial: String,
+    /// Start of validity.
+    pub not_before_unix_s: i64,
+    /// End of validity.
+    pub not_after_unix_s: i64,
+    /// `valid`, `expired`, `not yet valid`, `renewal failing: ...`.
+    pub state: String,
+}
+
+/// One element of `GET /v1/policies`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyRow {
+    /// Document kind.
+    pub kind: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `mesh`, `namespace` or `workload`.
+    pub scope: String,
+    /// The action or mode, for example `ALLOW`, `STRICT`.
+    pub action: String,
+    /// Local workloads it applies to.
+    pub workloads: u64,
+    /// What of it is not enforced and why; one sentence each.
+    pub not_enforced: Vec<String>,
+}
+
+/// One element of `GET /v1/check`: a capability of the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckRow {
+    /// Its name.
+    pub name: String,
+    /// Whether it was proven by doing.
+    pub proven: bool,
+    /// Whether meshd cannot work without it.
+    pub required: bool,
+    /// What it means to have it or not.
+    pub meaning: String,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// `GET /v1/policy/explain`: would this connection be allowed, and what said so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Explanation {
+    /// Whether the connection would be allowed.
+    pub allowed: bool,
+    /// The rule or reason that decided, for example `shop/allow-web rule 0`.
+    pub decided_by: String,
+    /// Client, `namespace/name`, address or SPIFFE ID.
+    pub source: String,
+    /// The client's identity; none means plaintext.
+    pub source_spiffe_id: Option<String>,
+    /// Server, `namespace/name`.
+    pub destination: String,
+    /// Address and port of the server that was decided for.
+    pub destination_address: String,
+    /// The identity that the server must prove.
+    pub destination_spiffe_id: Option<String>,
+    /// Peer authentication mode of the port.
+    pub mode: Mode,
+    /// The document that set the mode; empty for the default.
+    pub mode_set_by: String,
+    /// Whether the wire would carry TLS.
+    pub tls: bool,
+    /// How the decision came about, in order.
+    pub steps: Vec<String>,
+}
+
+/// `POST /v1/reload`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReloadReport {
+    /// Whether anything differs from before.
+    pub changed: bool,
+    /// Enrolled workloads after it.
+    pub workloads: u64,
+    /// Policy documents after it.
+    pub policies: u64,
+    /// Live connections closed because they are no longer allowed.
+    pub connections_closed: u64,
+    /// What was noticed and does not stop the reload.
+    pub warnings: Vec<String>,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What happened and what to do.
+    pub error: String,
+}

@@ -1,0 +1,174 @@
+//! Answers `policy explain` from a world and its compiled policies. Pure: the daemon calls it with what is in
+//! force, meshctl with what lies in files, and both say the same.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::{
+    api::{Explanation, Mode},
+    source::{ExplainError, ExplainQuery, ExplainSource, ExplainTarget},
+};
+use crate::{
+    identity::SpiffeId,
+    policy::{self, CompiledPolicies, L4Request, Verdict},
+    world::{Destination, Workload, World},
+};
+
+struct Client {
+    shown: String,
+    identity: Option<SpiffeId>,
+    address: IpAddr,
+}
+
+struct Server<'a> {
+    workload: &'a Workload,
+    address: SocketAddr,
+    steps: Vec<String>,
+}
+
+/// Decides the connection that `query` describes.
+pub fn explain(
+    world: &World,
+    policies: &CompiledPolicies,
+    query: &ExplainQuery,
+) -> Result<Explanation, ExplainError> {
+    let client = client(world, &query.from)?;
+    let Server { workload, address, mut steps } = server(world, &query.to, query.port)?;
+    let policy = policies.for_workload(workload.id);
+    let mode = policy.mode(address.port());
+    let tls = client.identity.is_some() && mode != policy::Mode::Disable;
+    let peer = client.identity.as_ref().filter(|_| tls);
+    steps.push(match (&client.identity, tls) {
+        (Some(identity), true) => format!("{} proves {identity} by mTLS", client.shown),
+        (Some(_), false) => "mode DISABLE: plaintext, so no identity is proven".to_owned(),
+        (None, _) => format!("{} is no enrolled workload: plaintext, so no identity is proven", client.shown),
+    });
+    if *workload.node != *world.node() {
+        steps.push(format!(
+            "{} lives on node {}, which decides with its own policies; this is decided with \
+             the documents here",
+            workload.name, workload.node
+        ));
+    }
+    let src = SocketAddr::new(client.address, 0);
+    let decided = policy.explain(&L4Request { peer, src, dst: address, sni: None });
+    for considered in &decided.policies {
+        let name = format!("{} {}/{}", action(considered.action), considered.namespace, considered.name);
+        if considered.rules.is_empty() {
+            steps.push(format!("{name}: has no rules and matches nothing"));
+        }
+        for rule in &considered.rules {
+            let outcome = if rule.matched { "matches" } else { "does not match" };
+            steps.push(format!("{name} rule[{}] {outcome}: {}", rule.rule, rule.why));
+        }
+    }
+    Ok(Explanation {
+        allowed: decided.verdict.is_allowed(),
+        decided_by: decided_by(&decided.verdict),
+        source: client.shown,
+        source_spiffe_id: peer.map(ToString::to_string),
+        destination: workload.name.to_string(),
+        destination_address: address.to_string(),
+        destination_spiffe_id: Some(workload.spiffe_id.to_string()),
+        mode: mode.into(),
+        mode_set_by: decided.mode_sources.join(", "),
+        tls,
+        steps,
+    })
+}
+
+impl From<policy::Mode> for Mode {
+    fn from(mode: policy::Mode) -> Self {
+        match mode {
+            policy::Mode::Strict => Self::Strict,
+            policy::Mode::Permissive => Self::Permissive,
+            policy::Mode::Disable => Self::Disable,
+        }
+    }
+}
+
+fn decided_by(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Allow { rule: Some(rule) } => rule.to_string(),
+        Verdict::Allow { rule: None } => "no ALLOW policy applies".to_owned(),
+        Verdict::Deny { reason } => reason.to_string(),
+    }
+}
+
+fn action(action: policy::api::Action) -> &'static str {
+    match action {
+        policy::api::Action::Allow => "ALLOW",
+        policy::api::Action::Deny => "DENY",
+        policy::api::Action::Custom => "CUSTOM",
+        policy::api::Action::Audit => "AUDIT",
+    }
+}
+
+fn first_address(workload: &Workload) -> IpAddr {
+    workload.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
+fn client(world: &World, from: &ExplainSource) -> Result<Client, ExplainError> {
+    let enrolled = |workload: &Workload, address| Client {
+        shown: workload.name.to_string(),
+        identity: Some(workload.spiffe_id.clone()),
+        address,
+    };
+    match from {
+        ExplainSource::Identity(identity) => {
+            // Any workload of that identity gives the address; policies on addresses need one.
+            let known = world.workloads().iter().find(|w| w.spiffe_id == *identity);
+            let address = known.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), first_address);
+            Ok(Client { shown: identity.to_string(), identity: Some(identity.clone()), address })
+        }
+        ExplainSource::Workload { namespace, name } => {
+            let found = world.by_name(namespace, name).map(|w| enrolled(w, first_address(w)));
+            found.ok_or_else(|| ExplainError::Unknown(format!("workload {namespace}/{name}")))
+        }
+        ExplainSource::Address(address) => Ok(match world.by_address(*address) {
+            Some(workload) => enrolled(workload, *address),
+            None => Client { shown: address.to_string(), identity: None, address: *address },
+        }),
+    }
+}
+
+fn server<'a>(world: &'a World, to: &ExplainTarget, port: u16) -> Result<Server<'a>, ExplainError> {
+    let address = match to {
+        ExplainTarget::Address(address) => *address,
+        ExplainTarget::Named { namespace, name } => {
+            if let Some(workload) = world.by_name(namespace, name) {
+                first_address(workload)
+            } else {
+                let service = world
+                    .services()
+                    .iter()
+                    .find(|s| *s.name.namespace == **namespace && *s.name.name == **name)
+                    .ok_or_else(|| {
+                        ExplainError::Unknown(format!("workload or service {namespace}/{name}"))
+                    })?;
+                *service
+                    .addresses
+                    .first()
+                    .ok_or_else(|| ExplainError::NoEndpoint(service.name.to_string()))?
+            }
+        }
+    };
+    let wanted = SocketAddr::new(address, port);
+    let Destination::Meshed { endpoints, service } = world.resolve(wanted) else {
+        return Err(match world.by_address(address) {
+            Some(workload) => ExplainError::NotCaptured(workload.name.to_string(), port),
+            None => ExplainError::Unknown(format!("destination {wanted}")),
+        });
+    };
+    let first = endpoints.first().ok_or_else(|| ExplainError::NoEndpoint(wanted.to_string()))?;
+    let mut steps = Vec::new();
+    if let Some(service) = service {
+        steps.push(format!(
+            "{wanted} is service {} with {} endpoint(s); decided for {} at {}",
+            service.name,
+            endpoints.len(),
+            first.workload.name,
+            first.addr
+        ));
+    }
+    Ok(Server { workload: first.workload, address: first.addr, steps })
+}

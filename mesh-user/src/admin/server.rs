@@ -1,0 +1,208 @@
+//! Listening for the admin API: binds the Unix socket (mode 0600, replaced in one step), refuses who may
+//! not, and bounds connections, header sizes and time. The TCP listener serves metrics and health only.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{peer, routes, source::AdminSource};
+
+/// The socket's name in the runtime folder.
+pub const SOCKET_NAME: &str = "admin.sock";
+
+/// Bounds on clients.
+#[derive(Debug, Clone, Copy)]
+pub struct AdminLimits {
+    /// Connections at once; more are closed at accept.
+    pub connections: usize,
+    /// Time for a request's header.
+    pub header_timeout: Duration,
+    /// Life of a connection.
+    pub connection_timeout: Duration,
+    /// Buffer per connection, and so the longest request header, in bytes; at least 8192.
+    pub buffer_bytes: usize,
+}
+
+impl Default for AdminLimits {
+    fn default() -> Self {
+        Self {
+            connections: 32,
+            header_timeout: Duration::from_secs(5),
+            connection_timeout: Duration::from_secs(60),
+            buffer_bytes: 16 * 1024,
+        }
+    }
+}
+
+/// Why the admin API cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Something else lies at the socket's path.
+    #[error("{0} exists and is not a socket; move it away or set another runtimeDir")]
+    NotASocket(PathBuf),
+    /// The socket cannot be made.
+    #[error("the admin socket {path} cannot be made: {source}; check that runtimeDir exists and is writable")]
+    Bind {
+        /// Its path.
+        path: PathBuf,
+        /// The failing call's error.
+        source: io::Error,
+    },
+    /// The TCP listener cannot be made.
+    #[error("metrics cannot be served on {address}: {source}; choose another metrics.listen")]
+    BindMetrics {
+        /// As configured.
+        address: SocketAddr,
+        /// The failing call's error.
+        source: io::Error,
+    },
+}
+
+/// The bound admin socket; removes its file when dropped, if the file is still its own.
+#[derive(Debug)]
+pub struct AdminServer {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+    limits: AdminLimits,
+    source_uid: u32,
+}
+
+impl AdminServer {
+    /// Binds `<runtime_dir>/admin.sock`. The caller holds the runtime folder's lock, so a socket that lies
+    /// there belongs to a dead daemon and is replaced.
+    pub fn bind(runtime_dir: &Path, limits: AdminLimits) -> Result<Self, ServerError> {
+        let path = runtime_dir.join(SOCKET_NAME);
+        if fs::symlink_metadata(&path).is_ok_and(|meta| !meta.file_type().is_socket()) {
+            return Err(ServerError::NotASocket(path));
+        }
+        let failed = |source| ServerError::Bind { path: path.clone(), source };
+        // Bound under another name and renamed with its mode set: nobody can connect in between.
+        let unready = runtime_dir.join(format!(".{SOCKET_NAME}.{}", std::process::id()));
+        let _absent = fs::remove_file(&unready);
+        let listener = UnixListener::bind(&unready).map_err(failed)?;
+        let inode = fs::set_permissions(&unready, fs::Permissions::from_mode(0o600))
+            .and_then(|()| fs::rename(&unready, &path))
+            .and_then(|()| fs::symlink_metadata(&path))
+            .map_err(failed)?
+            .ino();
+        Ok(Self { listener, path, inode, limits, source_uid: nix::unistd::geteuid().as_raw() })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Serves until cancelled.
+    pub async fn serve(self, source: Arc<dyn AdminSource>, stop: CancellationToken) {
+        let router = routes::admin_router(Arc::clone(&source));
+        let slots = Arc::new(Semaphore::new(self.limits.connections));
+        while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    pause_after(&error).await;
+                    continue;
+                }
+            };
+            if let Err(refused) = peer::check(&stream, self.source_uid) {
+                tracing::warn!(%refused, "admin connection closed");
+                source.admin_refused("credentials");
+                continue;
+            }
+            if !spawn_connection(stream, &router, self.limits, &slots, &stop) {
+                source.admin_refused("limit");
+            }
+        }
+    }
+}
+
+impl Drop for AdminServer {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+            let _gone = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Serves `/metrics` and `/healthz/*` on TCP until cancelled; only where the configuration names an address.
+pub async fn serve_metrics(
+    address: SocketAddr,
+    limits: AdminLimits,
+    source: Arc<dyn AdminSource>,
+    stop: CancellationToken,
+) -> Result<(), ServerError> {
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| ServerError::BindMetrics { address, source })?;
+    tracing::info!(%address, "metrics are served");
+    let router = routes::metrics_router(Arc::clone(&source));
+    let slots = Arc::new(Semaphore::new(limits.connections));
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, _)) => {
+                if !spawn_connection(stream, &router, limits, &slots, &stop) {
+                    source.admin_refused("limit");
+                }
+            }
+            Err(error) => pause_after(&error).await,
+        }
+    }
+    Ok(())
+}
+
+async fn pause_after(error: &io::Error) {
+    // EMFILE and its like stay until something closes: without a pause this loop would take a whole core.
+    tracing::warn!(%error, "an admin connection could not be accepted");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// False when there are too many connections; the stream is then closed.
+fn spawn_connection<S>(
+    stream: S,
+    router: &Router,
+    limits: AdminLimits,
+    slots: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
+        tracing::warn!(limit = limits.connections, "too many admin connections; one more was closed");
+        return false;
+    };
+    let service = TowerToHyperService::new(router.clone());
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(limits.buffer_bytes.max(8192))
+        .serve_connection(TokioIo::new(stream), service);
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let limited = tokio::time::timeout(limits.connection_timeout, connection);
+        if let Some(Ok(Err(error))) = stop.run_until_cancelled(limited).await {
+            tracing::debug!(%error, "an admin connection ended badly");
+        }
+        drop(slot);
+    });
+    true
+}

@@ -1,0 +1,252 @@
+//! The admin API over real sockets, with a daemon that only tells stories.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{api::ApiError, *};
+use crate::telemetry::{Direction, RelayKind};
+
+#[derive(Default)]
+struct Story {
+    refused: AtomicUsize,
+    reload_fails: bool,
+    not_ready: bool,
+}
+
+fn connection(id: u64) -> ConnectionRow {
+    ConnectionRow {
+        id,
+        direction: Direction::Outbound,
+        workload: "shop/web".into(),
+        source: "10.0.1.2:40000".into(),
+        destination: "10.0.2.2:5432".into(),
+        original_destination: None,
+        peer: Some("shop/db".into()),
+        peer_spiffe_id: None,
+        own_spiffe_id: None,
+        state: "relaying".into(),
+        relay: RelayKind::KtlsSplice,
+        capture_form: "listener".into(),
+        tls: None,
+        resumed: false,
+        bytes_sent: 1,
+        bytes_received: 2,
+        age_ms: 3,
+        idle_ms: 0,
+    }
+}
+
+impl AdminSource for Story {
+    fn status(&self) -> Status {
+        Status { node: "node-a".into(), ready: !self.not_ready, ..Status::default() }
+    }
+    fn workloads(&self) -> Vec<WorkloadRow> {
+        vec![WorkloadRow { name: "web".into(), mode: Mode::Strict, ..WorkloadRow::default() }]
+    }
+    fn connections(&self) -> Vec<ConnectionRow> {
+        (0..3).map(connection).collect()
+    }
+    fn certs(&self) -> Vec<CertRow> {
+        Vec::new()
+    }
+    fn policies(&self) -> Vec<PolicyRow> {
+        Vec::new()
+    }
+    fn check(&self) -> Vec<CheckRow> {
+        Vec::new()
+    }
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
+        if query.port == 1 {
+            return Err(ExplainError::Unknown("workload shop/ghost".into()));
+        }
+        Ok(Explanation { allowed: true, decided_by: format!("{query:?}"), ..Explanation::default() })
+    }
+    fn reload(&self) -> Result<ReloadReport, String> {
+        if self.reload_fails {
+            Err("node.yaml:3:5: unknown field".into())
+        } else {
+            Ok(ReloadReport::default())
+        }
+    }
+    fn metrics_text(&self) -> String {
+        "# EOF\n".into()
+    }
+    fn admin_refused(&self, _reason: &'static str) {
+        self.refused.fetch_add(1, SeqCst);
+    }
+}
+
+struct Running {
+    dir: tempfile::TempDir,
+    story: Arc<Story>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn start(story: Story, limits: AdminLimits) -> Running {
+    let dir = tempfile::tempdir().unwrap();
+    let server = AdminServer::bind(dir.path(), limits).unwrap();
+    let (story, stop) = (Arc::new(story), CancellationToken::new());
+    let task = tokio::spawn(server.serve(Arc::<Story>::clone(&story), stop.clone()));
+    Running { dir, story, stop, task }
+}
+
+impl Running {
+    fn client(&self) -> AdminClient {
+        AdminClient::new(self.dir.path())
+    }
+
+    async fn raw(&self, request: &[u8]) -> String {
+        let mut stream = UnixStream::connect(self.dir.path().join("admin.sock")).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        let _reset =
+            tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+#[tokio::test]
+async fn documents_come_back_as_the_types_they_are() {
+    let running = start(Story::default(), AdminLimits::default());
+    let client = running.client();
+    assert_eq!(client.get::<Status>("/v1/status").await.unwrap().node, "node-a");
+    assert_eq!(client.get::<Vec<WorkloadRow>>("/v1/workloads").await.unwrap()[0].mode, Mode::Strict);
+    let list: ConnectionList = client.get("/v1/connections?limit=2").await.unwrap();
+    assert_eq!((list.total, list.connections), (3, vec![connection(0), connection(1)]));
+    assert_eq!(client.text("/metrics").await.unwrap(), "# EOF\n");
+    assert_eq!(client.text("/healthz/ready").await.unwrap(), "ready\n");
+    let from = client::query_value("spiffe://cluster.local/ns/shop/sa/web");
+    let path = format!("/v1/policy/explain?from={from}&to={}", client::query_value("[fd00::1]:80"));
+    let explanation: Explanation = client.get(&path).await.unwrap();
+    assert!(explanation.decided_by.contains("fd00::1"), "{explanation:?}");
+}
+
+#[tokio::test]
+async fn failures_carry_a_status_and_a_sentence() {
+    let running =
+        start(Story { reload_fails: true, not_ready: true, ..Story::default() }, AdminLimits::default());
+    let client = running.client();
+    let refused = |error: ClientError| match error {
+        ClientError::Refused { status, message } => (status, message),
+        other => panic!("{other}"),
+    };
+    let (status, message) = refused(client.post::<ReloadReport>("/v1/reload").await.unwrap_err());
+    assert_eq!((status, message.as_str()), (422, "node.yaml:3:5: unknown field"));
+    assert_eq!(refused(client.text("/healthz/ready").await.unwrap_err()).0, 503);
+    assert_eq!(refused(client.get::<Status>("/v1/nothing").await.unwrap_err()).0, 404);
+    assert_eq!(refused(client.get::<Status>("/v1/reload").await.unwrap_err()).0, 405);
+    let explain = |query: &'static str| client.get::<Explanation>(query);
+    assert_eq!(refused(explain("/v1/policy/explain?from=web&to=a/b:2").await.unwrap_err()).0, 400);
+    assert_eq!(refused(explain("/v1/policy/explain?from=a/b").await.unwrap_err()).0, 400);
+    let (status, message) =
+        refused(explain("/v1/policy/explain?from=a/b&to=shop/ghost:1").await.unwrap_err());
+    assert!(status == 404 && message.contains("shop/ghost"), "{message}");
+}
+
+#[tokio::test]
+async fn oversized_requests_are_refused() {
+    let running = start(Story::default(), AdminLimits::default());
+    let long_path = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(20_000));
+    let answer = running.raw(long_path.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 4") || answer.is_empty(), "{answer}");
+    let many_headers = format!("GET /v1/status HTTP/1.1\r\nHost: x\r\n{}\r\n", "X: y\r\n".repeat(5_000));
+    let answer = running.raw(many_headers.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431") || answer.is_empty(), "{answer}");
+    for body in ["Content-Length: 1025\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let answer =
+            running.raw(format!("POST /v1/reload HTTP/1.1\r\nHost: x\r\n{body}\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+        let json = answer.rsplit("\r\n\r\n").next().unwrap();
+        assert!(serde_json::from_str::<ApiError>(json).is_ok(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_nothing_is_closed_and_frees_its_place() {
+    let limits =
+        AdminLimits { connections: 1, header_timeout: Duration::from_millis(200), ..AdminLimits::default() };
+    let running = start(Story::default(), limits);
+    let mut silent = UnixStream::connect(running.dir.path().join("admin.sock")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(running.client().get::<Status>("/v1/status").await.is_err(), "the only place is taken");
+    assert_eq!(running.story.refused.load(SeqCst), 1);
+    let mut rest = Vec::new();
+    let _reset = silent.read_to_end(&mut rest).await;
+    assert!(running.client().get::<Status>("/v1/status").await.is_ok());
+}
+
+#[tokio::test]
+async fn the_socket_is_private_replaces_a_dead_one_and_goes_with_its_server() {
+    let running = start(Story::default(), AdminLimits::default());
+    let path = running.dir.path().join("admin.sock");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let successor = AdminServer::bind(running.dir.path(), AdminLimits::default()).unwrap();
+    running.stop.cancel();
+    running.task.await.unwrap();
+    assert!(path.exists(), "the successor's socket is not removed by its predecessor");
+    drop(successor);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_file_at_the_sockets_path_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("admin.sock"), "precious").unwrap();
+    let refused = AdminServer::bind(dir.path(), AdminLimits::default());
+    assert!(matches!(refused, Err(ServerError::NotASocket(_))));
+    assert_eq!(std::fs::read_to_string(dir.path().join("admin.sock")).unwrap(), "precious");
+}
+
+#[tokio::test]
+async fn an_absent_daemon_is_told_with_what_to_do() {
+    let error = AdminClient::new(Path::new("/nonexistent")).get::<Status>("/v1/status").await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("meshd is not running: /nonexistent/admin.sock: No such file"), "{text}");
+    assert!(text.contains("systemctl start meshd") && text.contains("--runtime-dir"), "{text}");
+}
+
+#[tokio::test]
+async fn tcp_serves_metrics_and_health_and_nothing_else() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let source: Arc<dyn AdminSource> = Arc::new(Story::default());
+    let server = tokio::spawn(serve_metrics(free, AdminLimits::default(), source, stop.clone()));
+    let ask = |path: &'static str| async move {
+        for _ in 0..100 {
+            if let Ok(mut stream) = tokio::net::TcpStream::connect(free).await {
+                let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("nobody listens on {free}");
+    };
+    let metrics = ask("/metrics").await;
+    assert!(
+        metrics.starts_with("HTTP/1.1 200") && metrics.contains("application/openmetrics-text"),
+        "{metrics}"
+    );
+    assert!(ask("/healthz/ready").await.starts_with("HTTP/1.1 200"));
+    for path in ["/v1/status", "/v1/connections", "/v1/reload"] {
+        assert!(ask(path).await.starts_with("HTTP/1.1 404"), "{path}");
+    }
+    stop.cancel();
+    server.await.unwrap().unwrap();
+}

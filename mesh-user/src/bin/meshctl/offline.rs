@@ -1,0 +1,109 @@
+//! The commands that need no daemon: thin calls into the library over the node's file and policies folder.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context;
+use mesh_user::{
+    admin::{self, ExplainQuery, Explanation},
+    ca::EmbeddedCa,
+    config::Config,
+    policy::{CompiledPolicies, PolicySet},
+    world::World,
+};
+use serde::Serialize;
+
+/// What `config validate` found in valid files.
+#[derive(Debug, Serialize)]
+pub(crate) struct Validation {
+    pub(crate) valid: bool,
+    pub(crate) file: PathBuf,
+    pub(crate) policies_dir: PathBuf,
+    pub(crate) workloads: usize,
+    pub(crate) remote_workloads: usize,
+    pub(crate) services: usize,
+    pub(crate) policies: usize,
+    /// What policies say and meshd does not enforce, one line each.
+    pub(crate) not_enforced: Vec<String>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Checks a node's file with its policies.
+pub(crate) fn validate(file: &Path, policies: Option<&Path>) -> anyhow::Result<Validation> {
+    let config = Config::load(file)?;
+    let world = World::build(&config)?;
+    let dir = policies.unwrap_or(&config.policies_dir).to_path_buf();
+    let mut notes = Vec::new();
+    // A node without policies is valid; a folder named on the command line must exist.
+    if policies.is_none() && !dir.exists() {
+        notes.push(format!("{} does not exist: no policies", dir.display()));
+    }
+    let set = read_policies(&dir, policies.is_some())?;
+    let not_enforced = set.status.iter().flat_map(|status| {
+        let name = format!("{} {}/{}", status.kind, status.namespace, status.name);
+        status.not_enforced.iter().map(move |what| format!("{name}: {what}"))
+    });
+    Ok(Validation {
+        valid: true,
+        file: file.to_path_buf(),
+        not_enforced: not_enforced.collect(),
+        policies: set.status.len(),
+        policies_dir: dir,
+        workloads: config.workloads.len(),
+        remote_workloads: config.remote_workloads.len(),
+        services: world.services().len(),
+        notes,
+    })
+}
+
+/// The node's file as JSON schema.
+pub(crate) fn schema() -> serde_json::Value {
+    Config::schema()
+}
+
+/// Decides a connection from files.
+pub(crate) fn explain(
+    file: &Path,
+    policies: Option<&Path>,
+    from: &str,
+    to: &str,
+) -> anyhow::Result<Explanation> {
+    let query = ExplainQuery::parse(from, to)?;
+    let config = Config::load(file)?;
+    let world = World::build(&config)?;
+    let set = read_policies(policies.unwrap_or(&config.policies_dir), policies.is_some())?;
+    Ok(admin::explain(&world, &CompiledPolicies::compile(&world, &set), &query)?)
+}
+
+fn read_policies(dir: &Path, must_exist: bool) -> anyhow::Result<PolicySet> {
+    let mut files = Vec::new();
+    if must_exist || dir.exists() {
+        let entries = std::fs::read_dir(dir)
+            .with_context(|| format!("the policies folder {} cannot be read", dir.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+                let text = std::fs::read_to_string(&path)
+                    .with_context(|| format!("{} cannot be read", path.display()))?;
+                files.push((path.display().to_string(), text));
+            }
+        }
+    }
+    files.sort();
+    Ok(PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?)
+}
+
+/// Removes what a dead daemon left.
+pub(crate) fn cleanup(runtime_dir: &Path) -> anyhow::Result<()> {
+    anyhow::bail!("{}: cleaning up is not in this build", runtime_dir.display())
+}
+
+/// Issues an intermediate for another node from this node's CA, which is made if there is none yet.
+pub(crate) fn issue_intermediate(config: &Path, out: &Path) -> anyhow::Result<()> {
+    let config = Config::load(config)?;
+    let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
+    let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
+    Ok(ca.issue_intermediate(out)?)
+}

@@ -1,0 +1,90 @@
+//! The commands that ask the daemon.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use mesh_user::admin::{AdminClient, ConnectionList, Explanation, ReloadReport, Status, client::query_value};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    args::{Arguments, Command, Output, PolicyCommand},
+    render, verdict_code,
+};
+
+/// Runs one of them to its exit code.
+pub(crate) fn run(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(ask(arguments, out))
+}
+
+async fn ask(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let client = AdminClient::new(&arguments.runtime_dir);
+    let format = arguments.output;
+    match &arguments.command {
+        Command::Status => {
+            let status: Status = client.get("/v1/status").await?;
+            render::status(out, format, &status)?;
+            return Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Workloads => render::workloads(out, format, &list(&client, "/v1/workloads").await?)?,
+        Command::Connections { watch, limit } => connections(&client, format, *watch, *limit, out).await?,
+        Command::Certs => render::certs(out, format, &list(&client, "/v1/certs").await?, unix_now())?,
+        Command::Policies => render::policies(out, format, &list(&client, "/v1/policies").await?)?,
+        Command::Policy(PolicyCommand::Explain { from, to, .. }) => {
+            let path = format!("/v1/policy/explain?from={}&to={}", query_value(from), query_value(to));
+            let explanation: Explanation = client.get(&path).await?;
+            render::explanation(out, format, &explanation)?;
+            return Ok(verdict_code(explanation.allowed));
+        }
+        Command::Check => {
+            let rows = list(&client, "/v1/check").await?;
+            render::check(out, format, &rows)?;
+            let missing = rows.iter().any(|row: &mesh_user::admin::CheckRow| row.required && !row.proven);
+            return Ok(if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+        Command::Reload => {
+            let report: ReloadReport = client.post("/v1/reload").await?;
+            render::reload(out, format, &report)?;
+        }
+        Command::Metrics => out.write_all(client.text("/metrics").await?.as_bytes())?,
+        Command::Config(_) | Command::Cleanup | Command::Ca(_) => {
+            anyhow::bail!("this command does not ask the daemon")
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list<T: DeserializeOwned>(client: &AdminClient, path: &str) -> anyhow::Result<Vec<T>> {
+    Ok(client.get(path).await?)
+}
+
+async fn connections(
+    client: &AdminClient,
+    format: Output,
+    watch: bool,
+    limit: usize,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    // On a terminal each list replaces the one before; in a pipe they follow each other.
+    let clear = watch && format == Output::Table && std::io::stdout().is_terminal();
+    loop {
+        let list: ConnectionList = client.get(&format!("/v1/connections?limit={limit}")).await?;
+        if clear {
+            write!(out, "\x1b[H\x1b[2J")?;
+        }
+        render::connections(out, format, &list)?;
+        out.flush()?;
+        if !watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn unix_now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or_default()
+}

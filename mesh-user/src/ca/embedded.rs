@@ -1,0 +1,337 @@
+//! A certificate authority in the daemon, its key in a file of the state folder. Signs leafs of 24 hours, never
+//! longer than its own certificate lives.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{CaError, Issuer, files};
+use crate::identity::{SpiffeId, Svid, TrustBundles, TrustDomain};
+
+const ROOT_CERTIFICATE: &str = "ca.crt";
+const ROOT_KEY: &str = "ca.key";
+const INTERMEDIATE_CERTIFICATE: &str = "intermediate.crt";
+const INTERMEDIATE_KEY: &str = "intermediate.key";
+
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+/// Certificates are valid a little before now, so that a peer with a slow clock accepts them.
+const BACKDATE: Duration = Duration::from_secs(60);
+
+/// The embedded certificate authority.
+pub struct EmbeddedCa {
+    directory: PathBuf,
+    trust_domain: TrustDomain,
+    lifetime: Duration,
+    issuer: rcgen::Issuer<'static, SecretKey>,
+    /// The issuing certificate; sent with SVIDs when it is an intermediate.
+    certificate: CertificateDer<'static>,
+    is_intermediate: bool,
+    not_after: OffsetDateTime,
+    roots: Vec<CertificateDer<'static>>,
+    /// `ca.crt` as it was read, for [`EmbeddedCa::issue_intermediate`].
+    roots_pem: String,
+}
+
+impl std::fmt::Debug for EmbeddedCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EmbeddedCa").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+/// A signing key whose serialized form is wiped when it is dropped.
+struct SecretKey(KeyPair);
+
+impl SecretKey {
+    fn generate() -> Result<Self, rcgen::Error> {
+        KeyPair::generate().map(Self)
+    }
+}
+
+impl Drop for SecretKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl PublicKeyData for SecretKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        PublicKeyData::algorithm(&self.0)
+    }
+}
+
+impl rcgen::SigningKey for SecretKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        rcgen::SigningKey::sign(&self.0, message)
+    }
+}
+
+impl EmbeddedCa {
+    /// Loads the CA of `directory`, or creates a root there when the folder holds none.
+    ///
+    /// # Errors
+    /// When a file is missing its pair, is readable by others, does not belong together, or cannot be written.
+    pub fn open(
+        directory: &Path,
+        trust_domain: TrustDomain,
+        svid_lifetime: Duration,
+    ) -> Result<Self, CaError> {
+        files::open_directory(directory)?;
+        let roots = files::read_certificates(&directory.join(ROOT_CERTIFICATE))?;
+        let root_key = files::read_secret(&directory.join(ROOT_KEY))?;
+        let intermediate = files::read_certificates(&directory.join(INTERMEDIATE_CERTIFICATE))?;
+        let intermediate_key = files::read_secret(&directory.join(INTERMEDIATE_KEY))?;
+        let incomplete =
+            |what: &str| Err(CaError::Incomplete { path: directory.to_owned(), what: what.to_owned() });
+        let (roots, certificate, key, is_intermediate) =
+            match (roots, root_key, intermediate, intermediate_key) {
+                (None, None, None, None) => {
+                    create_root(directory, &trust_domain)?;
+                    return Self::open(directory, trust_domain, svid_lifetime);
+                }
+                (Some(roots), _, Some((chain, _)), Some(key)) => {
+                    let Some(certificate) = chain.into_iter().next() else {
+                        return incomplete("no intermediate");
+                    };
+                    (roots, certificate, (key, INTERMEDIATE_KEY), true)
+                }
+                (Some(roots), Some(key), None, None) => {
+                    let Some(certificate) = roots.0.first().cloned() else { return incomplete("no root") };
+                    (roots, certificate, (key, ROOT_KEY), false)
+                }
+                // a crash between the two writes of a first start: the certificate comes last
+                (None, Some(_), None, None) => {
+                    return incomplete(
+                        "ca.key without ca.crt: restore ca.crt, or remove ca.key to start a new trust",
+                    );
+                }
+                (None, _, _, _) => return incomplete("an intermediate needs ca.crt, the roots it chains to"),
+                (Some(_), _, Some(_), None) => {
+                    return incomplete("intermediate.crt without intermediate.key");
+                }
+                (Some(_), _, None, Some(_)) => {
+                    return incomplete("intermediate.key without intermediate.crt");
+                }
+                (Some(_), None, None, None) => {
+                    return incomplete("ca.crt without ca.key or an intermediate: nothing to sign with");
+                }
+            };
+        let ((roots, roots_pem), (key, key_name)) = (roots, key);
+        let key_path = directory.join(key_name);
+        let invalid = |path: &Path, what: String| CaError::Invalid { path: path.to_owned(), what };
+        let key =
+            KeyPair::from_pem(&key).map_err(|e| invalid(&key_path, format!("is no private key: {e}")))?;
+        let certificate_path =
+            directory.join(if is_intermediate { INTERMEDIATE_CERTIFICATE } else { ROOT_CERTIFICATE });
+        let key = SecretKey(key);
+        let not_after = check(&certificate, &key, &roots, is_intermediate)
+            .map_err(|what| invalid(&certificate_path, what))?;
+        let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|e| invalid(&certificate_path, format!("cannot issue with it: {e}")))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            trust_domain,
+            lifetime: svid_lifetime,
+            issuer,
+            certificate,
+            is_intermediate,
+            not_after,
+            roots,
+            roots_pem,
+        })
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// When the issuing certificate ends.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after.into()
+    }
+
+    /// Writes the files that let another node sign under the same roots: `ca.crt`, `intermediate.crt` and
+    /// `intermediate.key`, into `out`, a folder that does not hold a CA yet.
+    ///
+    /// # Errors
+    /// When this CA is itself an intermediate, or `out` cannot be used.
+    pub fn issue_intermediate(&self, out: &Path) -> Result<(), CaError> {
+        if self.is_intermediate {
+            let what = "an intermediate cannot issue another one; run this on the node that holds ca.key";
+            return Err(CaError::Incomplete { path: self.directory.clone(), what: what.to_owned() });
+        }
+        files::open_directory(out)?;
+        for name in [ROOT_CERTIFICATE, ROOT_KEY, INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY] {
+            if std::fs::symlink_metadata(out.join(name)).is_ok() {
+                let what = "is already there; give an empty folder".to_owned();
+                return Err(CaError::Invalid { path: out.join(name), what });
+            }
+        }
+        let subject = format!("meshd intermediate {}", self.trust_domain);
+        let sign = |e: rcgen::Error| CaError::Sign { subject: subject.clone(), what: e.to_string() };
+        let key = SecretKey::generate().map_err(sign)?;
+        let mut params = authority(&subject, BasicConstraints::Constrained(0), INTERMEDIATE_LIFETIME)?;
+        params.not_after = params.not_after.min(self.not_after);
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(sign)?;
+        let key_pem = Zeroizing::new(key.0.serialize_pem());
+        files::write(out, INTERMEDIATE_KEY, key_pem.as_bytes(), 0o600)?;
+        files::write(out, INTERMEDIATE_CERTIFICATE, certificate.pem().as_bytes(), 0o644)?;
+        files::write(out, ROOT_CERTIFICATE, self.roots_pem.as_bytes(), 0o644)
+    }
+
+    fn sign_leaf(&self, id: &SpiffeId) -> Result<Svid, CaError> {
+        let sign = |what: String| CaError::Sign { subject: id.to_string(), what };
+        let now = OffsetDateTime::now_utc();
+        let not_after = (now + self.lifetime).min(self.not_after);
+        if not_after <= now {
+            return Err(CaError::IssuerExpired);
+        }
+        let key = SecretKey::generate().map_err(|e| sign(e.to_string()))?;
+        let serial = random_serial()?;
+        let mut params = CertificateParams::default();
+        // no subject: the URI SAN is the identity, and is critical then (RFC 5280 section 4.2.1.6)
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names =
+            vec![SanType::URI(id.to_string().try_into().map_err(|e: rcgen::Error| sign(e.to_string()))?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        // certificates count whole seconds
+        params.not_before = (now - BACKDATE).replace_nanosecond(0).unwrap_or(now);
+        params.not_after = not_after.replace_nanosecond(0).unwrap_or(not_after);
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        let certificate = params.signed_by(&key, &self.issuer).map_err(|e| sign(e.to_string()))?;
+        let signer = {
+            let pkcs8 = Zeroizing::new(key.0.serialize_der());
+            let der = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
+            rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der.into()).map_err(|e| sign(e.to_string()))?
+        };
+        let mut chain = vec![certificate.der().clone()];
+        chain.extend(self.is_intermediate.then(|| self.certificate.clone()));
+        Ok(Svid {
+            spiffe_id: id.clone(),
+            chain,
+            key: signer,
+            not_before: params.not_before.into(),
+            not_after: params.not_after.into(),
+            serial: format!("{:032x}", u128::from_be_bytes(serial)),
+        })
+    }
+}
+
+impl Issuer for EmbeddedCa {
+    fn issue(&self, id: &SpiffeId) -> Result<Svid, CaError> {
+        if *id.trust_domain() != self.trust_domain {
+            let what = format!("this CA signs for trust domain {} only", self.trust_domain);
+            return Err(CaError::Sign { subject: id.to_string(), what });
+        }
+        self.sign_leaf(id)
+    }
+
+    fn bundles(&self) -> TrustBundles {
+        TrustBundles { roots: [(self.trust_domain.clone(), self.roots.clone())].into() }
+    }
+}
+
+/// 128 random bits, positive as RFC 5280 section 4.1.2.2 wants: the top bit is clear, the next one set so that
+/// the number keeps its 16 bytes.
+fn random_serial() -> Result<[u8; 16], CaError> {
+    let mut serial = [0; 16];
+    aws_lc_rs::rand::fill(&mut serial)
+        .map_err(|_| CaError::Sign { subject: "a serial number".into(), what: "no randomness".into() })?;
+    serial[0] = serial[0] & 0x7f | 0x40;
+    Ok(serial)
+}
+
+fn authority(
+    name: &str,
+    path_length: BasicConstraints,
+    life: Duration,
+) -> Result<CertificateParams, CaError> {
+    let now = OffsetDateTime::now_utc();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(path_length);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = now - BACKDATE;
+    params.not_after = now + life;
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial()?));
+    Ok(params)
+}
+
+/// The key is written before the certificate: a crash between them leaves a folder that says what to do.
+fn create_root(directory: &Path, trust_domain: &TrustDomain) -> Result<(), CaError> {
+    let subject = format!("meshd root {trust_domain}");
+    let sign = |e: rcgen::Error| CaError::Sign { subject: subject.clone(), what: e.to_string() };
+    let key = SecretKey::generate().map_err(sign)?;
+    let mut params = authority(&subject, BasicConstraints::Unconstrained, ROOT_LIFETIME)?;
+    // a signing certificate that is a trust domain's own carries its SPIFFE ID (X509-SVID section 4.1)
+    let id = format!("spiffe://{trust_domain}");
+    params.subject_alt_names = vec![SanType::URI(id.try_into().map_err(sign)?)];
+    let certificate = params.self_signed(&key).map_err(sign)?;
+    let key_pem = Zeroizing::new(key.0.serialize_pem());
+    files::write(directory, ROOT_KEY, key_pem.as_bytes(), 0o600)?;
+    files::write(directory, ROOT_CERTIFICATE, certificate.pem().as_bytes(), 0o644)
+}
+
+/// The certificate may sign, is of this key, is valid now and chains to a root. Returns its end.
+fn check(
+    certificate: &CertificateDer<'_>,
+    key: &SecretKey,
+    roots: &[CertificateDer<'_>],
+    is_intermediate: bool,
+) -> Result<OffsetDateTime, String> {
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(certificate).map_err(|e| format!("is no certificate: {e}"))?;
+    if !parsed.is_ca() {
+        return Err("is no CA certificate (CA:TRUE is missing)".to_owned());
+    }
+    if parsed.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
+        return Err("does not belong to its key".to_owned());
+    }
+    let not_after = parsed.validity().not_after.to_datetime();
+    if !parsed.validity().is_valid() {
+        return Err(format!("is not valid now (until {not_after}); replace it"));
+    }
+    if is_intermediate && !roots.iter().any(|root| signed_by(&parsed, root)) {
+        return Err("is not signed by a root in ca.crt".to_owned());
+    }
+    Ok(not_after)
+}
+
+fn signed_by(certificate: &x509_parser::certificate::X509Certificate<'_>, root: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(root).is_ok_and(|(_, root)| {
+        root.subject() == certificate.issuer()
+            && certificate.verify_signature(Some(root.public_key())).is_ok()
+    })
+}
+
+/// For [`super::SvidStore`] and tests: an issuer behind a pointer.
+impl<I: Issuer + ?Sized> Issuer for Arc<I> {
+    fn issue(&self, id: &SpiffeId) -> Result<Svid, CaError> {
+        (**self).issue(id)
+    }
+
+    fn bundles(&self) -> TrustBundles {
+        (**self).bundles()
+    }
+}

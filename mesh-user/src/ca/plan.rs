@@ -1,0 +1,38 @@
+//! When an SVID is renewed. A pure plan: the clock and the dice come from outside.
+
+use std::time::{Duration, SystemTime};
+
+/// First wait after a failed renewal; doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(300);
+
+/// What is known about one SVID's renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// When to try next.
+    pub(super) next: SystemTime,
+    /// Failures in a row.
+    pub(super) failures: u32,
+}
+
+impl Plan {
+    /// Half of the life, give or take a tenth of it, so that SVIDs issued together are not renewed together.
+    /// `jitter` is in `0.0..1.0`.
+    pub(super) fn after_issue(not_before: SystemTime, not_after: SystemTime, jitter: f64) -> Self {
+        let life = not_after.duration_since(not_before).unwrap_or_default();
+        let part = 0.4 + 0.2 * jitter.clamp(0.0, 1.0);
+        Self { next: not_before + life.mul_f64(part), failures: 0 }
+    }
+
+    /// Exponential backoff, half of it random; the old SVID stays in use.
+    pub(super) fn after_failure(self, now: SystemTime, jitter: f64) -> Self {
+        let wait = MIN_BACKOFF.saturating_mul(1 << self.failures.min(16)).min(MAX_BACKOFF);
+        let wait = wait.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0));
+        Self { next: now + wait, failures: self.failures.saturating_add(1) }
+    }
+
+    /// How long to sleep before the next try.
+    pub(super) fn wait(&self, now: SystemTime) -> Duration {
+        self.next.duration_since(now).unwrap_or_default()
+    }
+}

@@ -1,0 +1,189 @@
+//! The SVIDs of this node's workloads: readers take one without a lock, a task renews them. A renewal that
+//! fails leaves the old SVID in use; an expired one is still handed out, since the peer refuses it anyway.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{CaError, Issuer, plan::Plan};
+use crate::identity::{SpiffeId, Svid, TrustBundles};
+
+/// The clock may jump while the task sleeps; it looks again at least this often.
+const MAX_SLEEP: Duration = Duration::from_secs(60);
+
+/// The SVIDs of this node's workloads.
+pub struct SvidStore {
+    issuer: Box<dyn Issuer>,
+    svids: ArcSwap<BTreeMap<SpiffeId, Arc<Svid>>>,
+    /// Writers hold this; readers never do.
+    plans: Mutex<BTreeMap<SpiffeId, Entry>>,
+    changed: Notify,
+}
+
+struct Entry {
+    plan: Plan,
+    last_error: Option<String>,
+}
+
+/// One certificate, for `meshctl certs` and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateStatus {
+    /// Its SPIFFE ID.
+    pub spiffe_id: String,
+    /// Lower-case hex; empty: none was issued.
+    pub serial: String,
+    /// Unix time.
+    pub not_before_seconds: u64,
+    /// Unix time; 0: none was issued.
+    pub not_after_seconds: u64,
+    /// Unix time.
+    pub next_renewal_seconds: u64,
+    /// Failed renewals in a row.
+    pub failures: u32,
+    /// Why the last renewal failed.
+    pub last_error: Option<String>,
+}
+
+impl SvidStore {
+    /// An empty store.
+    pub fn new(issuer: impl Issuer + 'static) -> Self {
+        Self {
+            issuer: Box::new(issuer),
+            svids: ArcSwap::default(),
+            plans: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// The roots that the issuer's SVIDs chain to.
+    pub fn bundles(&self) -> TrustBundles {
+        self.issuer.bundles()
+    }
+
+    /// The SVID in use for an identity.
+    pub fn get(&self, id: &SpiffeId) -> Option<Arc<Svid>> {
+        self.svids.load().get(id).cloned()
+    }
+
+    /// Issues what is missing of `ids` and forgets the others. Returns the identities that have no SVID and
+    /// why; the task keeps trying for them.
+    pub fn ensure(&self, ids: impl IntoIterator<Item = SpiffeId>) -> Vec<(SpiffeId, CaError)> {
+        let wanted: BTreeSet<SpiffeId> = ids.into_iter().collect();
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut svids = BTreeMap::clone(&self.svids.load());
+        plans.retain(|id, _| wanted.contains(id));
+        svids.retain(|id, _| wanted.contains(id));
+        let mut failed = Vec::new();
+        for id in wanted {
+            if svids.contains_key(&id) {
+                continue;
+            }
+            let entry = plans.entry(id.clone()).or_insert_with(Entry::new);
+            match entry.renew(&*self.issuer, &id) {
+                Ok(svid) => {
+                    svids.insert(id, svid);
+                }
+                Err(error) => failed.push((id, error)),
+            }
+        }
+        self.svids.store(Arc::new(svids));
+        drop(plans);
+        self.changed.notify_one();
+        failed
+    }
+
+    /// Renews what is due now. Returns each renewal's outcome, for the log.
+    pub fn renew_due(&self, now: SystemTime) -> Vec<(SpiffeId, Result<Arc<Svid>, CaError>)> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcomes = Vec::new();
+        for (id, entry) in plans.iter_mut().filter(|(_, e)| e.plan.next <= now) {
+            outcomes.push((id.clone(), entry.renew(&*self.issuer, id)));
+        }
+        if outcomes.iter().any(|(_, outcome)| outcome.is_ok()) {
+            let mut svids = BTreeMap::clone(&self.svids.load());
+            let renewed =
+                outcomes.iter().filter_map(|(id, o)| Some((id.clone(), Arc::clone(o.as_ref().ok()?))));
+            svids.extend(renewed);
+            self.svids.store(Arc::new(svids));
+        }
+        outcomes
+    }
+
+    /// Renews until `shutdown`. Signing is short work (well under a millisecond a key), so it runs in place.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        loop {
+            let wait = self.next_wait(SystemTime::now());
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            for (id, outcome) in self.renew_due(SystemTime::now()) {
+                match outcome {
+                    Ok(svid) => tracing::info!(spiffe_id = %id, serial = %svid.serial, "SVID renewed"),
+                    Err(error) => {
+                        tracing::warn!(spiffe_id = %id, %error, "SVID not renewed; the old one stays");
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_wait(&self, now: SystemTime) -> Duration {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.values().map(|e| e.plan.wait(now)).min().unwrap_or(MAX_SLEEP).min(MAX_SLEEP)
+    }
+
+    /// All certificates, by identity.
+    pub fn status(&self) -> Vec<CertificateStatus> {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let svids = self.svids.load();
+        let status = |(id, entry): (&SpiffeId, &Entry)| {
+            let svid = svids.get(id);
+            CertificateStatus {
+                spiffe_id: id.to_string(),
+                serial: svid.map(|s| s.serial.clone()).unwrap_or_default(),
+                not_before_seconds: svid.map_or(0, |s| unix_seconds(s.not_before)),
+                not_after_seconds: svid.map_or(0, |s| unix_seconds(s.not_after)),
+                next_renewal_seconds: unix_seconds(entry.plan.next),
+                failures: entry.plan.failures,
+                last_error: entry.last_error.clone(),
+            }
+        };
+        plans.iter().map(status).collect()
+    }
+}
+
+impl Entry {
+    fn new() -> Self {
+        Self { plan: Plan { next: UNIX_EPOCH, failures: 0 }, last_error: None }
+    }
+
+    fn renew(&mut self, issuer: &dyn Issuer, id: &SpiffeId) -> Result<Arc<Svid>, CaError> {
+        let jitter = rand::random::<f64>();
+        match issuer.issue(id) {
+            Ok(svid) => {
+                self.plan = Plan::after_issue(svid.not_before, svid.not_after, jitter);
+                self.last_error = None;
+                Ok(Arc::new(svid))
+            }
+            Err(error) => {
+                self.plan = self.plan.after_failure(SystemTime::now(), jitter);
+                self.last_error = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,216 @@
+//! Certificates as a verifier sees them, and what the CA refuses to start with.
+
+use std::{
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::{extensions::GeneralName, prelude::*};
+
+use super::{plan::Plan, *};
+use crate::identity::TrustDomain;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn open(directory: &Path) -> Result<EmbeddedCa, CaError> {
+    EmbeddedCa::open(directory, TrustDomain::cluster_local(), DAY)
+}
+
+fn id(account: &str) -> SpiffeId {
+    format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn verifies(svid: &Svid, roots: &[CertificateDer<'static>]) -> bool {
+    let anchors: Vec<_> = roots.iter().map(|r| webpki::anchor_from_trusted_cert(r).unwrap()).collect();
+    let leaf = EndEntityCert::try_from(&svid.chain[0]).unwrap();
+    [KeyUsage::client_auth(), KeyUsage::server_auth()].into_iter().all(|usage| {
+        let algorithms = webpki::ALL_VERIFICATION_ALGS;
+        leaf.verify_for_usage(algorithms, &anchors, &svid.chain[1..], UnixTime::now(), usage, None, None)
+            .is_ok()
+    })
+}
+
+#[test]
+fn the_first_start_creates_a_root_that_the_next_start_uses() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("state/ca");
+    let first = open(&directory).unwrap();
+    assert_eq!((mode(&directory), mode(&directory.join("ca.key"))), (0o700, 0o600));
+    let second = open(&directory).unwrap();
+    assert_eq!(first.bundles(), second.bundles());
+    let svid = second.issue(&id("web")).unwrap();
+    assert!(verifies(&svid, &first.bundles().roots[&TrustDomain::cluster_local()]));
+    let names: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn an_svid_is_what_the_standard_asks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = open(&folder.path().join("ca")).unwrap();
+    let svid = ca.issue(&id("web")).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&svid.chain[0]).unwrap();
+    let san = leaf.subject_alternative_name().unwrap().unwrap();
+    assert!(san.critical && leaf.subject().iter().count() == 0);
+    assert_eq!(san.value.general_names, [GeneralName::URI("spiffe://cluster.local/ns/shop/sa/web")]);
+    assert!(!leaf.is_ca() && leaf.basic_constraints().unwrap().is_some());
+    let usage = leaf.key_usage().unwrap().unwrap().value;
+    assert_eq!(usage.flags, 1, "digitalSignature only");
+    let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(extended.server_auth && extended.client_auth && !extended.any);
+    let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
+    assert!((86_459..=86_461).contains(&life), "{life}");
+    assert_eq!(leaf.raw_serial().len(), 16);
+    assert_eq!(svid.serial.len(), 32);
+    assert_ne!(svid.serial, ca.issue(&id("web")).unwrap().serial);
+    assert_eq!(svid.chain.len(), 1);
+    assert_eq!(svid.key.algorithm(), rustls::SignatureAlgorithm::ECDSA);
+}
+
+#[test]
+fn an_intermediate_shares_the_trust() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = open(&folder.path().join("ca")).unwrap();
+    let out = folder.path().join("out");
+    root.issue_intermediate(&out).unwrap();
+    assert_eq!(mode(&out.join("intermediate.key")), 0o600);
+    assert!(root.issue_intermediate(&out).is_err(), "never over another CA");
+    let other = open(&out).unwrap();
+    assert_eq!(other.bundles(), root.bundles());
+    let svid = other.issue(&id("db")).unwrap();
+    assert_eq!(svid.chain.len(), 2);
+    assert!(verifies(&svid, &root.bundles().roots[&TrustDomain::cluster_local()]));
+    assert!(other.issue_intermediate(&folder.path().join("third")).is_err());
+}
+
+#[test]
+fn nothing_outlives_its_issuer() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("ca");
+    let long = Duration::from_secs(20 * 365 * 86_400);
+    let ca = EmbeddedCa::open(&directory, TrustDomain::cluster_local(), long).unwrap();
+    assert!(ca.issue(&id("web")).unwrap().not_after <= ca.not_after());
+}
+
+#[test]
+fn another_trust_domain_is_not_signed_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = open(&folder.path().join("ca")).unwrap();
+    assert!(ca.issue(&"spiffe://other/ns/a/sa/b".parse().unwrap()).is_err());
+}
+
+#[test]
+fn unsafe_or_broken_files_are_refused_with_the_remedy() {
+    type Break = fn(&Path);
+    let cases: [(&str, Break); 9] = [
+        ("chmod 600", |d| chmod(&d.join("ca.key"), 0o640)),
+        ("chmod 600", |d| chmod(&d.join("ca.key"), 0o604)),
+        ("chmod 700", |d| chmod(d, 0o750)),
+        ("could have written it", |d| chmod(&d.join("ca.crt"), 0o666)),
+        ("symbolic link", |d| {
+            std::fs::rename(d.join("ca.key"), d.join("real")).unwrap();
+            symlink(d.join("real"), d.join("ca.key")).unwrap();
+        }),
+        ("restore ca.crt", |d| std::fs::remove_file(d.join("ca.crt")).unwrap()),
+        ("nothing to sign with", |d| std::fs::remove_file(d.join("ca.key")).unwrap()),
+        ("no private key", |d| std::fs::write(d.join("ca.key"), "x").unwrap()),
+        ("belong to its key", |d| {
+            let other = d.with_file_name("other");
+            open(&other).unwrap();
+            std::fs::copy(other.join("ca.crt"), d.join("ca.crt")).unwrap();
+        }),
+    ];
+    for (what, break_it) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("ca");
+        open(&directory).unwrap();
+        break_it(&directory);
+        let error = open(&directory).unwrap_err().to_string();
+        assert!(error.contains(what), "expected {what:?} in {error:?}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    open(&folder.path().join("ca")).unwrap();
+    symlink(folder.path().join("ca"), folder.path().join("link")).unwrap();
+    assert!(open(&folder.path().join("link")).unwrap_err().to_string().contains("symbolic link"));
+}
+
+/// Issues from a real CA, or fails when told to.
+struct Flaky {
+    ca: EmbeddedCa,
+    fails: Arc<AtomicBool>,
+}
+
+impl Issuer for Flaky {
+    fn issue(&self, id: &SpiffeId) -> Result<Svid, CaError> {
+        if self.fails.load(Ordering::Relaxed) { Err(CaError::IssuerExpired) } else { self.ca.issue(id) }
+    }
+
+    fn bundles(&self) -> TrustBundles {
+        self.ca.bundles()
+    }
+}
+
+#[test]
+fn the_store_renews_and_keeps_the_old_svid_when_renewal_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let fails = Arc::new(AtomicBool::new(false));
+    let ca = open(&folder.path().join("ca")).unwrap();
+    let store = SvidStore::new(Flaky { ca, fails: Arc::clone(&fails) });
+    assert!(store.ensure([id("web"), id("db")]).is_empty());
+    let first = store.get(&id("web")).unwrap();
+    assert!(store.renew_due(SystemTime::now()).is_empty());
+
+    let later = SystemTime::now() + DAY;
+    fails.store(true, Ordering::Relaxed);
+    assert!(store.renew_due(later).iter().all(|(_, outcome)| outcome.is_err()));
+    assert_eq!(store.get(&id("web")).unwrap().serial, first.serial);
+    assert_eq!(store.status()[0].failures, 1);
+
+    fails.store(false, Ordering::Relaxed);
+    assert_eq!(store.renew_due(later).len(), 2);
+    assert_ne!(store.get(&id("web")).unwrap().serial, first.serial);
+    assert_eq!(store.status()[0].failures, 0);
+
+    store.ensure([id("db")]);
+    assert!(store.get(&id("web")).is_none());
+
+    fails.store(true, Ordering::Relaxed);
+    assert_eq!(store.ensure([id("new")]).len(), 1);
+    fails.store(false, Ordering::Relaxed);
+    store.renew_due(later);
+    assert!(store.get(&id("new")).is_some());
+}
+
+#[test]
+fn renewal_is_due_around_half_the_life_and_backs_off() {
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let hours = |h: u64| start + Duration::from_secs(h * 3600);
+    for (jitter, expected) in [(0.0, 40), (0.5, 50), (1.0, 60)] {
+        let plan = Plan::after_issue(start, hours(100), jitter);
+        let off = plan.next.duration_since(hours(expected)).unwrap_or_else(|e| e.duration());
+        assert!(off < Duration::from_secs(1), "{jitter}");
+    }
+    let mut plan = Plan::after_issue(start, hours(100), 0.5);
+    let mut waits = Vec::new();
+    for _ in 0..40 {
+        plan = plan.after_failure(start, 1.0);
+        waits.push(plan.wait(start).as_secs());
+    }
+    assert_eq!(waits[..4], [1, 2, 4, 8]);
+    assert_eq!(waits[39], 300);
+}

@@ -1,0 +1,79 @@
+//! How a workload's programs are told apart on this node: exactly one of a network namespace, a cgroup or
+//! a user. Pure data; capture opens the paths.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which programs on this node a workload is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "SelectorFields", into = "SelectorFields")]
+pub enum Selector {
+    /// All of this network namespace, by the path of its file.
+    Netns(PathBuf),
+    /// This cgroup and all below it, in the host's network namespace.
+    Cgroup(PathBuf),
+    /// This user (name or number), in the host's network namespace.
+    User(String),
+}
+
+/// As the file writes it.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SelectorFields {
+    /// Path of a network namespace's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<PathBuf>,
+    /// Path of a cgroup's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<PathBuf>,
+    /// A user's name or number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+}
+
+impl JsonSchema for Selector {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Selector".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let one = |key: &str, value: serde_json::Value| {
+            serde_json::json!({
+                "type": "object", "properties": { key: value }, "required": [key], "additionalProperties": false
+            })
+        };
+        schemars::json_schema!({
+            "description": "Which programs on this node the workload is: exactly one of netns, cgroup, user.",
+            "oneOf": [
+                one("netns", serde_json::json!({ "type": "string" })),
+                one("cgroup", serde_json::json!({ "type": "string" })),
+                one("user", serde_json::json!({ "type": ["string", "integer"] })),
+            ]
+        })
+    }
+}
+
+impl TryFrom<SelectorFields> for Selector {
+    type Error = &'static str;
+
+    fn try_from(fields: SelectorFields) -> Result<Self, Self::Error> {
+        match (fields.netns, fields.cgroup, fields.user) {
+            (Some(path), None, None) => Ok(Self::Netns(path)),
+            (None, Some(path), None) => Ok(Self::Cgroup(path)),
+            (None, None, Some(user)) => Ok(Self::User(user)),
+            _ => Err("a selector has exactly one of netns, cgroup, user"),
+        }
+    }
+}
+
+impl From<Selector> for SelectorFields {
+    fn from(selector: Selector) -> Self {
+        match selector {
+            Selector::Netns(path) => Self { netns: Some(path), ..Self::default() },
+            Selector::Cgroup(path) => Self { cgroup: Some(path), ..Self::default() },
+            Selector::User(user) => Self { user: Some(user), ..Self::default() },
+        }
+    }
+}

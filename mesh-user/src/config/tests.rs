@@ -1,0 +1,139 @@
+//! The file as people write it, and what they are told when it is wrong.
+
+use std::path::Path;
+
+use super::*;
+
+const FULL: &str = r#"
+node: node-a
+trustDomain: cluster.local
+trustDomainAliases: [old.local]
+rootNamespace: istio-system
+stateDir: /var/lib/meshd
+runtimeDir: /run/meshd
+policiesDir: /etc/meshd/policies
+capture: { cgroup: /sys/fs/cgroup, form: auto, outboundPort: 15001, inboundPort: 15006 }
+relay: ktls-splice
+ca: { directory: /var/lib/meshd/ca, svidLifetimeSeconds: 86400 }
+trustBundles: [ { trustDomain: other.example, file: /etc/meshd/other.pem } ]
+workloads:
+  - name: web
+    namespace: shop
+    serviceAccount: web
+    labels: { app: web }
+    selector: { netns: /run/netns/web }
+    addresses: [ 10.0.1.2, "fd00:1::2" ]
+    excludeInboundPorts: [ 9100 ]
+  - { name: pg, namespace: shop, selector: { user: 1001 }, addresses: [10.0.1.3], ports: [5432] }
+  - { name: job, namespace: shop, selector: { cgroup: /sys/fs/cgroup/job } }
+remoteWorkloads:
+  - { name: db, namespace: shop, serviceAccount: db, labels: {app: db}, addresses: [10.0.2.2], node: node-b }
+services:
+  - { name: db, namespace: shop, addresses: [10.96.0.10], ports: [ { port: 5432, targetPort: 5432, name: tcp } ], selector: { app: db } }
+limits: { workloads: 1024, drainTimeMs: 1 }
+accessLog: { format: text, perSecond: 10 }
+log: info
+shutdown: { hooks: keep }
+"#;
+
+fn error(text: &str) -> String {
+    Config::parse(text, "node.yaml").unwrap_err().to_string()
+}
+
+#[test]
+fn the_documented_file_is_read() {
+    let config = Config::parse(FULL, "node.yaml").unwrap();
+    assert_eq!(config.relay, RelayChoice::KtlsSplice);
+    assert_eq!(config.workloads[1].selector, Selector::User("1001".to_owned()));
+    assert_eq!(config.workloads[1].service_account, "default");
+    assert_eq!(config.limits, Limits { drain_time_ms: 1, ..Limits::default() });
+    assert_eq!(config.ca_directory(), Path::new("/var/lib/meshd/ca"));
+}
+
+#[test]
+fn a_name_is_enough() {
+    let config = Config::parse("node: a", "node.yaml").unwrap();
+    assert_eq!(config.trust_domain.as_str(), "cluster.local");
+    assert_eq!(config.capture.inbound_port, 15006);
+    assert_eq!(config.ca_directory(), Path::new("/var/lib/meshd/ca"));
+}
+
+#[test]
+fn what_is_written_reads_back() {
+    let config = Config::parse(FULL, "node.yaml").unwrap();
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(Config::parse(&json, "node.json").unwrap(), config);
+}
+
+#[test]
+fn a_wrong_file_says_where_and_what() {
+    let workload = "node: a\nworkloads:\n  - { name: w, namespace: n, ";
+    let mut wrong = Vec::new();
+    for (text, place, what) in [
+        ("node: a\nworklods: []\n".to_owned(), "node.yaml:2:1: ", "did you mean \"workloads\"?"),
+        ("node: a\nlimits: { drainTime: 1 }\n".to_owned(), "node.yaml:2:11: ", "did you mean \"drainTimeMs\"?"),
+        ("node: a\nrelay: kernel\n".to_owned(), "node.yaml:2:8: ", "auto, userspace, ktls, ktls-splice"),
+        ("trustDomain: x\n".to_owned(), "node.yaml:1:", "missing field \"node\""),
+        ("node: a\ntrustDomain: UPPER\n".to_owned(), "node.yaml:2:", "lower-case"),
+        ("node: a\nnode: b\n".to_owned(), "node.yaml:2:1: ", "twice"),
+        ("node: a\ncapture: { outboundPort: 0 }\n".to_owned(), "node.yaml:2:26: ", "port 0"),
+        ("node: a\ncapture: { outboundPort: 15006 }\n".to_owned(), "node.yaml:2:", "use two ports"),
+        ("node: a\nlimits: { connections: 0 }\n".to_owned(), "node.yaml:2:24: ", "at least 1"),
+        ("node: a\nca: { svidLifetimeSeconds: 5 }\n".to_owned(), "node.yaml:2:28: ", "at least 60"),
+        (format!("{workload}selector: {{}} }}\n"), "node.yaml:3:", "exactly one of netns, cgroup, user"),
+        (format!("{workload}selector: {{ netns: /a, user: b }} }}\n"), "node.yaml:3:", "exactly one of"),
+        (format!("{workload}selector: {{ netns: a }} }}\n"), "node.yaml:3:49: ", "absolute path"),
+        (format!("{workload}selector: {{ netns: /a }}, ports: [1] }}\n"), "node.yaml:3:62: ", "captured whole"),
+        (format!("{workload}selector: {{ user: b }}, ports: [1] }}\n"), "node.yaml:3:", "ports without addresses"),
+        (format!("{workload}selector: {{ user: b }}, addresses: [300.1.1.1] }}\n"), "node.yaml:3:", "IP address"),
+        (format!("{workload}selector: {{ user: b }}, addresses: [127.0.0.1] }}\n"), "node.yaml:3:65: ", "reached"),
+        (format!("{workload}selector: {{ user: b }}, excludeOutboundPorts: [1, 1] }}\n"), "node.yaml:3:", "twice"),
+        (format!("{workload}serviceAccount: 'a/b', selector: {{ user: b }} }}\n"), "node.yaml:3:46: ", "path"),
+        (
+            format!("{workload}selector: {{ user: b }} }}\n  - {{ name: w, namespace: n, selector: {{ user: c }} }}\n"),
+            "node.yaml:4:13: ",
+            "n/w is already workloads[0]",
+        ),
+        (
+            format!(
+                "{workload}selector: {{ user: b }}, addresses: [10.0.0.1] }}\nservices:\n  - {{ name: s, namespace: n, addresses: ['::ffff:10.0.0.1'], ports: [{{port: 1}}], selector: {{a: b}} }}\n"
+            ),
+            "node.yaml:5:42: ",
+            "already belongs to workloads[0].addresses[0]",
+        ),
+        (
+            "node: a\nlimits: { workloads: 1 }\nworkloads:\n  - { name: a, namespace: n, selector: { user: a } }\n  - { name: b, namespace: n, selector: { user: b } }\n".to_owned(),
+            "node.yaml:4:3: ",
+            "raise it",
+        ),
+    ] {
+        let error = error(&text);
+        if !(error.starts_with(place) && error.contains(what)) {
+            wrong.push(format!("{text} gave {error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_problem_is_listed_on_a_line_of_its_own() {
+    let error = error("node: ''\ncapture: { outboundPort: 0, inboundPort: 0 }\n");
+    assert_eq!(error.lines().count(), 4, "{error}");
+    assert!(error.lines().all(|l| l.starts_with("node.yaml:")), "{error}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Path::new("/nonexistent/node.yaml")).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/node.yaml"), "{error}");
+}
+
+#[test]
+fn the_schema_knows_the_fields() {
+    let schema = Config::schema();
+    assert_eq!(schema["additionalProperties"], false);
+    for field in ["node", "trustDomain", "remoteWorkloads", "accessLog"] {
+        assert!(schema["properties"][field].is_object(), "{field} is missing");
+    }
+    assert_eq!(schema["$defs"]["Selector"]["oneOf"].as_array().map(Vec::len), Some(3));
+}

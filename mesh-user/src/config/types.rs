@@ -1,0 +1,413 @@
+//! The shape of the node's file. Field names in the file are camelCase; unknown ones are refused.
+//! Nothing here reads a file or checks one field against another: that is `validate`.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::selector::Selector;
+use crate::identity::TrustDomain;
+use std::collections::BTreeMap;
+
+/// The node's configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// This node's name in logs and metrics.
+    pub node: String,
+    /// Trust domain of every workload in this file.
+    #[serde(default = "default_trust_domain")]
+    pub trust_domain: TrustDomain,
+    /// Other trust domains that name the same workloads, accepted for peers and for principals in policies.
+    #[serde(default)]
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Policies in this namespace apply to the whole mesh.
+    #[serde(default = "default_root_namespace")]
+    pub root_namespace: String,
+    /// What survives a restart: the embedded CA's files. Mode 0700.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Admin socket, lock, pinned eBPF objects.
+    #[serde(default = "default_runtime_dir")]
+    pub runtime_dir: PathBuf,
+    /// Folder of Istio documents, `*.yaml` and `*.yml`.
+    #[serde(default = "default_policies_dir")]
+    pub policies_dir: PathBuf,
+    /// How connections are captured.
+    #[serde(default)]
+    pub capture: CaptureConfig,
+    /// Which relay carries the bytes after the handshake.
+    #[serde(default)]
+    pub relay: RelayChoice,
+    /// The embedded certificate authority.
+    #[serde(default)]
+    pub ca: CaConfig,
+    /// Roots of other trust domains.
+    #[serde(default)]
+    pub trust_bundles: Vec<TrustBundleFile>,
+    /// Workloads on this node.
+    #[serde(default)]
+    pub workloads: Vec<WorkloadConfig>,
+    /// Workloads that another node's meshd serves.
+    #[serde(default)]
+    pub remote_workloads: Vec<RemoteWorkloadConfig>,
+    /// Virtual addresses in front of workloads.
+    #[serde(default)]
+    pub services: Vec<ServiceConfig>,
+    /// Bounds on memory, time and counts.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The access log, on standard error.
+    #[serde(default)]
+    pub access_log: AccessLogConfig,
+    /// Filter for meshd's own log, in `tracing` syntax.
+    #[serde(default = "default_log")]
+    pub log: String,
+    /// What stays behind at an orderly stop.
+    #[serde(default)]
+    pub shutdown: ShutdownConfig,
+}
+
+impl Config {
+    /// The embedded CA's folder: `ca.directory`, else `<stateDir>/ca`.
+    pub fn ca_directory(&self) -> PathBuf {
+        self.ca.directory.clone().unwrap_or_else(|| self.state_dir.join("ca"))
+    }
+}
+
+/// How connections are captured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CaptureConfig {
+    /// The cgroup whose sockets the hooks see; none: the root of the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    /// How outbound connections are taken.
+    pub form: CaptureForm,
+    /// Loopback port of the outbound listener inside each workload's namespace.
+    pub outbound_port: u16,
+    /// Port of the inbound listener inside each workload's namespace.
+    pub inbound_port: u16,
+}
+
+impl Default for CaptureConfig {
+    fn default() -> Self {
+        Self { cgroup: None, form: CaptureForm::Auto, outbound_port: 15001, inbound_port: 15006 }
+    }
+}
+
+/// How outbound connections are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaptureForm {
+    /// The best form that the canary proves on this kernel.
+    #[default]
+    Auto,
+    /// A loopback listener in the workload's namespace.
+    Listener,
+}
+
+/// Which relay carries the bytes after the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelayChoice {
+    /// Chosen by what the kernel proves at start.
+    #[default]
+    Auto,
+    /// rustls encrypts.
+    Userspace,
+    /// Kernel TLS, copy loop.
+    Ktls,
+    /// Kernel TLS, pipe.
+    KtlsSplice,
+}
+
+/// The embedded certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CaConfig {
+    /// Holds `ca.crt` and `ca.key`, or `ca.crt`, `intermediate.crt` and `intermediate.key`. None: `<stateDir>/ca`.
+    pub directory: Option<PathBuf>,
+    /// Life of an SVID; renewed at about half of it.
+    pub svid_lifetime_seconds: u64,
+}
+
+impl Default for CaConfig {
+    fn default() -> Self {
+        Self { directory: None, svid_lifetime_seconds: 86_400 }
+    }
+}
+
+/// Roots of another trust domain, as a file of PEM certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustBundleFile {
+    /// Whose roots they are.
+    pub trust_domain: TrustDomain,
+    /// PEM bundle.
+    pub file: PathBuf,
+}
+
+/// A workload on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadConfig {
+    /// Unique in its namespace.
+    pub name: String,
+    /// Part of its identity.
+    pub namespace: String,
+    /// Part of its identity.
+    #[serde(default = "default_service_account")]
+    pub service_account: String,
+    /// What policies and services select by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Which programs on this node it is.
+    pub selector: Selector,
+    /// The addresses it answers on.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// For cgroup and user selectors: the ports it listens on. Empty there: outbound only.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// Inbound connections to these ports are left alone.
+    #[serde(default)]
+    pub exclude_inbound_ports: Vec<u16>,
+    /// Outbound connections to these ports are left alone.
+    #[serde(default)]
+    pub exclude_outbound_ports: Vec<u16>,
+}
+
+/// A workload that another node's meshd serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RemoteWorkloadConfig {
+    /// Unique in its namespace.
+    pub name: String,
+    /// Part of its identity.
+    pub namespace: String,
+    /// Part of its identity.
+    #[serde(default = "default_service_account")]
+    pub service_account: String,
+    /// What services select by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The addresses it answers on.
+    pub addresses: Vec<IpAddr>,
+    /// The only ports its meshd captures; empty: all.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// Ports that its meshd leaves alone.
+    #[serde(default)]
+    pub exclude_inbound_ports: Vec<u16>,
+    /// The node it runs on.
+    #[serde(default)]
+    pub node: String,
+}
+
+/// A virtual address in front of workloads of its namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// Unique in its namespace.
+    pub name: String,
+    /// Where its workloads are.
+    pub namespace: String,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports it answers on.
+    pub ports: Vec<ServicePort>,
+    /// Labels that its workloads carry.
+    pub selector: BTreeMap<String, String>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServicePort {
+    /// On the virtual address.
+    pub port: u16,
+    /// On the workload; none: the same.
+    #[serde(default)]
+    pub target_port: Option<u16>,
+    /// For people.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+impl ServicePort {
+    /// The workload's port.
+    pub fn target(&self) -> u16 {
+        self.target_port.unwrap_or(self.port)
+    }
+}
+
+/// Bounds on memory, time and counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Workloads on this node.
+    pub workloads: u32,
+    /// Captured destinations.
+    pub destinations: u32,
+    /// Live connections.
+    pub connections: u32,
+    /// Handshakes under way at once.
+    pub concurrent_handshakes: u32,
+    /// A handshake takes at most this long.
+    pub handshake_timeout_ms: u64,
+    /// Connecting a leg takes at most this long.
+    pub connect_timeout_ms: u64,
+    /// A connection without a byte for this long is closed.
+    pub idle_timeout_ms: u64,
+    /// How long PERMISSIVE waits for a first byte before it takes the client for plaintext.
+    pub detect_timeout_ms: u64,
+    /// Bytes held per connection before its handshake ends.
+    pub pre_handshake_bytes: u32,
+    /// Time for connections to end at an orderly stop.
+    pub drain_time_ms: u64,
+    /// `TCP_USER_TIMEOUT` of the wire leg.
+    pub user_timeout_ms: u64,
+    /// Idle time before keepalive probes.
+    pub keepalive_idle_ms: u64,
+    /// How far two nodes' clocks may differ when certificates are checked.
+    pub clock_skew_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            workloads: 1024,
+            destinations: 65_536,
+            connections: 65_536,
+            concurrent_handshakes: 1024,
+            handshake_timeout_ms: 10_000,
+            connect_timeout_ms: 10_000,
+            idle_timeout_ms: 3_600_000,
+            detect_timeout_ms: 500,
+            pre_handshake_bytes: 65_536,
+            drain_time_ms: 5_000,
+            user_timeout_ms: 60_000,
+            keepalive_idle_ms: 60_000,
+            clock_skew_ms: 60_000,
+        }
+    }
+}
+
+impl Limits {
+    /// `handshakeTimeoutMs`.
+    pub fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_timeout_ms)
+    }
+
+    /// `connectTimeoutMs`.
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    /// `idleTimeoutMs`.
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+
+    /// `detectTimeoutMs`.
+    pub fn detect_timeout(&self) -> Duration {
+        Duration::from_millis(self.detect_timeout_ms)
+    }
+
+    /// `drainTimeMs`.
+    pub fn drain_time(&self) -> Duration {
+        Duration::from_millis(self.drain_time_ms)
+    }
+
+    /// `userTimeoutMs`.
+    pub fn user_timeout(&self) -> Duration {
+        Duration::from_millis(self.user_timeout_ms)
+    }
+
+    /// `keepaliveIdleMs`.
+    pub fn keepalive_idle(&self) -> Duration {
+        Duration::from_millis(self.keepalive_idle_ms)
+    }
+
+    /// `clockSkewMs`.
+    pub fn clock_skew(&self) -> Duration {
+        Duration::from_millis(self.clock_skew_ms)
+    }
+}
+
+/// The access log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AccessLogConfig {
+    /// One line per connection, in this form.
+    pub format: AccessLogFormat,
+    /// Lines per second beyond which lines are counted, not written.
+    pub per_second: u32,
+}
+
+impl Default for AccessLogConfig {
+    fn default() -> Self {
+        Self { format: AccessLogFormat::Json, per_second: 1000 }
+    }
+}
+
+/// Form of the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessLogFormat {
+    /// One JSON object per line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+    /// None.
+    Off,
+}
+
+/// What stays behind at an orderly stop.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ShutdownConfig {
+    /// What happens to the eBPF hooks.
+    pub hooks: ShutdownHooks,
+}
+
+/// What happens to the eBPF hooks at an orderly stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShutdownHooks {
+    /// Removed: workloads talk plaintext again.
+    #[default]
+    Remove,
+    /// They stay and fail closed until the next start.
+    Keep,
+}
+
+fn default_trust_domain() -> TrustDomain {
+    TrustDomain::cluster_local()
+}
+
+fn default_root_namespace() -> String {
+    "istio-system".to_owned()
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/meshd".into()
+}
+
+fn default_runtime_dir() -> PathBuf {
+    "/run/meshd".into()
+}
+
+fn default_policies_dir() -> PathBuf {
+    "/etc/meshd/policies".into()
+}
+
+fn default_service_account() -> String {
+    "default".to_owned()
+}
+
+fn default_log() -> String {
+    "info".to_owned()
+}

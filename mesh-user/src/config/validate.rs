@@ -1,0 +1,238 @@
+//! What the types alone cannot say: uniqueness, ports, limits, which fields go together.
+//! Collects every problem, so that one look at the output mends the file.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    net::IpAddr,
+};
+
+use super::{Config, Selector, WorkloadConfig, yaml::Problem};
+use crate::identity::SpiffeId;
+
+struct Check<'a> {
+    text: &'a str,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn wrong(&mut self, path: &str, what: impl Into<String>) {
+        self.problems.push(Problem::at(self.text, path, what, None));
+    }
+
+    fn name(&mut self, path: &str, name: &str) {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if name.is_empty() || name.len() > 253 || !name.bytes().all(allowed) {
+            self.wrong(path, format!("{name:?} is no name: use 1 to 253 letters, digits, '.', '-', '_'"));
+        }
+    }
+
+    fn ports(&mut self, path: &str, ports: &[u16]) {
+        for (i, port) in ports.iter().enumerate() {
+            if *port == 0 {
+                self.wrong(&format!("{path}[{i}]"), "port 0 does not exist");
+            } else if ports[..i].contains(port) {
+                self.wrong(&format!("{path}[{i}]"), format!("port {port} is listed twice"));
+            }
+        }
+    }
+
+    fn positive(&mut self, path: &str, value: u64) {
+        if value == 0 {
+            self.wrong(path, "must be at least 1");
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration that parsed.
+pub(super) fn check(config: &Config, text: &str) -> Vec<Problem> {
+    let mut check = Check { text, problems: Vec::new() };
+    check.name("node", &config.node);
+    check.name("rootNamespace", &config.root_namespace);
+    settings(&mut check, config);
+    workloads(&mut check, config);
+    addresses(&mut check, config);
+    services(&mut check, config);
+    check.problems
+}
+
+fn settings(check: &mut Check<'_>, config: &Config) {
+    let (outbound, inbound) = (config.capture.outbound_port, config.capture.inbound_port);
+    for (path, port) in [("capture.outboundPort", outbound), ("capture.inboundPort", inbound)] {
+        if port == 0 {
+            check.wrong(path, "port 0 does not exist");
+        }
+    }
+    if outbound == inbound {
+        check.wrong("capture.inboundPort", format!("port {inbound} is outboundPort too; use two ports"));
+    }
+    if config.ca.svid_lifetime_seconds < 60 {
+        check.wrong("ca.svidLifetimeSeconds", "an SVID must live at least 60 seconds");
+    }
+    if config.ca.svid_lifetime_seconds > 365 * 86_400 {
+        check.wrong("ca.svidLifetimeSeconds", "an SVID may live at most a year (31536000)");
+    }
+    for (i, alias) in config.trust_domain_aliases.iter().enumerate() {
+        if *alias == config.trust_domain {
+            check.wrong(&format!("trustDomainAliases[{i}]"), "is the trust domain itself; remove it");
+        }
+    }
+    let limits = &config.limits;
+    for (path, value) in [
+        ("limits.workloads", u64::from(limits.workloads)),
+        ("limits.destinations", u64::from(limits.destinations)),
+        ("limits.connections", u64::from(limits.connections)),
+        ("limits.concurrentHandshakes", u64::from(limits.concurrent_handshakes)),
+        ("limits.handshakeTimeoutMs", limits.handshake_timeout_ms),
+        ("limits.connectTimeoutMs", limits.connect_timeout_ms),
+        ("limits.idleTimeoutMs", limits.idle_timeout_ms),
+        ("limits.detectTimeoutMs", limits.detect_timeout_ms),
+        ("limits.keepaliveIdleMs", limits.keepalive_idle_ms),
+    ] {
+        check.positive(path, value);
+    }
+    if limits.pre_handshake_bytes < 4096 {
+        check.wrong("limits.preHandshakeBytes", "must be at least 4096, or no ClientHello fits");
+    }
+}
+
+fn workloads(check: &mut Check<'_>, config: &Config) {
+    if config.workloads.len() > config.limits.workloads as usize {
+        let (count, limit) = (config.workloads.len(), config.limits.workloads);
+        check.wrong("workloads", format!("{count} workloads, but limits.workloads is {limit}; raise it"));
+    }
+    let mut names = HashMap::new();
+    let local = config.workloads.iter().enumerate().map(|(i, w)| {
+        (
+            format!("workloads[{i}]"),
+            &w.namespace,
+            &w.name,
+            &w.service_account,
+            &w.ports,
+            &w.exclude_inbound_ports,
+        )
+    });
+    let remote = config.remote_workloads.iter().enumerate().map(|(i, w)| {
+        let path = format!("remoteWorkloads[{i}]");
+        (path, &w.namespace, &w.name, &w.service_account, &w.ports, &w.exclude_inbound_ports)
+    });
+    for (path, namespace, name, account, ports, excluded) in local.chain(remote) {
+        check.name(&format!("{path}.name"), name);
+        check.name(&format!("{path}.namespace"), namespace);
+        if let Err(error) = SpiffeId::for_service_account(&config.trust_domain, namespace, account) {
+            check.wrong(&format!("{path}.serviceAccount"), error.to_string());
+        }
+        check.ports(&format!("{path}.ports"), ports);
+        check.ports(&format!("{path}.excludeInboundPorts"), excluded);
+        match names.entry((namespace, name)) {
+            Entry::Occupied(first) => {
+                let first: &String = first.get();
+                check.wrong(&format!("{path}.name"), format!("{namespace}/{name} is already {first}"));
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(path);
+            }
+        }
+    }
+    for (i, workload) in config.workloads.iter().enumerate() {
+        selector(check, &format!("workloads[{i}]"), workload);
+    }
+    duplicate_selectors(check, config);
+}
+
+fn selector(check: &mut Check<'_>, path: &str, workload: &WorkloadConfig) {
+    check.ports(&format!("{path}.excludeOutboundPorts"), &workload.exclude_outbound_ports);
+    match &workload.selector {
+        Selector::Netns(file) => {
+            if !file.is_absolute() {
+                check.wrong(&format!("{path}.selector.netns"), "must be an absolute path");
+            }
+            if !workload.ports.is_empty() {
+                let what = "only for cgroup and user selectors: a network namespace is captured whole";
+                check.wrong(&format!("{path}.ports"), what);
+            }
+        }
+        Selector::Cgroup(folder) => {
+            if !folder.is_absolute() {
+                check.wrong(&format!("{path}.selector.cgroup"), "must be an absolute path");
+            }
+        }
+        Selector::User(user) => {
+            if user.is_empty() {
+                check.wrong(&format!("{path}.selector.user"), "name a user or give its number");
+            }
+        }
+    }
+    let netns = matches!(workload.selector, Selector::Netns(_));
+    if !netns && !workload.ports.is_empty() && workload.addresses.is_empty() {
+        check
+            .wrong(&format!("{path}.addresses"), "ports without addresses: list the addresses it answers on");
+    }
+}
+
+fn duplicate_selectors(check: &mut Check<'_>, config: &Config) {
+    let mut seen = HashMap::new();
+    for (i, workload) in config.workloads.iter().enumerate() {
+        if let Some(first) = seen.insert(&workload.selector, i) {
+            let what = format!("workloads[{first}] selects the same programs");
+            check.wrong(&format!("workloads[{i}].selector"), what);
+        }
+    }
+}
+
+/// Every address belongs to one workload or one service, or who answers there cannot be told.
+fn addresses(check: &mut Check<'_>, config: &Config) {
+    let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
+    let local = config.workloads.iter().enumerate().map(|(i, w)| (format!("workloads[{i}]"), &w.addresses));
+    let remote = config
+        .remote_workloads
+        .iter()
+        .enumerate()
+        .map(|(i, w)| (format!("remoteWorkloads[{i}]"), &w.addresses));
+    let services = config.services.iter().enumerate().map(|(i, s)| (format!("services[{i}]"), &s.addresses));
+    for (path, addresses) in local.chain(remote).chain(services) {
+        for (i, address) in addresses.iter().enumerate() {
+            let canonical = address.to_canonical();
+            let place = format!("{path}.addresses[{i}]");
+            if canonical.is_unspecified() || canonical.is_loopback() || canonical.is_multicast() {
+                check.wrong(&place, format!("{address} cannot be reached from another workload"));
+            }
+            if let Some(first) = owners.insert(canonical, place.clone()) {
+                check.wrong(&place, format!("{address} already belongs to {first}"));
+            }
+        }
+    }
+}
+
+fn services(check: &mut Check<'_>, config: &Config) {
+    let mut names = HashMap::new();
+    for (i, service) in config.services.iter().enumerate() {
+        let path = format!("services[{i}]");
+        check.name(&format!("{path}.name"), &service.name);
+        check.name(&format!("{path}.namespace"), &service.namespace);
+        if let Some(first) = names.insert((&service.namespace, &service.name), i) {
+            let what = format!("{}/{} is already services[{first}]", service.namespace, service.name);
+            check.wrong(&format!("{path}.name"), what);
+        }
+        if service.selector.is_empty() {
+            check.wrong(
+                &format!("{path}.selector"),
+                "select at least one label, or the service has no workload",
+            );
+        }
+        if service.ports.is_empty() {
+            check.wrong(&format!("{path}.ports"), "list at least one port");
+        }
+        for (j, port) in service.ports.iter().enumerate() {
+            if port.port == 0 {
+                check.wrong(&format!("{path}.ports[{j}].port"), "port 0 does not exist");
+            }
+            if port.target_port == Some(0) {
+                check.wrong(&format!("{path}.ports[{j}].targetPort"), "port 0 does not exist");
+            }
+            if service.ports[..j].iter().any(|p| p.port == port.port) {
+                check
+                    .wrong(&format!("{path}.ports[{j}].port"), format!("port {} is listed twice", port.port));
+            }
+        }
+    }
+}

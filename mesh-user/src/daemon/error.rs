@@ -1,0 +1,49 @@
+//! Why the daemon does not start.
+
+use crate::{
+    admin::ServerError, ca::CaError, capture::CaptureError, discovery::DiscoveryError,
+    telemetry::logging::LoggingError,
+};
+
+/// Why the daemon does not start, or did not stop in order.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Not root.
+    #[error("meshd needs root: it loads eBPF programs and enters network namespaces")]
+    NotRoot,
+    /// Configuration, policies or trust bundles.
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
+    /// The log filter.
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    /// The certificate authority.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The eBPF side.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] ServerError),
+    /// No cgroup v2 in sight.
+    #[error("no cgroup v2 mount was found; mount one, or name it by capture.cgroup")]
+    NoCgroup,
+    /// A proof that meshd cannot do without failed.
+    #[error("the canary did not prove {0}; `meshctl check` on another node shows what it should say")]
+    Canary(String),
+    /// Threads, signals, sockets.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+impl DaemonError {
+    pub(super) fn io(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+}

@@ -1,0 +1,277 @@
+//! Start, run, stop. Nothing is captured before everything that serves it is ready, and hooks are the last
+//! to go.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    DaemonError,
+    reload::{Runtime, merged},
+    source::Source,
+};
+use crate::{
+    admin::{AdminLimits, AdminServer},
+    ca::{EmbeddedCa, SvidStore},
+    capture::{Capture, CaptureLimits, CaptureSettings},
+    config::{self, Config, ShutdownHooks},
+    discovery::{FileSource, Snapshot},
+    proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
+    sys::cgroup,
+    telemetry::{AccessLog, AccessLogFormat, AccessLogSettings, Metrics, MetricsLimits, logging, systemd},
+    tls::{KernelTls, TlsContext, TlsSettings},
+};
+
+/// How often workloads that could not be enrolled are tried again.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often a stopping daemon looks whether its connections have ended.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// Runs meshd until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or capture cannot be ended in order.
+pub fn run(config: &Path) -> Result<(), DaemonError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(DaemonError::NotRoot);
+    }
+    let files = Arc::new(FileSource::open(config)?);
+    let snapshot = files.snapshot();
+    logging::init(&snapshot.config.log, logging::LogFormat::Text)?;
+    for warning in &snapshot.warnings {
+        tracing::warn!("{warning}");
+    }
+    raise_descriptor_limit(&snapshot.config);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(DaemonError::io("the control runtime cannot be made"))?;
+    runtime.block_on(daemon(files, snapshot))
+}
+
+async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), DaemonError> {
+    let mut signals = Signals::new().map_err(DaemonError::io("signals cannot be handled"))?;
+    let runtime = Arc::new(start(&snapshot)?);
+    let stop = CancellationToken::new();
+    let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
+    runtime.apply(&snapshot)?;
+    let source = Arc::new(Source::new(Arc::clone(&runtime), Arc::clone(&files)));
+    let serving = tokio::spawn(admin.serve(source, stop.clone()));
+    tokio::spawn({
+        let (svids, stop) = (Arc::clone(&runtime.mesh.svids), stop.clone());
+        async move { svids.run(stop).await }
+    });
+    tokio::spawn(Arc::clone(&files).run(stop.clone()));
+    let ready = format!("{} connections may come", runtime.mesh.relay_kind().as_str());
+    tracing::info!(node = %snapshot.config.node, relay = runtime.mesh.relay_kind().as_str(), "meshd is ready");
+    systemd::ready(&ready);
+    let _watchdog = systemd::spawn_watchdog(runtime.workers.handles());
+    supervise(&runtime, &files, &mut signals).await;
+    drain(&runtime, &mut signals).await;
+    stop.cancel();
+    // An error means that the server panicked: it serves no more either way.
+    let _ = serving.await;
+    finish(runtime)
+}
+
+/// Everything but the hooks.
+fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
+    let config = &snapshot.config;
+    let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
+    let capture = Capture::start(&capture_settings(config)?)?;
+    let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
+    let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
+    let svids = Arc::new(SvidStore::new(ca));
+    let bundles = Arc::new(ArcSwap::from_pointee(merged(svids.bundles(), &snapshot.bundles)));
+    let tls = TlsContext::new(
+        TlsSettings {
+            trust_domain_aliases: config.trust_domain_aliases.clone(),
+            clock_skew: config.limits.clock_skew(),
+            ..TlsSettings::new(config.trust_domain.clone())
+        },
+        Arc::clone(&bundles),
+    );
+    let kernel_tls = KernelTls::probe();
+    tracing::info!(%kernel_tls, "probed");
+    let access_log = AccessLog::to_stderr(access_log_settings(config), &metrics)
+        .map_err(DaemonError::io("the access log's thread cannot be started"))?;
+    let mesh = Arc::new(Mesh::new(MeshParts {
+        snapshot: Arc::clone(snapshot),
+        svids,
+        tls,
+        kernel_tls,
+        metrics,
+        access_log,
+    }));
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let workers = Workers::start(cores).map_err(DaemonError::io("the workers cannot be started"))?;
+    Ok(Runtime {
+        mesh,
+        workers,
+        acceptors: Acceptors::default(),
+        capture,
+        bundles,
+        proofs: Vec::new(),
+        failed: Mutex::new(HashMap::new()),
+    })
+}
+
+fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
+    let cgroup = match &config.capture.cgroup {
+        Some(path) => path.clone(),
+        None => cgroup::cgroup2_mount()
+            .map_err(DaemonError::io("the mounts cannot be read"))?
+            .ok_or(DaemonError::NoCgroup)?,
+    };
+    Ok(CaptureSettings {
+        cgroup,
+        runtime_dir: config.runtime_dir.clone(),
+        outbound_port: config.capture.outbound_port,
+        inbound_port: config.capture.inbound_port,
+        limits: CaptureLimits {
+            workloads: config.limits.workloads,
+            destinations: config.limits.destinations,
+            connections: config.limits.connections,
+        },
+        keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
+        log_programs: false,
+    })
+}
+
+fn access_log_settings(config: &Config) -> AccessLogSettings {
+    AccessLogSettings {
+        format: match config.access_log.format {
+            config::AccessLogFormat::Json => AccessLogFormat::Json,
+            config::AccessLogFormat::Text => AccessLogFormat::Text,
+            config::AccessLogFormat::Off => AccessLogFormat::Off,
+        },
+        per_second: config.access_log.per_second,
+    }
+}
+
+/// Each connection holds two descriptors; as many as the administrator allows are taken.
+fn raise_descriptor_limit(config: &Config) {
+    let wanted = u64::from(config.limits.connections) * 2 + 1024;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < wanted.min(hard) {
+        // A refusal leaves the limit as it was, which the warning below tells.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
+    }
+    if hard < wanted {
+        tracing::warn!(hard, wanted, "the limit on open files is below what limits.connections may need");
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Applies new snapshots and tries failed workloads again, until told to stop.
+async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mut Signals) {
+    let mut generations = files.subscribe();
+    let mut retry = interval(RETRY);
+    retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => {
+                systemd::reloading();
+                // What failed is logged and shown by the source itself.
+                let _ = files.reload();
+                systemd::ready("reloaded");
+            }
+            changed = generations.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                apply(runtime, &files.snapshot());
+            }
+            _ = retry.tick() => {
+                if runtime.has_failed() && let Err(error) = runtime.enrol() {
+                    tracing::error!(%error, "workloads cannot be enrolled");
+                }
+            }
+        }
+    }
+}
+
+fn apply(runtime: &Runtime, snapshot: &Arc<Snapshot>) {
+    for warning in &snapshot.warnings {
+        tracing::warn!("{warning}");
+    }
+    match runtime.apply(snapshot) {
+        Ok(closed) => {
+            runtime.mesh.metrics.config_reloaded(true);
+            tracing::info!(generation = snapshot.generation, closed, "configuration and policies are in force");
+        }
+        Err(error) => {
+            runtime.mesh.metrics.config_reloaded(false);
+            tracing::error!(%error, "the new configuration is refused; the old one stays in force");
+        }
+    }
+}
+
+/// New connections are no longer served; live ones get the drain time, a second signal ends it.
+async fn drain(runtime: &Runtime, signals: &mut Signals) {
+    let time = runtime.mesh.view().snapshot.config.limits.drain_time();
+    systemd::stopping(time + Duration::from_secs(5));
+    tracing::info!(connections = runtime.mesh.connections.count(), ?time, "draining");
+    let deadline = Instant::now() + time;
+    let drained = async {
+        while runtime.mesh.accepted() > 0 && Instant::now() < deadline {
+            sleep(DRAIN_POLL).await;
+        }
+    };
+    tokio::select! {
+        () = drained => {}
+        () = signals.stop() => {}
+    }
+    runtime.acceptors.stop();
+    runtime.mesh.connections.close_all(&CloseReason::Shutdown);
+    let closed = async {
+        while runtime.mesh.connections.count() > 0 {
+            sleep(DRAIN_POLL).await;
+        }
+    };
+    // Connections that do not end now end with the process.
+    let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+}
+
+fn finish(runtime: Arc<Runtime>) -> Result<(), DaemonError> {
+    runtime.mesh.access_log.shutdown();
+    runtime.capture.shutdown()?;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! A world as capture needs it. Pure but for the look-up of user names.
+
+use std::net::IpAddr;
+
+use nix::unistd::User;
+
+use crate::{
+    capture::{CapturePlan, PlannedWorkload, Selector},
+    config,
+    proxy::Mesh,
+    world::{InboundPorts, Workload, WorkloadName, World},
+};
+
+/// A local workload that cannot be planned, and why.
+pub(super) type Unplanned = (WorkloadName, String);
+
+/// What to capture for `world`. Workloads whose user does not exist are left out and reported.
+pub(super) fn plan(mesh: &Mesh, world: &World) -> (CapturePlan, Vec<Unplanned>) {
+    let mut workloads = Vec::new();
+    let mut unplanned = Vec::new();
+    for workload in world.local_workloads() {
+        match planned(mesh, workload) {
+            Some(Ok(plan)) => workloads.push(plan),
+            Some(Err(why)) => unplanned.push((workload.name.clone(), why)),
+            None => {}
+        }
+    }
+    let destinations = world.capture_destinations().into_iter().map(|d| (d.address, d.port)).collect();
+    (CapturePlan { workloads, destinations }, unplanned)
+}
+
+fn planned(mesh: &Mesh, workload: &Workload) -> Option<Result<PlannedWorkload, String>> {
+    let local = workload.local.as_ref()?;
+    let selector = match selector(&local.selector) {
+        Ok(selector) => selector,
+        Err(why) => return Some(Err(why)),
+    };
+    let (ports, exclude_inbound_ports) = match &workload.ports {
+        InboundPorts::AllBut(excluded) => (Vec::new(), excluded.clone()),
+        InboundPorts::Only(ports) => (ports.clone(), Vec::new()),
+    };
+    let addresses: Vec<IpAddr> = workload.addresses.clone();
+    Some(Ok(PlannedWorkload {
+        id: mesh.number(&workload.name),
+        name: workload.name.to_string(),
+        selector,
+        addresses,
+        ports,
+        exclude_inbound_ports,
+        exclude_outbound_ports: local.exclude_outbound_ports.clone(),
+        capture_all: false,
+    }))
+}
+
+fn selector(selector: &config::Selector) -> Result<Selector, String> {
+    Ok(match selector {
+        config::Selector::Netns(path) => Selector::Netns(path.clone()),
+        config::Selector::Cgroup(path) => Selector::Cgroup(path.clone()),
+        config::Selector::User(user) => match user.parse() {
+            Ok(uid) => Selector::User(uid),
+            Err(_) => match User::from_name(user) {
+                Ok(Some(found)) => Selector::User(found.uid.as_raw()),
+                Ok(None) => return Err(format!("there is no user {user:?} on this node")),
+                Err(error) => return Err(format!("user {user:?} cannot be looked up: {error}")),
+            },
+        },
+    })
+}

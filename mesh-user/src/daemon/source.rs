@@ -1,0 +1,298 @@
+//! What the admin API shows of the running daemon.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use super::reload::Runtime;
+use crate::{
+    admin::{
+        AdminSource, ExplainError, ExplainQuery,
+        api::{
+            BpfMapRow, CertRow, CheckRow, ConnectionRow, Explanation, Mode, PolicyRow, ReloadReport, Status,
+            WorkloadRow,
+        },
+        explain::explain,
+    },
+    config::Selector,
+    discovery::FileSource,
+    policy,
+    proxy::Live,
+    telemetry::{Direction, RelayKind},
+    world::{Workload, WorkloadName},
+};
+
+/// The daemon as the admin API sees it.
+pub(super) struct Source {
+    runtime: Arc<Runtime>,
+    files: Arc<FileSource>,
+    started: Instant,
+}
+
+impl Source {
+    pub(super) fn new(runtime: Arc<Runtime>, files: Arc<FileSource>) -> Self {
+        Self { runtime, files, started: Instant::now() }
+    }
+
+    fn failed(&self) -> HashMap<WorkloadName, String> {
+        self.runtime.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn bpf_maps(&self) -> Vec<BpfMapRow> {
+        let maps = self.runtime.capture.map_use().unwrap_or_else(|error| {
+            tracing::warn!(%error, "map use cannot be read");
+            Vec::new()
+        });
+        let row = |m: crate::capture::MapUse| BpfMapRow {
+            map: m.map.to_owned(),
+            entries: m.used as u64,
+            capacity: m.capacity as u64,
+        };
+        maps.into_iter().map(row).collect()
+    }
+}
+
+impl AdminSource for Source {
+    fn status(&self) -> Status {
+        let mesh = &self.runtime.mesh;
+        let view = mesh.view();
+        let config = &view.snapshot.config;
+        let files = self.files.status();
+        let failed = self.failed();
+        let mut problems: Vec<_> =
+            failed.iter().map(|(name, why)| format!("{name} is not enrolled: {why}")).collect();
+        if !files.needs_restart.is_empty() {
+            problems.push(format!("a restart is needed to change {}", files.needs_restart.join(", ")));
+        }
+        let locals = view.world().local_workloads().count();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: config.node.clone(),
+            trust_domain: config.trust_domain.to_string(),
+            pid: std::process::id(),
+            kernel: kernel_release(),
+            uptime_s: self.started.elapsed().as_secs(),
+            ready: true,
+            problems,
+            capture_form: "listener".to_owned(),
+            relay: mesh.relay_kind().as_str().to_owned(),
+            workloads: locals.saturating_sub(failed.len()) as u64,
+            connections: mesh.connections.count() as u64,
+            policies: view.snapshot.policy_status.iter().filter(|p| p.accepted).count() as u64,
+            config_loaded_unix_s: files.loaded_at_seconds,
+            last_reload_error: files.last_error.unwrap_or_default(),
+            bpf_maps: self.bpf_maps(),
+        }
+    }
+
+    fn workloads(&self) -> Vec<WorkloadRow> {
+        let view = self.runtime.mesh.view();
+        let failed = self.failed();
+        let mut live: HashMap<WorkloadName, u64> = HashMap::new();
+        for connection in self.runtime.mesh.connections.list() {
+            *live.entry(connection.workload.clone()).or_default() += 1;
+        }
+        let row = |w: &Workload| WorkloadRow {
+            namespace: w.namespace().to_owned(),
+            name: w.name.name.to_string(),
+            spiffe_id: w.spiffe_id.to_string(),
+            node: w.node.to_string(),
+            local: w.local.is_some(),
+            selector: w.local.as_ref().map(|l| selector(&l.selector)).unwrap_or_default(),
+            addresses: w.addresses.iter().map(ToString::to_string).collect(),
+            state: match (failed.get(&w.name), &w.local) {
+                (Some(why), _) => format!("failed: {why}"),
+                (None, Some(_)) => "enrolled".to_owned(),
+                (None, None) => "remote".to_owned(),
+            },
+            mode: mode(view.snapshot.policies.for_workload(w.id).default_mode()),
+            connections: live.get(&w.name).copied().unwrap_or(0),
+        };
+        let mut rows: Vec<_> = view.world().workloads().iter().map(row).collect();
+        rows.sort_by(|a, b| {
+            (!a.local, &a.namespace, &a.name).cmp(&(!b.local, &b.namespace, &b.name))
+        });
+        rows
+    }
+
+    fn connections(&self) -> Vec<ConnectionRow> {
+        self.runtime.mesh.connections.list().iter().map(|live| connection(live)).collect()
+    }
+
+    fn certs(&self) -> Vec<CertRow> {
+        let now = unix_seconds(SystemTime::now());
+        let mut rows: Vec<_> = self.runtime.mesh.svids.status().iter().map(|s| svid(s, now)).collect();
+        for (domain, roots) in &self.runtime.bundles.load().roots {
+            rows.extend(roots.iter().map(|root| self::root(domain.as_str(), root, now)));
+        }
+        rows
+    }
+
+    fn policies(&self) -> Vec<PolicyRow> {
+        let view = self.runtime.mesh.view();
+        let row = |p: &policy::PolicyStatus| PolicyRow {
+            kind: p.kind.clone(),
+            namespace: p.namespace.clone(),
+            name: p.name.clone(),
+            not_enforced: p.not_enforced.clone(),
+            ..PolicyRow::default()
+        };
+        view.snapshot.policy_status.iter().map(row).collect()
+    }
+
+    fn check(&self) -> Vec<CheckRow> {
+        super::check::rows(&self.runtime)
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
+        let view = self.runtime.mesh.view();
+        explain(view.world(), &view.snapshot.policies, query)
+    }
+
+    fn reload(&self) -> Result<ReloadReport, String> {
+        let reload = self.files.reload().map_err(|error| error.to_string())?;
+        let mut warnings = self.files.snapshot().warnings.clone();
+        if !reload.needs_restart.is_empty() {
+            warnings.push(format!("a restart is needed to change {}", reload.needs_restart.join(", ")));
+        }
+        let snapshot = self.files.snapshot();
+        Ok(ReloadReport {
+            changed: reload.changed,
+            workloads: snapshot.world.local_workloads().count() as u64,
+            policies: snapshot.policy_status.len() as u64,
+            connections_closed: 0,
+            warnings,
+        })
+    }
+
+    fn metrics_text(&self) -> String {
+        let mesh = &self.runtime.mesh;
+        for live in mesh.connections.list() {
+            live.report_bytes();
+        }
+        if let Ok(maps) = self.runtime.capture.map_use() {
+            for map in maps {
+                mesh.metrics.set_bpf_map(map.map, map.used as u64, map.capacity as u64);
+            }
+        }
+        if let Ok(stats) = self.runtime.capture.stats() {
+            for (event, total) in stats.iter() {
+                mesh.metrics.set_bpf_event(event, total);
+            }
+        }
+        let svids = mesh.svids.status();
+        let expiry = |s: &crate::ca::CertificateStatus| {
+            UNIX_EPOCH + std::time::Duration::from_secs(s.not_after_seconds)
+        };
+        mesh.metrics.set_svids(svids.iter().map(|s| (s.spiffe_id.as_str(), expiry(s))));
+        mesh.metrics.text()
+    }
+
+    fn admin_refused(&self, reason: &'static str) {
+        self.runtime.mesh.metrics.admin_refused(reason);
+    }
+}
+
+fn connection(live: &Arc<Live>) -> ConnectionRow {
+    let record = &live.record;
+    let (received, sent) = live.bytes();
+    let other = match record.direction {
+        Direction::Inbound => &record.source,
+        Direction::Outbound => &record.destination,
+    };
+    let tls = record.tls_version.map(|v| format!("{v} {}", record.tls_cipher.unwrap_or("unknown cipher")));
+    ConnectionRow {
+        id: live.id,
+        direction: record.direction,
+        workload: live.workload.to_string(),
+        source: record.source.address.to_string(),
+        destination: record.destination.address.to_string(),
+        original_destination: record.original_destination.map(|a| a.to_string()),
+        peer: other.workload.as_ref().zip(other.namespace.as_ref()).map(|(name, ns)| format!("{ns}/{name}")),
+        peer_spiffe_id: record.peer_spiffe_id.as_ref().map(ToString::to_string),
+        own_spiffe_id: record.own_spiffe_id.as_ref().map(ToString::to_string),
+        state: "relaying".to_owned(),
+        relay: record.relay.unwrap_or(RelayKind::Plaintext),
+        capture_form: record.capture_form.to_owned(),
+        tls,
+        resumed: record.resumed.unwrap_or(false),
+        bytes_sent: sent,
+        bytes_received: received,
+        age_ms: millis(live.stats.started().elapsed()),
+        idle_ms: millis(live.stats.idle()),
+    }
+}
+
+fn svid(status: &crate::ca::CertificateStatus, now: i64) -> CertRow {
+    let (from, to) = (signed(status.not_before_seconds), signed(status.not_after_seconds));
+    let state = match &status.last_error {
+        Some(error) if now <= to => format!("renewal failing: {error}"),
+        _ => validity(from, to, now).to_owned(),
+    };
+    CertRow {
+        kind: "svid".to_owned(),
+        subject: status.spiffe_id.clone(),
+        serial: status.serial.clone(),
+        not_before_unix_s: from,
+        not_after_unix_s: to,
+        state,
+    }
+}
+
+fn root(domain: &str, der: &[u8], now: i64) -> CertRow {
+    let mut row = CertRow { kind: "root".to_owned(), subject: domain.to_owned(), ..CertRow::default() };
+    match x509_parser::parse_x509_certificate(der) {
+        Ok((_, certificate)) => {
+            row.serial = certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+            row.not_before_unix_s = certificate.validity().not_before.timestamp();
+            row.not_after_unix_s = certificate.validity().not_after.timestamp();
+            validity(row.not_before_unix_s, row.not_after_unix_s, now).clone_into(&mut row.state);
+        }
+        Err(error) => row.state = format!("unreadable: {error}"),
+    }
+    row
+}
+
+fn validity(from: i64, to: i64, now: i64) -> &'static str {
+    if now > to {
+        "expired"
+    } else if now < from {
+        "not yet valid"
+    } else {
+        "valid"
+    }
+}
+
+fn mode(mode: policy::Mode) -> Mode {
+    match mode {
+        policy::Mode::Strict => Mode::Strict,
+        policy::Mode::Permissive => Mode::Permissive,
+        policy::Mode::Disable => Mode::Disable,
+    }
+}
+
+fn selector(selector: &Selector) -> String {
+    match selector {
+        Selector::Netns(path) => format!("netns {}", path.display()),
+        Selector::Cgroup(path) => format!("cgroup {}", path.display()),
+        Selector::User(user) => format!("user {user}"),
+    }
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn signed(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| signed(d.as_secs()))
+}

@@ -1,0 +1,264 @@
+//! The node's file, the policies folder and the trust bundles, watched. Events only say "look again": what
+//! changed is told by comparing contents, and a slow poll covers what the kernel does not report.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use notify::{
+    EventKind, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{DiscoveryError, Reload, Snapshot, SourceStatus, inputs, inputs::Inputs, restart};
+use crate::{
+    ca,
+    config::Config,
+    identity::TrustBundles,
+    policy::{CompiledPolicies, PolicySet},
+    world::World,
+};
+
+/// A burst of events is one change.
+const DEBOUNCE: Duration = Duration::from_millis(150);
+/// A file is taken when two readings this far apart agree: editors truncate, then write.
+const SETTLE: Duration = Duration::from_millis(50);
+const CLOSED_AFTER_WRITE: AccessKind = AccessKind::Close(AccessMode::Write);
+/// Looks at the files even when no event came (NFS, overlay mounts, a folder created later).
+const POLL: Duration = Duration::from_secs(15);
+
+/// Files as the source of truth.
+pub struct FileSource {
+    path: PathBuf,
+    current: ArcSwap<Snapshot>,
+    published: watch::Sender<u64>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What was last looked at, good or bad; none: it could not even be read.
+    inputs: Option<Inputs>,
+    status: SourceStatus,
+}
+
+impl FileSource {
+    /// Loads the first snapshot.
+    ///
+    /// # Errors
+    /// When the files make none: there is nothing to fall back to yet.
+    pub fn open(path: &Path) -> Result<Self, DiscoveryError> {
+        let (inputs, config) = Inputs::read(path)?;
+        let snapshot = build(1, config, &inputs)?;
+        let status =
+            SourceStatus { generation: 1, loaded_at_seconds: now_seconds(), ..SourceStatus::default() };
+        Ok(Self {
+            path: path.to_owned(),
+            current: ArcSwap::from_pointee(snapshot),
+            published: watch::Sender::new(1),
+            state: Mutex::new(State { inputs: Some(inputs), status }),
+        })
+    }
+
+    /// The snapshot in use.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Tells of each new generation, after [`FileSource::snapshot`] returns it.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
+    /// How the source is doing.
+    pub fn status(&self) -> SourceStatus {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).status.clone()
+    }
+
+    /// Reads the files and publishes a new snapshot when they changed and are good. Blocks on file I/O.
+    ///
+    /// # Errors
+    /// When the files make no snapshot; the old one stays in use.
+    pub fn reload(&self) -> Result<Reload, DiscoveryError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.current.load_full();
+        let read = Inputs::read(&self.path);
+        if let (Ok((inputs, _)), None) = (&read, &state.status.last_error)
+            && state.inputs.as_ref() == Some(inputs)
+        {
+            let needs_restart = state.status.needs_restart.clone();
+            return Ok(Reload { changed: false, generation: running.generation, needs_restart });
+        }
+        let outcome = read.and_then(|(inputs, config)| {
+            let had_policies = state.inputs.as_ref().is_some_and(|i| i.policies.is_some());
+            if inputs.policies.is_none() && had_policies {
+                return Err(DiscoveryError::PoliciesGone(config.policies_dir));
+            }
+            let (config, needs_restart) = restart::keep_running(&running.config, config);
+            let snapshot = build(running.generation + 1, config, &inputs)?;
+            Ok((inputs, snapshot, needs_restart))
+        });
+        match outcome {
+            Ok((inputs, snapshot, needs_restart)) => {
+                let generation = snapshot.generation;
+                state.inputs = Some(inputs);
+                state.status = SourceStatus {
+                    generation,
+                    loaded_at_seconds: now_seconds(),
+                    reloads: state.status.reloads + 1,
+                    failures: state.status.failures,
+                    last_error: None,
+                    failing_since_seconds: None,
+                    needs_restart: needs_restart.clone(),
+                };
+                self.current.store(Arc::new(snapshot));
+                self.published.send_replace(generation);
+                Ok(Reload { changed: true, generation, needs_restart })
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if state.status.last_error.as_ref() != Some(&text) {
+                    state.status.failures += 1;
+                    state.status.last_error = Some(text);
+                }
+                state.status.failing_since_seconds.get_or_insert_with(now_seconds);
+                Err(error)
+            }
+        }
+    }
+
+    /// Watches until `shutdown`, reloading on change. A failure of the watcher leaves the poll.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let (events, mut changes) = mpsc::channel(1);
+        let mut folders = Vec::new();
+        let mut watcher = None;
+        loop {
+            let now = existing(&inputs::folders(&self.path, &self.snapshot().config));
+            if now != folders {
+                watcher = watch(&now, &events);
+                folders = now;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                _ = changes.recv() => settle_events(&mut changes).await,
+                () = tokio::time::sleep(POLL) => {}
+            }
+            if self.settled().await {
+                self.reload_and_log().await;
+            }
+        }
+        drop(watcher);
+    }
+
+    /// Whether two readings agree. A change that is still going on brings another event, or the next poll.
+    async fn settled(&self) -> bool {
+        for _ in 0..20 {
+            let first = self.read_blocking().await;
+            tokio::time::sleep(SETTLE).await;
+            if first == self.read_blocking().await {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn read_blocking(&self) -> Option<Inputs> {
+        let path = self.path.clone();
+        let read = move || Inputs::read(&path).ok().map(|(inputs, _)| inputs);
+        tokio::task::spawn_blocking(read).await.ok().flatten()
+    }
+
+    async fn reload_and_log(self: &Arc<Self>) {
+        let before = self.status().last_error;
+        let source = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || source.reload()).await {
+            Ok(Ok(reload)) if reload.changed => {
+                tracing::info!(generation = reload.generation, "configuration and policies reloaded");
+                for field in reload.needs_restart {
+                    tracing::warn!(field, "changed; takes effect at the next start");
+                }
+                for warning in &self.snapshot().warnings {
+                    tracing::warn!("{warning}");
+                }
+            }
+            Ok(Err(error)) if before != Some(error.to_string()) => {
+                tracing::error!("reload failed, the old configuration stays: {error}");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "reload ended early, the old configuration stays"),
+        }
+    }
+}
+
+/// A folder and which one it is: a removed and re-created one has to be watched again.
+type Folder = (PathBuf, u64, u64);
+
+fn existing(folders: &[PathBuf]) -> Vec<Folder> {
+    let inode = |f: &PathBuf| std::fs::metadata(f).ok().map(|m| (f.clone(), m.dev(), m.ino()));
+    folders.iter().filter_map(inode).collect()
+}
+
+fn watch(folders: &[Folder], events: &mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+    let events = events.clone();
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // Our own readings are accesses too; without this they would wake us for ever.
+        let access = event.is_ok_and(|e| matches!(e.kind, EventKind::Access(k) if k != CLOSED_AFTER_WRITE));
+        if !access {
+            // A full channel already says "look again".
+            let _ = events.try_send(());
+        }
+    };
+    let mut watcher = match notify::recommended_watcher(on_event) {
+        Ok(watcher) => watcher,
+        Err(error) => {
+            tracing::warn!(%error, "cannot watch files; they are looked at every {} s", POLL.as_secs());
+            return None;
+        }
+    };
+    for (folder, ..) in folders {
+        if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
+            tracing::warn!(folder = %folder.display(), %error, "cannot watch this folder; it is polled");
+        }
+    }
+    Some(watcher)
+}
+
+/// Waits until no event came for a moment, at most a second.
+async fn settle_events(changes: &mut mpsc::Receiver<()>) {
+    let quiet = async { while tokio::time::timeout(DEBOUNCE, changes.recv()).await.is_ok() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(1), quiet).await;
+}
+
+fn build(generation: u64, config: Config, inputs: &Inputs) -> Result<Snapshot, DiscoveryError> {
+    let world = World::build(&config)?;
+    let files: Vec<_> =
+        inputs.policies.iter().flatten().map(|(p, text)| (p.display().to_string(), text)).collect();
+    let set = PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
+    let mut bundles = TrustBundles::default();
+    for (bundle, (file, text)) in config.trust_bundles.iter().zip(&inputs.bundles) {
+        let roots = ca::parse_bundle(file, text)?;
+        bundles.roots.entry(bundle.trust_domain.clone()).or_default().extend(roots);
+    }
+    let mut warnings = set.warnings.clone();
+    if inputs.policies.is_none() {
+        warnings.push(format!("{}: no such folder, so no policies", config.policies_dir.display()));
+    }
+    Ok(Snapshot {
+        generation,
+        policies: Arc::new(CompiledPolicies::compile(&world, &set)),
+        world: Arc::new(world),
+        config: Arc::new(config),
+        policy_status: set.status,
+        bundles,
+        warnings,
+    })
+}
+
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,83 @@
+//! The files of one moment, read but not understood. Comparing them tells whether anything changed, whatever
+//! way an editor, a rename or a symlink swap changed it.
+
+use std::{
+    io::{ErrorKind, Read},
+    path::{Path, PathBuf},
+};
+
+use super::DiscoveryError;
+use crate::config::Config;
+
+/// A larger file is a mistake, and not read.
+const MAX_FILE_BYTES: u64 = 32 << 20;
+
+/// Texts of all files, in a fixed order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Inputs {
+    pub(super) config: String,
+    /// None: the folder does not exist.
+    pub(super) policies: Option<Vec<(PathBuf, String)>>,
+    /// In the order of `trustBundles`.
+    pub(super) bundles: Vec<(PathBuf, String)>,
+}
+
+impl Inputs {
+    /// Reads the node's file, and whatever it names.
+    pub(super) fn read(path: &Path) -> Result<(Self, Config), DiscoveryError> {
+        let text = read(path)?;
+        let config = Config::parse(&text, &path.display().to_string())?;
+        let bundles = config.trust_bundles.iter().map(|b| Ok((b.file.clone(), read(&b.file)?)));
+        let inputs = Self {
+            config: text,
+            policies: read_policies(&config.policies_dir)?,
+            bundles: bundles.collect::<Result<_, DiscoveryError>>()?,
+        };
+        Ok((inputs, config))
+    }
+}
+
+/// Folders in which a change can mean a change of the inputs.
+pub(super) fn folders(path: &Path, config: &Config) -> Vec<PathBuf> {
+    let parent = |file: &Path| match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let mut folders = vec![parent(path), config.policies_dir.clone()];
+    folders.extend(config.trust_bundles.iter().map(|b| parent(&b.file)));
+    folders.sort();
+    folders.dedup();
+    folders
+}
+
+fn read(path: &Path) -> Result<String, DiscoveryError> {
+    let failed = |source| DiscoveryError::Read { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(failed(std::io::Error::new(ErrorKind::FileTooLarge, "larger than 32 MiB")));
+    }
+    Ok(text)
+}
+
+/// `*.yaml` and `*.yml` by name; hidden ones are editors' and Kubernetes' own.
+fn read_policies(folder: &Path) -> Result<Option<Vec<(PathBuf, String)>>, DiscoveryError> {
+    let failed = |source| DiscoveryError::Read { path: folder.to_owned(), source };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let hidden = path.file_name().is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
+        let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        if yaml && !hidden && !path.is_dir() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    paths.into_iter().map(|path| read(&path).map(|text| (path, text))).collect::<Result<_, _>>().map(Some)
+}

@@ -1,0 +1,33 @@
+//! Which fields of the node's file a reload can change. What is not listed here takes effect at once; the rest
+//! keeps the values the daemon started with, and is reported.
+
+use crate::config::Config;
+
+/// `next` with the fields that need a restart taken from `running`, and the names of those that differ.
+pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&'static str>) {
+    let mut changed = Vec::new();
+    macro_rules! keep {
+        ($($field:ident $(. $part:ident)? => $name:literal),* $(,)?) => {$(
+            if next.$field $(.$part)? != running.$field $(.$part)? {
+                changed.push($name);
+                next.$field $(.$part)? = running.$field $(.$part)?.clone();
+            }
+        )*};
+    }
+    keep! {
+        node => "node",
+        trust_domain => "trustDomain",
+        state_dir => "stateDir",
+        runtime_dir => "runtimeDir",
+        capture => "capture",
+        relay => "relay",
+        ca => "ca",
+        limits.workloads => "limits.workloads",
+        limits.destinations => "limits.destinations",
+        limits.connections => "limits.connections",
+        limits.concurrent_handshakes => "limits.concurrentHandshakes",
+        access_log => "accessLog",
+        log => "log",
+    }
+    (next, changed)
+}

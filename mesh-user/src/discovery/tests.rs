@@ -1,0 +1,144 @@
+//! Reloads: whole, atomic, and never worse than before.
+
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::FileSource;
+
+type Change<'a> = &'a dyn Fn(&Path);
+
+struct Node {
+    folder: tempfile::TempDir,
+}
+
+const DENY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: NAME, namespace: shop}\nspec: {action: DENY, rules: [{}]}\n";
+
+impl Node {
+    fn new() -> Self {
+        let node = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(node.policies()).unwrap();
+        node.configure("");
+        node
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("node.yaml")
+    }
+
+    fn policies(&self) -> PathBuf {
+        self.folder.path().join("policies")
+    }
+
+    fn configure(&self, more: &str) {
+        let text = format!("node: a\npoliciesDir: {}\n{more}\n", self.policies().display());
+        std::fs::write(self.path(), text).unwrap();
+    }
+
+    fn policy(&self, name: &str) {
+        std::fs::write(self.policies().join(format!("{name}.yaml")), DENY.replace("NAME", name)).unwrap();
+    }
+
+    fn open(&self) -> FileSource {
+        FileSource::open(&self.path()).unwrap()
+    }
+}
+
+fn names(source: &FileSource) -> Vec<String> {
+    source.snapshot().policy_status.iter().map(|s| s.name.clone()).collect()
+}
+
+#[test]
+fn a_change_makes_a_new_snapshot_and_no_change_makes_none() {
+    let node = Node::new();
+    let source = node.open();
+    assert!(!source.reload().unwrap().changed);
+    node.policy("b");
+    node.policy("a");
+    std::fs::write(node.policies().join(".hidden.yaml"), "not read").unwrap();
+    std::fs::write(node.policies().join("README"), "not read").unwrap();
+    assert!(source.reload().unwrap().changed);
+    assert_eq!(names(&source), ["a", "b"]);
+    assert_eq!((source.snapshot().generation, *source.subscribe().borrow()), (2, 2));
+}
+
+#[test]
+fn a_bad_file_keeps_the_old_snapshot_and_is_reported_until_mended() {
+    let node = Node::new();
+    node.policy("a");
+    let source = node.open();
+    std::fs::write(node.policies().join("b.yaml"), "kind: [\n").unwrap();
+    assert!(source.reload().is_err());
+    assert!(source.reload().is_err());
+    assert_eq!(names(&source), ["a"]);
+    let status = source.status();
+    assert_eq!((status.generation, status.failures), (1, 1));
+    assert!(status.last_error.unwrap().contains("b.yaml"));
+    assert!(status.failing_since_seconds.is_some());
+    std::fs::remove_file(node.policies().join("b.yaml")).unwrap();
+    assert!(source.reload().is_ok());
+    assert_eq!((source.status().last_error, source.status().failing_since_seconds), (None, None));
+}
+
+#[test]
+fn policies_do_not_vanish_with_their_folder() {
+    let node = Node::new();
+    node.policy("a");
+    let source = node.open();
+    std::fs::remove_dir_all(node.policies()).unwrap();
+    assert!(source.reload().unwrap_err().to_string().contains("has gone"));
+    assert_eq!(names(&source), ["a"]);
+}
+
+#[test]
+fn fields_that_need_a_restart_keep_running_and_are_named() {
+    let node = Node::new();
+    let source = node.open();
+    node.configure("trustDomain: other\ncapture: { outboundPort: 1 }\nlimits: { idleTimeoutMs: 7 }");
+    let reload = source.reload().unwrap();
+    assert_eq!(reload.needs_restart, ["trustDomain", "capture"]);
+    let config = Arc::clone(&source.snapshot().config);
+    assert_eq!((config.trust_domain.as_str(), config.limits.idle_timeout_ms), ("cluster.local", 7));
+    assert_eq!(source.status().needs_restart, ["trustDomain", "capture"]);
+}
+
+#[tokio::test]
+async fn the_watcher_sees_writes_renames_and_symlink_swaps() {
+    let node = Node::new();
+    let source = Arc::new(node.open());
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(Arc::clone(&source).run(shutdown.clone()));
+    let mut generations = source.subscribe();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let write = |_: &Path| node.policy("written");
+    let rename = |d: &Path| {
+        std::fs::write(d.join("new.tmp"), DENY.replace("NAME", "renamed")).unwrap();
+        std::fs::rename(d.join("new.tmp"), d.join("renamed.yaml")).unwrap();
+    };
+    // a mounted ConfigMap: file -> ..data/file, ..data -> ..<time>, and ..data is replaced by a rename
+    let swap = |d: &Path| {
+        std::fs::create_dir(d.join("..1")).unwrap();
+        std::fs::write(d.join("..1/k8s.yaml"), DENY.replace("NAME", "swapped")).unwrap();
+        symlink("..1", d.join("..data_tmp")).unwrap();
+        symlink("..data/k8s.yaml", d.join("k8s.yaml")).unwrap();
+        std::fs::rename(d.join("..data_tmp"), d.join("..data")).unwrap();
+    };
+    let changes: [(&str, Change<'_>); 3] = [("written", &write), ("renamed", &rename), ("swapped", &swap)];
+    for (name, change) in changes {
+        change(&node.policies());
+        let seen = async {
+            while !names(&source).contains(&name.to_owned()) {
+                generations.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), seen).await.expect(name);
+    }
+    shutdown.cancel();
+    task.await.unwrap();
+}

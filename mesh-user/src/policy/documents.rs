@@ -1,0 +1,258 @@
+//! Multi-document YAML -> [`PolicySet`]. Refuses what Istio's own validation refuses and every unknown field,
+//! naming file, place and document; passes over kinds that are not Istio security.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    PolicyStatus,
+    api::{AuthorizationPolicySpec, Document, Head, Metadata, PeerAuthenticationSpec},
+    matcher, validate,
+};
+use crate::config::yaml::{self, Problem};
+
+const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+/// Istio's own group holds kinds that say how clients connect; they are named so that nobody believes in them.
+const NETWORKING_GROUP: &str = "networking.istio.io/";
+
+/// Why policy documents cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct PolicyError(Box<InDocument>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct InDocument {
+    file: String,
+    document: String,
+    problem: Problem,
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.problem.fmt_in(&self.0.file, f)?;
+        write!(f, " in {}", self.0.document)
+    }
+}
+
+/// A parsed `PeerAuthentication`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// None counts as the oldest, as the zero time does in Istio.
+    pub created: Option<OffsetDateTime>,
+    /// What it says.
+    pub spec: PeerAuthenticationSpec,
+}
+
+/// A parsed `AuthorizationPolicy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorizationPolicy {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it says.
+    pub spec: AuthorizationPolicySpec,
+}
+
+/// All policy documents, valid each, with what became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicySet {
+    /// In the order they were read.
+    pub peer_authentications: Vec<PeerAuthentication>,
+    /// In the order they were read.
+    pub authorization_policies: Vec<AuthorizationPolicy>,
+    /// One per document of an Istio kind.
+    pub status: Vec<PolicyStatus>,
+    /// Documents that were passed over, for the log.
+    pub warnings: Vec<String>,
+    seen: HashMap<(String, String, String), String>,
+}
+
+/// One document's text and place.
+struct Chunk<'a> {
+    file: &'a str,
+    text: &'a str,
+    first_line: u64,
+    number: usize,
+}
+
+impl Chunk<'_> {
+    fn error(&self, problem: Problem) -> PolicyError {
+        let document = format!("document {}", self.number);
+        PolicyError(Box::new(InDocument { file: self.file.to_owned(), document, problem }))
+    }
+
+    /// A problem found after parsing, placed by its path.
+    fn invalid(&self, kind: &str, metadata: &Metadata, path: &str, what: String) -> PolicyError {
+        let mut problem = Problem::at(self.text, path, what, None);
+        problem.line = problem.line.map(|line| line + self.first_line - 1);
+        let document = format!("document {} ({kind} {})", self.number, metadata.name);
+        PolicyError(Box::new(InDocument { file: self.file.to_owned(), document, problem }))
+    }
+}
+
+impl PolicySet {
+    /// Parses files, each a name for errors and its text.
+    ///
+    /// # Errors
+    /// On the first document that cannot be used; a set is whole or not at all.
+    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, PolicyError> {
+        let mut set = Self::default();
+        for (file, text) in files {
+            for chunk in split(file, text) {
+                set.add(&chunk)?;
+            }
+        }
+        Ok(set)
+    }
+
+    /// A set that is already parsed.
+    #[cfg(test)]
+    pub(super) fn of(
+        peer_authentications: Vec<PeerAuthentication>,
+        authorization_policies: Vec<AuthorizationPolicy>,
+    ) -> Self {
+        Self { peer_authentications, authorization_policies, ..Self::default() }
+    }
+
+    fn add(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
+        let head: Head = yaml::parse(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
+        let (Some(version), Some(kind)) = (&head.api_version, &head.kind) else {
+            let what = "apiVersion and kind are required in a policy document";
+            return Err(chunk.error(Problem::at("", "", what, None)));
+        };
+        match (SECURITY.contains(&version.as_str()), kind.as_str()) {
+            (true, "PeerAuthentication") => self.add_peer_authentication(chunk),
+            (true, "AuthorizationPolicy") => self.add_authorization_policy(chunk),
+            (true, "RequestAuthentication") => self.not_enforced(chunk, &head, "RequestAuthentication"),
+            (true, other) => {
+                let what = format!("unknown kind {other:?} in {version}");
+                Err(chunk.error(Problem::at("", "", what, None)))
+            }
+            (false, kind) if version.starts_with(NETWORKING_GROUP) => self.not_enforced(chunk, &head, kind),
+            (false, _) if version.starts_with("security.istio.io/") => {
+                let what = format!("unknown apiVersion {version:?}");
+                let hint = Some(format!("known: {}", SECURITY.join(", ")));
+                Err(chunk.error(Problem::at("", "", what, hint)))
+            }
+            (false, "List") => {
+                let hint = Some("write its items as documents of their own, parted by ---".to_owned());
+                Err(chunk.error(Problem::at("", "", "a List is not read", hint)))
+            }
+            (false, kind) => {
+                let (file, number) = (chunk.file, chunk.number);
+                self.warnings.push(format!("{file}: document {number}: {version} {kind} is not a policy"));
+                Ok(())
+            }
+        }
+    }
+
+    fn add_peer_authentication(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
+        const KIND: &str = "PeerAuthentication";
+        let document: Document<PeerAuthenticationSpec> =
+            yaml::parse(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
+        let metadata = &document.metadata;
+        let spec = document.spec.unwrap_or_default();
+        let created = match metadata.creation_timestamp.as_deref() {
+            None => None,
+            Some(text) => Some(OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+                let what = format!("{text:?} is no RFC 3339 time");
+                chunk.invalid(KIND, metadata, "metadata.creationTimestamp", what)
+            })?),
+        };
+        validate::peer_authentication(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
+        let namespace = self.claim(chunk, KIND, metadata)?;
+        self.peer_authentications.push(PeerAuthentication {
+            namespace: namespace.into(),
+            name: metadata.name.as_str().into(),
+            created,
+            spec,
+        });
+        Ok(())
+    }
+
+    fn add_authorization_policy(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
+        const KIND: &str = "AuthorizationPolicy";
+        let document: Document<AuthorizationPolicySpec> =
+            yaml::parse(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
+        let metadata = &document.metadata;
+        let spec = document.spec.unwrap_or_default();
+        validate::authorization_policy(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
+        let namespace = self.claim(chunk, KIND, metadata)?;
+        if let Some(status) = self.status.last_mut() {
+            status.not_enforced = matcher::not_enforced(&spec);
+            status.accepted = !matcher::targets_only_proxies(&spec);
+        }
+        self.authorization_policies.push(AuthorizationPolicy {
+            namespace: namespace.into(),
+            name: metadata.name.as_str().into(),
+            spec,
+        });
+        Ok(())
+    }
+
+    /// Takes the document's name, which must be free, and opens its status.
+    fn claim(&mut self, chunk: &Chunk<'_>, kind: &str, metadata: &Metadata) -> Result<String, PolicyError> {
+        let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let key = (kind.to_owned(), namespace.clone(), metadata.name.clone());
+        let place = format!("{} document {}", chunk.file, chunk.number);
+        if let Some(first) = self.seen.insert(key, place) {
+            let what = format!("{kind} {namespace}/{} is already defined in {first}", metadata.name);
+            return Err(chunk.invalid(kind, metadata, "metadata.name", what));
+        }
+        self.status.push(PolicyStatus {
+            kind: kind.to_owned(),
+            namespace: namespace.clone(),
+            name: metadata.name.clone(),
+            file: chunk.file.to_owned(),
+            accepted: true,
+            not_enforced: Vec::new(),
+        });
+        Ok(namespace)
+    }
+
+    #[allow(clippy::unnecessary_wraps, reason = "one arm of a match whose others fail")]
+    fn not_enforced(&mut self, chunk: &Chunk<'_>, head: &Head, kind: &str) -> Result<(), PolicyError> {
+        let metadata = head.metadata.as_ref();
+        let part = |get: fn(&super::api::LooseMetadata) -> &Option<String>, default: &str| {
+            metadata.and_then(|m| get(m).clone()).unwrap_or_else(|| default.to_owned())
+        };
+        self.status.push(PolicyStatus {
+            kind: kind.to_owned(),
+            namespace: part(|m| &m.namespace, "default"),
+            name: part(|m| &m.name, ""),
+            file: chunk.file.to_owned(),
+            accepted: false,
+            not_enforced: vec![format!("{kind} is not enforced yet")],
+        });
+        Ok(())
+    }
+}
+
+/// Cuts a file at its document markers. In YAML a line that starts with `---` is one even inside a block
+/// scalar (YAML 1.2.2, rule c-forbidden), so lines are enough.
+fn split<'a>(file: &'a str, text: &'a str) -> Vec<Chunk<'a>> {
+    let mut chunks = Vec::new();
+    let (mut start, mut first_line, mut offset, mut line_number) = (0, 1, 0, 0);
+    for line in text.split_inclusive('\n') {
+        line_number += 1;
+        let marker =
+            line.strip_prefix("---").is_some_and(|r| r.is_empty() || r.starts_with([' ', '\t', '\r', '\n']));
+        if marker && offset > start {
+            chunks.push((start, offset, first_line));
+            (start, first_line) = (offset, line_number);
+        }
+        offset += line.len();
+    }
+    chunks.push((start, offset, first_line));
+    let chunks = chunks.into_iter().map(|(start, end, first_line)| (&text[start..end], first_line));
+    let written = chunks.filter(|(text, _)| {
+        text.lines().any(|l| !matches!(l.trim(), "" | "---" | "...") && !l.trim_start().starts_with('#'))
+    });
+    let numbered = written.enumerate();
+    numbered.map(|(i, (text, first_line))| Chunk { file, text, first_line, number: i + 1 }).collect()
+}

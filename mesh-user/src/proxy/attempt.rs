@@ -1,0 +1,185 @@
+//! One connection from accept to its access-log line. Whatever way it takes, exactly one line and one pair of
+//! opened and closed counts come out of it.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use super::{Mesh, View};
+use crate::{
+    policy::{DenyReason, Mode, Verdict},
+    telemetry::{
+        ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction,
+        RelayKind, ResponseFlags, ServiceLabels, WorkloadLabels,
+    },
+    tls::Established,
+    world::Workload,
+};
+
+/// What is known about a connection so far.
+pub(super) struct Attempt {
+    mesh: Arc<Mesh>,
+    started: Instant,
+    pub(super) record: ConnectionRecord,
+    source: Arc<WorkloadLabels>,
+    destination: Arc<WorkloadLabels>,
+    service: Arc<ServiceLabels>,
+}
+
+/// Why a connection ends before it is relayed.
+pub(super) struct Failure {
+    pub(super) flags: ResponseFlags,
+    pub(super) error: String,
+}
+
+impl Failure {
+    pub(super) fn new(flags: ResponseFlags, error: impl ToString) -> Self {
+        Self { flags, error: error.to_string() }
+    }
+}
+
+impl Attempt {
+    pub(super) fn new(
+        mesh: &Arc<Mesh>,
+        view: &View,
+        direction: Direction,
+        capture_form: &'static str,
+        source: (SocketAddr, Option<&Workload>),
+        destination: (SocketAddr, Option<&Workload>),
+    ) -> Self {
+        let own = if direction == Direction::Outbound { source.1 } else { destination.1 };
+        let record = ConnectionRecord {
+            time: SystemTime::now(),
+            direction,
+            source: View::party(source.0, source.1),
+            destination: View::party(destination.0, destination.1),
+            original_destination: None,
+            service: None,
+            peer_spiffe_id: None,
+            own_spiffe_id: own.map(|w| w.spiffe_id.to_string().into()),
+            verdict: "allow",
+            rule: None,
+            mode: None,
+            relay: None,
+            capture_form,
+            tls_version: None,
+            tls_cipher: None,
+            resumed: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration_ms: 0,
+            response_flags: ResponseFlags::None,
+            error: None,
+        };
+        Self {
+            mesh: Arc::clone(mesh),
+            started: Instant::now(),
+            record,
+            source: view.workload_labels(source.1, None),
+            destination: view.workload_labels(destination.1, None),
+            service: view.service_labels(None),
+        }
+    }
+
+    /// The endpoint that was picked for an outbound connection.
+    pub(super) fn set_destination(&mut self, view: &View, address: SocketAddr, workload: &Workload) {
+        self.record.destination = View::party(address, Some(workload));
+        self.destination = view.workload_labels(Some(workload), None);
+    }
+
+    pub(super) fn set_service(&mut self, view: &View, service: &crate::world::Service) {
+        self.record.service = Some(view.service_host(service).into());
+        self.service = view.service_labels(Some(service));
+    }
+
+    pub(super) fn set_mode(&mut self, mode: Mode) {
+        self.record.mode = Some(match mode {
+            Mode::Strict => "STRICT",
+            Mode::Permissive => "PERMISSIVE",
+            Mode::Disable => "DISABLE",
+        });
+    }
+
+    /// What the handshake proved.
+    pub(super) fn set_tls(&mut self, view: &View, established: &Established) {
+        let facts = established.facts();
+        let peer = &established.peer().spiffe_id;
+        self.record.peer_spiffe_id = Some(peer.to_string().into());
+        self.record.tls_version = Some(match facts.version {
+            rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
+            _ => "TLSv1.3",
+        });
+        self.record.tls_cipher = facts.cipher_suite.suite().as_str();
+        self.record.resumed = Some(facts.resumed);
+        if self.record.direction == Direction::Inbound && self.record.source.workload.is_none() {
+            self.source = view.workload_labels(None, Some(peer));
+        }
+    }
+
+    /// Records a verdict; a denial is counted.
+    pub(super) fn set_verdict(&mut self, verdict: &Verdict) -> Result<(), Failure> {
+        match verdict {
+            Verdict::Allow { rule } => {
+                self.record.rule = rule.as_ref().map(ToString::to_string);
+                Ok(())
+            }
+            Verdict::Deny { reason } => {
+                self.record.verdict = "deny";
+                self.record.rule = Some(reason.to_string());
+                let (policy, why) = match reason {
+                    DenyReason::StrictPlaintext => ("peer-authentication".to_owned(), "strict_plaintext"),
+                    DenyReason::Rule(rule) => (format!("{}/{}", rule.namespace, rule.name), "deny_rule"),
+                    DenyReason::CustomUnavailable(rule) => {
+                        (format!("{}/{}", rule.namespace, rule.name), "custom_unavailable")
+                    }
+                    DenyReason::NoAllowMatched => ("none".to_owned(), "no_allow_matched"),
+                };
+                self.mesh.metrics.denied(&policy, why, self.record.direction);
+                Err(Failure::new(ResponseFlags::Denied, reason))
+            }
+        }
+    }
+
+    /// Opens the connection's metrics.
+    pub(super) fn open_metrics(&self, relay: RelayKind) -> ConnectionMetrics {
+        let security = if self.record.peer_spiffe_id.is_some() {
+            ConnectionSecurityPolicy::MutualTls
+        } else {
+            ConnectionSecurityPolicy::None
+        };
+        let labels = ConnectionLabels {
+            reporter: self.record.direction.reporter(),
+            source: Arc::clone(&self.source),
+            destination: Arc::clone(&self.destination),
+            service: Arc::clone(&self.service),
+            security,
+        };
+        self.mesh.metrics.connection_opened(&labels, self.record.direction, relay)
+    }
+
+    /// The connection ends without having been relayed.
+    pub(super) fn fail(mut self, failure: Failure) {
+        self.open_metrics(RelayKind::Plaintext).set_response_flags(failure.flags);
+        self.record.response_flags = failure.flags;
+        self.record.error = Some(failure.error);
+        self.log((0, 0));
+    }
+
+    /// The connection ends after having been relayed; `bytes` are (client to server, server to client).
+    pub(super) fn finish(mut self, flags: ResponseFlags, error: Option<String>, bytes: (u64, u64)) {
+        self.record.response_flags = flags;
+        self.record.error = error;
+        self.log(bytes);
+    }
+
+    fn log(self, (received, sent): (u64, u64)) {
+        let Self { mesh, started, mut record, .. } = self;
+        record.time = SystemTime::now();
+        record.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        record.bytes_received = received;
+        record.bytes_sent = sent;
+        mesh.access_log.log(|| record);
+    }
+}

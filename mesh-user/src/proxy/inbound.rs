@@ -1,0 +1,204 @@
+//! A connection that `sk_lookup` steered to a workload's inbound listener: mode, handshake or detection,
+//! verdict, app leg.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    Mesh, View,
+    attempt::{Attempt, Failure},
+    detect::{Opening, opening},
+    mesh::{handshake_limits, liveness},
+    stage::{Ends, Wire, carry},
+};
+use crate::{
+    capture::{PeerViewGuard, WorkloadNet},
+    policy::{L4Request, Mode},
+    sys::socket::{prepare_leg, reset_on_close, take_error},
+    telemetry::{Direction, HandshakeSide, ResponseFlags},
+    tls::{Established, HandshakeError},
+    world::{Workload, WorkloadName},
+};
+
+/// Serves one inbound connection to its end.
+pub(super) async fn inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: WorkloadName, stream: TcpStream) {
+    let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
+        return; // reset before it was accepted: nobody to tell
+    };
+    let (client, local) = (canonical(client), canonical(local));
+    let Some(_admission) = mesh.admit() else {
+        tracing::warn!(%client, "limits.connections is reached; a connection is refused");
+        return reset_on_close(&stream);
+    };
+    let view = mesh.view().clone();
+    let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
+        return reset_on_close(&stream);
+    };
+    let source = view.world().by_address(client.ip());
+    let mut attempt = Attempt::new(
+        &mesh,
+        &view,
+        Direction::Inbound,
+        "sk_lookup",
+        (client, source),
+        (local, Some(workload)),
+    );
+    let inbound = Inbound { mesh: &mesh, view: &view, workload, source, client, local };
+    match inbound.open(&mut attempt, stream, &net).await {
+        Ok(Opened { wire, app, sni, guard }) => {
+            let remote = source.map(|w| w.name.clone());
+            carry(&mesh, attempt, app, wire, Ends { workload: name, remote, sni }).await;
+            drop(guard);
+        }
+        Err(failure) => attempt.fail(failure),
+    }
+}
+
+struct Inbound<'a> {
+    mesh: &'a Mesh,
+    view: &'a View,
+    workload: &'a Workload,
+    source: Option<&'a Workload>,
+    client: SocketAddr,
+    local: SocketAddr,
+}
+
+struct Opened {
+    wire: Wire,
+    app: TcpStream,
+    sni: Option<String>,
+    guard: PeerViewGuard,
+}
+
+impl Inbound<'_> {
+    async fn open(
+        &self,
+        attempt: &mut Attempt,
+        stream: TcpStream,
+        net: &WorkloadNet,
+    ) -> Result<Opened, Failure> {
+        let policy = self.view.snapshot.policies.for_workload(self.workload.id);
+        let mode = policy.mode(self.local.port());
+        attempt.set_mode(mode);
+        let limits = &self.view.snapshot.config.limits;
+        prepare_leg(&stream, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, e))?;
+        let (wire, sni) = self.identify(attempt, stream, mode).await?;
+        let peer = match &wire {
+            Wire::Plain(_) => None,
+            Wire::Tls(established) => Some(Arc::clone(established.peer())),
+        };
+        let request = L4Request {
+            peer: peer.as_ref().map(|p| &p.spiffe_id),
+            src: self.client,
+            dst: self.local,
+            sni: sni.as_deref(),
+        };
+        let opened = match attempt.set_verdict(&policy.decide(&request)) {
+            Ok(()) => self.connect_app(net).await,
+            Err(denied) => Err(denied),
+        };
+        match opened {
+            Ok((app, guard)) => Ok(Opened { wire, app, sni, guard }),
+            Err(failure) => {
+                // The client's side learns of it as a reset, never as a clean end of file.
+                match &wire {
+                    Wire::Plain(stream) => reset_on_close(stream),
+                    Wire::Tls(established) => reset_on_close(established.stream()),
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Who is there: by handshake, or nobody in particular where plaintext is permitted.
+    async fn identify(
+        &self,
+        attempt: &mut Attempt,
+        stream: TcpStream,
+        mode: Mode,
+    ) -> Result<(Wire, Option<String>), Failure> {
+        let limits = &self.view.snapshot.config.limits;
+        let patience = match mode {
+            Mode::Disable => return Ok((Wire::Plain(stream), None)),
+            Mode::Strict => None,
+            // A known workload's meshd speaks first, so there is no need to guess from its silence.
+            Mode::Permissive if self.source.is_some() => Some(limits.handshake_timeout()),
+            Mode::Permissive => Some(limits.detect_timeout()),
+        };
+        if let Some(patience) = patience {
+            let found = opening(&stream, patience).await;
+            let found = found.map_err(|e| Failure::new(ResponseFlags::Reset, e))?;
+            if let Opening::Plaintext { sni } = found {
+                return Ok((Wire::Plain(stream), sni));
+            }
+        }
+        let established = self.handshake(stream).await?;
+        attempt.set_tls(self.view, &established);
+        Ok((Wire::Tls(Box::new(established)), None))
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Result<Established, Failure> {
+        let limits = handshake_limits(&self.view.snapshot.config.limits);
+        let metrics = &self.mesh.metrics;
+        let Some(svid) = self.mesh.svids.get(&self.workload.spiffe_id) else {
+            metrics.handshake_ended(HandshakeSide::Server, Err("no_svid"));
+            reset_on_close(&stream);
+            return Err(Failure::new(ResponseFlags::TlsFailure, "the workload has no valid SVID"));
+        };
+        let Some(_permit) = self.mesh.handshake_permit(limits.timeout).await else {
+            metrics.handshake_ended(HandshakeSide::Server, Err("too_many"));
+            reset_on_close(&stream);
+            return Err(Failure::new(ResponseFlags::Limit, "limits.concurrentHandshakes is reached"));
+        };
+        let _in_progress = metrics.handshake_started();
+        let began = Instant::now();
+        match self.mesh.tls.accept(stream, &svid, limits).await {
+            Ok(established) => {
+                metrics.handshake_ended(HandshakeSide::Server, Ok(began.elapsed()));
+                Ok(established)
+            }
+            Err(error) => {
+                metrics.handshake_ended(HandshakeSide::Server, Err(error.label()));
+                Err(handshake_failure(&error))
+            }
+        }
+    }
+
+    /// The application's own address, from that address: with a loopback source it could tell the difference.
+    async fn connect_app(&self, net: &WorkloadNet) -> Result<(TcpStream, PeerViewGuard), Failure> {
+        let limits = &self.view.snapshot.config.limits;
+        let refused = |e: std::io::Error| {
+            Failure::new(ResponseFlags::ConnectFailure, format!("the application does not answer: {e}"))
+        };
+        let (socket, guard) = net.app_socket(self.local, self.client).map_err(refused)?;
+        let stream = connected(socket, limits.connect_timeout()).await.map_err(refused)?;
+        prepare_leg(&stream, liveness(limits)).map_err(refused)?;
+        Ok((stream, guard))
+    }
+}
+
+/// Waits until a connect under way has succeeded or failed.
+pub(super) async fn connected(
+    socket: socket2::Socket,
+    patience: std::time::Duration,
+) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::from_std(socket.into())?;
+    timeout(patience, stream.writable()).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+    match take_error(&stream) {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+pub(super) fn handshake_failure(error: &HandshakeError) -> Failure {
+    let flags = match error {
+        HandshakeError::Timeout(_) => ResponseFlags::HandshakeTimeout,
+        _ => ResponseFlags::TlsFailure,
+    };
+    Failure::new(flags, error)
+}
+
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,154 @@
+//! Accept loops on the listeners inside workload namespaces. A connection stays on the worker that accepted it.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::TcpListener as StdListener,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::{Mesh, Workers, inbound::inbound, outbound::outbound};
+use crate::{
+    capture::{EnrolledNamespace, ListenerCapture, OutboundCapture, WorkloadNet},
+    sys::socket::reset_on_close,
+};
+
+/// Workers that accept on one listener. More would all be woken by each connection.
+const ACCEPTORS: usize = 4;
+/// Pause after an accept that failed for want of descriptors or memory: the connection stays queued.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
+
+/// The accept loops of all namespaces.
+#[derive(Debug, Default)]
+pub struct Acceptors {
+    stops: Mutex<HashMap<u64, CancellationToken>>,
+}
+
+impl Acceptors {
+    /// Begins to serve a namespace's listeners; see [`serve`].
+    ///
+    /// # Errors
+    /// When a listener cannot be shared among the workers.
+    pub fn add(&self, mesh: &Arc<Mesh>, workers: &Workers, namespace: EnrolledNamespace) -> io::Result<()> {
+        let cookie = namespace.net.cookie();
+        let stop = serve(mesh, workers, namespace)?;
+        if let Some(old) = self.stops().insert(cookie, stop) {
+            old.cancel();
+        }
+        Ok(())
+    }
+
+    /// Stops serving a namespace; its live connections go on.
+    pub fn remove(&self, cookie: u64) {
+        if let Some(stop) = self.stops().remove(&cookie) {
+            stop.cancel();
+        }
+    }
+
+    /// Stops serving all namespaces.
+    pub fn stop(&self) {
+        for (_, stop) in self.stops().drain() {
+            stop.cancel();
+        }
+    }
+
+    fn stops(&self) -> std::sync::MutexGuard<'_, HashMap<u64, CancellationToken>> {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves a namespace's listeners until the token is cancelled.
+///
+/// # Errors
+/// When a listener cannot be shared among the workers.
+pub fn serve(
+    mesh: &Arc<Mesh>,
+    workers: &Workers,
+    namespace: EnrolledNamespace,
+) -> io::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let EnrolledNamespace { net, listeners } = namespace;
+    for listener in listeners.outbound {
+        on_workers(workers, &listener, |listener| {
+            let (mesh, net, stop) = (Arc::clone(mesh), Arc::clone(&net), stop.clone());
+            async move {
+                stop.run_until_cancelled(accept_outbound(mesh, net, listener)).await;
+            }
+        })?;
+    }
+    for listener in listeners.inbound {
+        on_workers(workers, &listener, |listener| {
+            let (mesh, net, stop) = (Arc::clone(mesh), Arc::clone(&net), stop.clone());
+            async move {
+                stop.run_until_cancelled(accept_inbound(mesh, net, listener)).await;
+            }
+        })?;
+    }
+    Ok(stop)
+}
+
+fn on_workers<F>(workers: &Workers, listener: &StdListener, make: impl Fn(StdListener) -> F) -> io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    for _ in 0..workers.count().min(ACCEPTORS) {
+        workers.spawn(make(listener.try_clone()?));
+    }
+    Ok(())
+}
+
+async fn accept_outbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, listener: StdListener) {
+    let capture = match ListenerCapture::new(Arc::clone(&net), listener) {
+        Ok(capture) => capture,
+        Err(error) => return tracing::error!(%error, "an outbound listener cannot be served"),
+    };
+    loop {
+        match capture.accept().await {
+            Ok(captured) => {
+                let Some(name) = mesh.name(captured.original.workload) else {
+                    capture.refuse(captured);
+                    continue;
+                };
+                let task =
+                    outbound(Arc::clone(&mesh), Arc::clone(&net), name, captured.original, captured.stream);
+                tokio::spawn(task);
+            }
+            Err(error) => return tracing::error!(%error, "an outbound listener failed"),
+        }
+    }
+}
+
+async fn accept_inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, listener: StdListener) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "an inbound listener cannot be served"),
+    };
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "accept failed; the connection stays queued or is gone");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        match owner(&mesh, &net, &stream) {
+            Some(name) => {
+                tokio::spawn(inbound(Arc::clone(&mesh), Arc::clone(&net), name, stream));
+            }
+            None => reset_on_close(&stream),
+        }
+    }
+}
+
+fn owner(mesh: &Mesh, net: &WorkloadNet, stream: &TcpStream) -> Option<crate::world::WorkloadName> {
+    let local = stream.local_addr().ok()?;
+    if net.is_own_listener(local) {
+        return None;
+    }
+    mesh.name(net.inbound_workload(local.port())?)
+}

@@ -1,0 +1,162 @@
+//! What every connection shares: the snapshot of the moment, certificates, TLS, metrics, limits.
+
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{
+    Connections, View,
+    relay::{self, RelayChoice, RelayKind, RelayOptions},
+};
+use crate::{
+    ca::SvidStore,
+    config::{self, Limits},
+    discovery::Snapshot,
+    sys::socket::Liveness,
+    telemetry::{AccessLog, Metrics},
+    tls::{HandshakeLimits, KernelTls, TlsContext},
+    world::WorkloadName,
+};
+
+/// What a [`Mesh`] is made of.
+pub struct MeshParts {
+    /// The snapshot to begin with.
+    pub snapshot: Arc<Snapshot>,
+    /// The local workloads' certificates.
+    pub svids: Arc<SvidStore>,
+    /// Handshakes.
+    pub tls: TlsContext,
+    /// What the kernel's TLS was proven to do.
+    pub kernel_tls: KernelTls,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// The access log.
+    pub access_log: AccessLog,
+}
+
+/// Shared by all connections of the daemon.
+pub struct Mesh {
+    view: ArcSwap<View>,
+    /// The local workloads' certificates.
+    pub svids: Arc<SvidStore>,
+    /// Handshakes.
+    pub tls: TlsContext,
+    /// What the kernel's TLS was proven to do.
+    pub kernel_tls: KernelTls,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// The access log.
+    pub access_log: AccessLog,
+    /// Live connections.
+    pub connections: Connections,
+    names: RwLock<Vec<WorkloadName>>,
+    handshakes: Semaphore,
+    accepted: AtomicUsize,
+}
+
+impl Mesh {
+    /// Puts the parts together.
+    pub fn new(parts: MeshParts) -> Self {
+        let handshakes = parts.snapshot.config.limits.concurrent_handshakes as usize;
+        Self {
+            view: ArcSwap::from_pointee(View::new(parts.snapshot)),
+            svids: parts.svids,
+            tls: parts.tls,
+            kernel_tls: parts.kernel_tls,
+            metrics: parts.metrics,
+            access_log: parts.access_log,
+            connections: Connections::default(),
+            names: RwLock::default(),
+            handshakes: Semaphore::new(handshakes),
+            accepted: AtomicUsize::new(0),
+        }
+    }
+
+    /// The snapshot of the moment, with what is derived from it.
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// Replaces the snapshot; the caller then decides live connections again ([`super::recheck`]).
+    pub fn set_snapshot(&self, snapshot: Arc<Snapshot>) {
+        self.view.store(Arc::new(View::new(snapshot)));
+    }
+
+    /// The number by which capture knows a workload: the same for one name while the daemon runs.
+    pub fn number(&self, name: &WorkloadName) -> u32 {
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let index = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            names.push(name.clone());
+            names.len() - 1
+        });
+        // limits.workloads keeps the count far below u32::MAX
+        u32::try_from(index).unwrap_or(u32::MAX)
+    }
+
+    /// The workload behind a number of capture's.
+    pub fn name(&self, number: u32) -> Option<WorkloadName> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner).get(number as usize).cloned()
+    }
+
+    /// The relay kind of a TLS connection.
+    pub fn relay_kind(&self) -> RelayKind {
+        let choice = match self.view().snapshot.config.relay {
+            config::RelayChoice::Auto => RelayChoice::Auto,
+            config::RelayChoice::Userspace => RelayChoice::Userspace,
+            config::RelayChoice::Ktls => RelayChoice::Ktls,
+            config::RelayChoice::KtlsSplice => RelayChoice::KtlsSplice,
+        };
+        relay::choose(choice, &self.kernel_tls)
+    }
+
+    /// A place for one more connection, or none when the node's limit is reached.
+    pub(super) fn admit(self: &Arc<Self>) -> Option<Admission> {
+        let limit = self.view().snapshot.config.limits.connections as usize;
+        if self.accepted.fetch_add(1, Ordering::Relaxed) < limit {
+            return Some(Admission(Arc::clone(self)));
+        }
+        self.accepted.fetch_sub(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Connections accepted and not ended, handshaking ones included.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// A place among the concurrent handshakes, or none within `patience`.
+    pub(super) async fn handshake_permit(&self, patience: Duration) -> Option<SemaphorePermit<'_>> {
+        tokio::time::timeout(patience, self.handshakes.acquire()).await.ok()?.ok()
+    }
+}
+
+/// Counts a connection against the node's limit until it is dropped.
+pub(super) struct Admission(Arc<Mesh>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.accepted.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bounds of a handshake, from the configuration.
+pub(super) fn handshake_limits(limits: &Limits) -> HandshakeLimits {
+    HandshakeLimits { timeout: limits.handshake_timeout(), max_bytes: limits.pre_handshake_bytes as usize }
+}
+
+/// Bounds of a relay, from the configuration.
+pub(super) fn relay_options(limits: &Limits) -> RelayOptions {
+    RelayOptions { idle_timeout: limits.idle_timeout(), ..RelayOptions::default() }
+}
+
+/// Socket options of a leg, from the configuration.
+pub(super) fn liveness(limits: &Limits) -> Liveness {
+    Liveness { keepalive_idle: limits.keepalive_idle(), user_timeout: limits.user_timeout() }
+}

@@ -1,0 +1,170 @@
+//! A captured connection of a local workload: resolve the original destination, open the wire leg from inside
+//! the workload's namespace, prove the server. Every failure reaches the application as a reset.
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Instant};
+
+use rand::Rng;
+use tokio::net::TcpStream;
+
+use super::{
+    Mesh, View,
+    attempt::{Attempt, Failure},
+    inbound::{canonical, connected, handshake_failure},
+    mesh::{handshake_limits, liveness},
+    stage::{Ends, Wire, carry},
+};
+use crate::{
+    capture::{OriginalDestination, WorkloadNet},
+    identity::SpiffeId,
+    policy::Mode,
+    sys::socket::{prepare_leg, reset_on_close},
+    telemetry::{Direction, HandshakeSide, ResponseFlags},
+    tls::Established,
+    world::{Destination, Endpoint, Workload, WorkloadName},
+};
+
+/// Endpoints of a service that are tried before the application is told that none answers.
+const MAX_TRIES: usize = 3;
+
+/// Serves one outbound connection to its end.
+pub(super) async fn outbound(
+    mesh: Arc<Mesh>,
+    net: Arc<WorkloadNet>,
+    name: WorkloadName,
+    original: OriginalDestination,
+    app: TcpStream,
+) {
+    let Some(_admission) = mesh.admit() else {
+        tracing::warn!(workload = %name, "limits.connections is reached; a connection is refused");
+        return reset_on_close(&app);
+    };
+    let view = mesh.view().clone();
+    let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
+        return reset_on_close(&app);
+    };
+    let destination = canonical(original.destination);
+    let source = original.source.map_or(destination, canonical);
+    let mut attempt = Attempt::new(
+        &mesh,
+        &view,
+        Direction::Outbound,
+        "listener",
+        (source, Some(workload)),
+        (destination, view.world().by_address(destination.ip())),
+    );
+    let outbound =
+        Outbound { mesh: &mesh, view: &view, workload, net: &net, source: original.source, destination };
+    match outbound.open(&mut attempt, &app).await {
+        Ok((wire, remote)) => {
+            carry(&mesh, attempt, app, wire, Ends { workload: name, remote, sni: None }).await;
+        }
+        Err(failure) => {
+            reset_on_close(&app);
+            attempt.fail(failure);
+        }
+    }
+}
+
+struct Outbound<'a> {
+    mesh: &'a Mesh,
+    view: &'a View,
+    workload: &'a Workload,
+    net: &'a WorkloadNet,
+    source: Option<SocketAddr>,
+    destination: SocketAddr,
+}
+
+impl Outbound<'_> {
+    async fn open(
+        &self,
+        attempt: &mut Attempt,
+        app: &TcpStream,
+    ) -> Result<(Wire, Option<WorkloadName>), Failure> {
+        let limits = &self.view.snapshot.config.limits;
+        prepare_leg(app, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, e))?;
+        let (endpoints, service) = match self.view.world().resolve(self.destination) {
+            Destination::NotMeshed => {
+                let wire = self.connect(self.destination).await?;
+                return Ok((Wire::Plain(wire), None));
+            }
+            Destination::Meshed { endpoints, service } => (endpoints, service),
+        };
+        if let Some(service) = service {
+            attempt.set_service(self.view, service);
+        }
+        let (stream, endpoint) = self.connect_any(&endpoints).await?;
+        if endpoint.addr != self.destination {
+            attempt.record.original_destination = Some(self.destination);
+        }
+        attempt.set_destination(self.view, endpoint.addr, endpoint.workload);
+        let mode = self.view.snapshot.policies.for_workload(endpoint.workload.id).mode(endpoint.addr.port());
+        attempt.set_mode(mode);
+        let remote = Some(endpoint.workload.name.clone());
+        if mode == Mode::Disable {
+            return Ok((Wire::Plain(stream), remote));
+        }
+        let expected = self.view.identities(endpoint.workload.id);
+        let established = self.handshake(stream, &expected, endpoint.addr).await?;
+        attempt.set_tls(self.view, &established);
+        Ok((Wire::Tls(Box::new(established)), remote))
+    }
+
+    /// Starts at a random endpoint and goes on to the next where one does not answer.
+    async fn connect_any<'e>(
+        &self,
+        endpoints: &'e [Endpoint<'e>],
+    ) -> Result<(TcpStream, &'e Endpoint<'e>), Failure> {
+        if endpoints.is_empty() {
+            return Err(Failure::new(ResponseFlags::ConnectFailure, "the service has no endpoint"));
+        }
+        let first = rand::rng().random_range(0..endpoints.len());
+        let mut failed = None;
+        for step in 0..endpoints.len().min(MAX_TRIES) {
+            let endpoint = &endpoints[(first + step) % endpoints.len()];
+            match self.connect(endpoint.addr).await {
+                Ok(stream) => return Ok((stream, endpoint)),
+                Err(failure) => failed = Some(failure),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Failure::new(ResponseFlags::ConnectFailure, "no endpoint was tried")))
+    }
+
+    async fn connect(&self, to: SocketAddr) -> Result<TcpStream, Failure> {
+        let limits = &self.view.snapshot.config.limits;
+        let failed = |e: std::io::Error| Failure::new(ResponseFlags::ConnectFailure, format!("{to}: {e}"));
+        let socket = self.net.wire_socket(to, self.source).map_err(failed)?;
+        let stream = connected(socket, limits.connect_timeout()).await.map_err(failed)?;
+        prepare_leg(&stream, liveness(limits)).map_err(failed)?;
+        Ok(stream)
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        expected: &Arc<BTreeSet<SpiffeId>>,
+        to: SocketAddr,
+    ) -> Result<Established, Failure> {
+        let limits = handshake_limits(&self.view.snapshot.config.limits);
+        let metrics = &self.mesh.metrics;
+        let Some(svid) = self.mesh.svids.get(&self.workload.spiffe_id) else {
+            metrics.handshake_ended(HandshakeSide::Client, Err("no_svid"));
+            return Err(Failure::new(ResponseFlags::TlsFailure, "the workload has no valid SVID"));
+        };
+        let Some(_permit) = self.mesh.handshake_permit(limits.timeout).await else {
+            metrics.handshake_ended(HandshakeSide::Client, Err("too_many"));
+            return Err(Failure::new(ResponseFlags::Limit, "limits.concurrentHandshakes is reached"));
+        };
+        let _in_progress = metrics.handshake_started();
+        let began = Instant::now();
+        match self.mesh.tls.connect(stream, &svid, expected, to.ip(), limits).await {
+            Ok(established) => {
+                metrics.handshake_ended(HandshakeSide::Client, Ok(began.elapsed()));
+                Ok(established)
+            }
+            Err(error) => {
+                metrics.handshake_ended(HandshakeSide::Client, Err(error.label()));
+                Err(handshake_failure(&error))
+            }
+        }
+    }
+}

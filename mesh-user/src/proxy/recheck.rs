@@ -1,0 +1,75 @@
+//! Live connections are decided again when policy, trust or the world changes; what is no longer allowed is
+//! reset at once. A certificate that has merely expired since its handshake ends no connection.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::{Live, Mesh, View, relay::CloseReason};
+use crate::{
+    policy::{Mode, Verdict},
+    telemetry::Direction,
+    world::Workload,
+};
+
+/// Decides all live connections again; returns how many were closed.
+pub fn recheck(mesh: &Mesh) -> usize {
+    let view = mesh.view();
+    let mut closed = 0;
+    for live in mesh.connections.list() {
+        if let Some(reason) = no_longer_allowed(mesh, &view, &live) {
+            live.stats.close(reason);
+            closed += 1;
+        }
+    }
+    closed
+}
+
+/// Decides a connection that has just entered the table: what changed since its verdict counts.
+pub(super) fn recheck_one(mesh: &Mesh, live: &Arc<Live>) {
+    let view = mesh.view();
+    if let Some(reason) = no_longer_allowed(mesh, &view, live) {
+        live.stats.close(reason);
+    }
+}
+
+fn no_longer_allowed(mesh: &Mesh, view: &View, live: &Live) -> Option<CloseReason> {
+    if let Some((peer, role)) = &live.peer {
+        let moment = SystemTime::now().min(peer.not_after);
+        if let Err(cause) = mesh.tls.verifier().verify_again(peer, *role, None, moment) {
+            return Some(CloseReason::Trust(cause));
+        }
+    }
+    let world = view.world();
+    let Some(workload) = world.by_name(&live.workload.namespace, &live.workload.name) else {
+        return Some(CloseReason::Policy("its workload is no longer enrolled".to_owned()));
+    };
+    match live.record.direction {
+        Direction::Inbound => inbound_denied(view, workload, live),
+        Direction::Outbound => {
+            let remote = live.remote.as_ref()?;
+            outbound_denied(view, world.by_name(&remote.namespace, &remote.name), live)
+        }
+    }
+}
+
+fn inbound_denied(view: &View, workload: &Workload, live: &Live) -> Option<CloseReason> {
+    let policy = view.snapshot.policies.for_workload(workload.id);
+    match policy.decide(&live.request()) {
+        Verdict::Allow { .. } => None,
+        Verdict::Deny { reason } => Some(CloseReason::Policy(reason.to_string())),
+    }
+}
+
+fn outbound_denied(view: &View, remote: Option<&Workload>, live: &Live) -> Option<CloseReason> {
+    let Some(remote) = remote else {
+        return Some(CloseReason::Policy("its destination is no longer a workload of the mesh".to_owned()));
+    };
+    let port = live.record.destination.address.port();
+    match &live.peer {
+        Some((peer, _)) if view.identities(remote.id).contains(&peer.spiffe_id) => None,
+        Some((peer, _)) => {
+            Some(CloseReason::Policy(format!("{} may no longer serve the destination", peer.spiffe_id)))
+        }
+        None if view.snapshot.policies.for_workload(remote.id).mode(port) == Mode::Disable => None,
+        None => Some(CloseReason::Policy("the destination no longer permits plaintext".to_owned())),
+    }
+}

@@ -1,0 +1,162 @@
+//! Runs a relay from its first byte to its outcome: both directions, idle time, cancellation, and how the
+//! sockets are closed. An end that is not clean on one leg is never made to look clean on the other.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{io::Interest, net::TcpStream};
+
+use super::{
+    Pump, WireLeg,
+    handover::{Handover, HandoverState},
+    ktls::Ktls,
+    legs::Legs,
+    plain::Plain,
+    stats::{EndedBy, LiveStats, RelayOptions, RelayOutcome},
+    userspace::Userspace,
+};
+use crate::sys::socket::reset_on_close;
+
+/// Relays until both directions have ended, or one leg fails. Both sockets are closed at return, unless they
+/// are in the outcome's hand-over.
+pub async fn relay(app: TcpStream, wire: WireLeg, options: &RelayOptions, live: &LiveStats) -> RelayOutcome {
+    let none_ended = (false, false);
+    match wire {
+        WireLeg::Plain(stream) => {
+            relay_pump(app, stream, &mut Plain::default(), none_ended, options, live).await
+        }
+        WireLeg::Userspace(established) => {
+            let (stream, mut pump) = Userspace::new(*established);
+            relay_pump(app, stream, &mut pump, none_ended, options, live).await
+        }
+        WireLeg::Ktls { wire, splice } => {
+            let (stream, mut pump) = Ktls::new(*wire, splice, options);
+            relay_pump(app, stream, &mut pump, none_ended, options, live).await
+        }
+    }
+}
+
+enum Ended {
+    By(EndedBy),
+    Quiet(HandoverState),
+}
+
+/// `ended` says which directions, outbound and inbound, have ended before.
+pub(super) async fn relay_pump(
+    app: TcpStream,
+    wire: TcpStream,
+    pump: &mut impl Pump,
+    ended: (bool, bool),
+    options: &RelayOptions,
+    live: &LiveStats,
+) -> RelayOutcome {
+    let legs = Legs { app: &app, wire: &wire, live };
+    let mut directions = Directions { outbound_ended: ended.0, inbound_ended: ended.1 };
+    let ended = {
+        let mut handover = pin!(live.handover_requested().cancelled());
+        // An RST is seen even by a relay that reads neither leg: one blocked, or past the end of a stream.
+        let app_error = pin!(app.ready(Interest::ERROR));
+        let wire_error = pin!(wire.ready(Interest::ERROR));
+        tokio::select! {
+            biased;
+            () = live.cancelled().cancelled() => Ended::By(EndedBy::Closed),
+            ended = poll_fn(|cx| {
+                if let Poll::Ready(ended_by) = directions.poll(cx, pump, legs) {
+                    return Poll::Ready(Ended::By(ended_by));
+                }
+                if live.handover_requested().is_cancelled() || handover.as_mut().poll(cx).is_ready() {
+                    return pump.handover().map_or(Poll::Pending, |state| Poll::Ready(Ended::Quiet(state)));
+                }
+                Poll::Pending
+            }) => ended,
+            _ = app_error => Ended::By(EndedBy::AppReset),
+            _ = wire_error => Ended::By(EndedBy::WireReset),
+            () = idle(live, options.idle_timeout) => Ended::By(EndedBy::Idle),
+        }
+    };
+    match ended {
+        Ended::By(ended_by) => {
+            close(legs, pump, &ended_by);
+            RelayOutcome::of(ended_by, live)
+        }
+        Ended::Quiet(state) => match Handover::new(app, wire, state) {
+            Ok(handover) => RelayOutcome {
+                handover: Some(Box::new(handover)),
+                ..RelayOutcome::of(EndedBy::HandedOver, live)
+            },
+            Err(error) => RelayOutcome::local(&error, live),
+        },
+    }
+}
+
+fn close(legs: Legs<'_>, pump: &mut impl Pump, ended_by: &EndedBy) {
+    match ended_by {
+        EndedBy::Finished => {}
+        // The peer did nothing wrong, and nothing that it was sent is missing.
+        EndedBy::KeyExhausted | EndedBy::KeyUpdateUnsupported => {
+            pump.say_goodbye(legs);
+            reset_on_close(legs.app);
+        }
+        _ => {
+            reset_on_close(legs.app);
+            reset_on_close(legs.wire);
+        }
+    }
+}
+
+struct Directions {
+    outbound_ended: bool,
+    inbound_ended: bool,
+}
+
+impl Directions {
+    fn poll(&mut self, cx: &mut Context<'_>, pump: &mut impl Pump, legs: Legs<'_>) -> Poll<EndedBy> {
+        // Inbound first: what it receives may have to be answered (key updates) by the other direction.
+        if !self.inbound_ended {
+            match pump.poll_inbound(cx, legs) {
+                Poll::Ready(Ok(())) => self.inbound_ended = true,
+                Poll::Ready(Err(ended_by)) => return Poll::Ready(ended_by),
+                Poll::Pending => {}
+            }
+        }
+        if !self.outbound_ended {
+            match pump.poll_outbound(cx, legs) {
+                Poll::Ready(Ok(())) => self.outbound_ended = true,
+                Poll::Ready(Err(ended_by)) => return Poll::Ready(ended_by),
+                Poll::Pending => {}
+            }
+        }
+        if self.inbound_ended && self.outbound_ended { Poll::Ready(EndedBy::Finished) } else { Poll::Pending }
+    }
+}
+
+/// One timer per connection, set again only when it fires: activity costs an atomic store.
+async fn idle(live: &LiveStats, timeout: Duration) {
+    loop {
+        let left = timeout.saturating_sub(live.idle());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
+    }
+}
+
+impl RelayOutcome {
+    fn of(ended_by: EndedBy, live: &LiveStats) -> Self {
+        Self {
+            ended_by,
+            app_to_wire_bytes: live.app_to_wire_bytes(),
+            wire_to_app_bytes: live.wire_to_app_bytes(),
+            handover: None,
+        }
+    }
+
+    pub(super) fn local(error: &io::Error, live: &LiveStats) -> Self {
+        Self::of(EndedBy::Local(error.to_string()), live)
+    }
+}

@@ -1,0 +1,289 @@
+//! Hands a session's keys to the kernel, and finds out at start what this kernel's TLS can do, by doing it.
+//! A connection is offloaded only at a record boundary: bytes already read cannot be pushed back.
+
+use std::{io, sync::Arc, time::Duration};
+
+use rustls::{CipherSuite, ConnectionTrafficSecrets, ProtocolVersion, SupportedCipherSuite};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+
+use super::{
+    Established, KernelSession, MAX_RECORD_BYTES, SessionFacts, Step,
+    verify::{PeerRole, VerifiedPeer},
+};
+use crate::sys::ktls::{self, Direction};
+
+/// What kernel TLS on this machine was seen to do; `Err` carries the reason.
+#[derive(Debug, Clone)]
+pub struct KernelTls {
+    /// The ULP attaches and a record passes through it.
+    pub ulp: Result<(), String>,
+    /// Ciphers whose keys are accepted in both directions and that carried data right.
+    pub ciphers: Vec<KernelCipher>,
+    /// Keys can be replaced on a live connection (`KeyUpdate`).
+    pub rekey: Result<(), String>,
+    /// `splice` lost and reordered nothing.
+    pub splice: Result<(), String>,
+    /// `TLS_RX_EXPECT_NO_PAD` is accepted.
+    pub expect_no_pad: Result<(), String>,
+}
+
+/// A cipher and protocol version that the kernel encrypts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum KernelCipher {
+    /// TLS 1.3 AES-128-GCM.
+    Tls13Aes128Gcm,
+    /// TLS 1.3 AES-256-GCM.
+    Tls13Aes256Gcm,
+    /// TLS 1.3 ChaCha20-Poly1305.
+    Tls13Chacha20Poly1305,
+    /// TLS 1.2 AES-128-GCM.
+    Tls12Aes128Gcm,
+    /// TLS 1.2 AES-256-GCM.
+    Tls12Aes256Gcm,
+}
+
+impl KernelCipher {
+    /// All that are offered.
+    pub const ALL: [Self; 5] = [
+        Self::Tls13Aes128Gcm,
+        Self::Tls13Aes256Gcm,
+        Self::Tls13Chacha20Poly1305,
+        Self::Tls12Aes128Gcm,
+        Self::Tls12Aes256Gcm,
+    ];
+
+    /// The kernel's name for what was negotiated.
+    pub fn of(suite: SupportedCipherSuite) -> Option<Self> {
+        match suite.suite() {
+            CipherSuite::TLS13_AES_128_GCM_SHA256 => Some(Self::Tls13Aes128Gcm),
+            CipherSuite::TLS13_AES_256_GCM_SHA384 => Some(Self::Tls13Aes256Gcm),
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Some(Self::Tls13Chacha20Poly1305),
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => Some(Self::Tls12Aes128Gcm),
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => Some(Self::Tls12Aes256Gcm),
+            _ => None,
+        }
+    }
+
+    /// The uapi's version, cipher and key length.
+    pub(crate) fn uapi(self) -> (u16, u16, usize) {
+        use libc::{TLS_1_2_VERSION, TLS_1_3_VERSION};
+        let (aes128, aes256) = (libc::TLS_CIPHER_AES_GCM_128, libc::TLS_CIPHER_AES_GCM_256);
+        match self {
+            Self::Tls13Aes128Gcm => (TLS_1_3_VERSION, aes128, 16),
+            Self::Tls13Aes256Gcm => (TLS_1_3_VERSION, aes256, 32),
+            Self::Tls13Chacha20Poly1305 => (TLS_1_3_VERSION, libc::TLS_CIPHER_CHACHA20_POLY1305, 32),
+            Self::Tls12Aes128Gcm => (TLS_1_2_VERSION, aes128, 16),
+            Self::Tls12Aes256Gcm => (TLS_1_2_VERSION, aes256, 32),
+        }
+    }
+
+    /// Records that one key may protect (RFC 8446 section 5.5: 2^24.5 for AES-GCM; rounded down).
+    pub fn record_limit(self) -> u64 {
+        match self {
+            Self::Tls13Chacha20Poly1305 => u64::MAX,
+            _ => 1 << 24,
+        }
+    }
+}
+
+impl KernelTls {
+    /// Nothing works, for this reason.
+    pub fn unavailable(reason: &str) -> Self {
+        let no = || Err(reason.to_owned());
+        Self { ulp: no(), ciphers: Vec::new(), rekey: no(), splice: no(), expect_no_pad: no() }
+    }
+
+    /// Whether a session with this suite can be offloaded.
+    pub fn carries(&self, suite: SupportedCipherSuite) -> bool {
+        self.ulp.is_ok() && KernelCipher::of(suite).is_some_and(|cipher| self.ciphers.contains(&cipher))
+    }
+}
+
+impl std::fmt::Display for KernelTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let say = |found: &Result<(), String>| match found {
+            Ok(()) => "yes".to_owned(),
+            Err(reason) => format!("no ({reason})"),
+        };
+        write!(
+            f,
+            "kernel TLS: {}; ciphers: {:?}; rekey: {}; splice: {}; expect-no-pad: {}",
+            say(&self.ulp),
+            self.ciphers,
+            say(&self.rekey),
+            say(&self.splice),
+            say(&self.expect_no_pad)
+        )
+    }
+}
+
+/// A connection whose records the kernel makes.
+pub struct Offloaded {
+    pub(crate) stream: TcpStream,
+    pub(crate) session: KernelSession,
+    pub(crate) cipher: KernelCipher,
+    /// Decrypted before the offload; goes to the application first.
+    pub(crate) plaintext: Vec<u8>,
+    pub(crate) peer_closed: bool,
+    /// Records sent with the present key.
+    pub(crate) records_sent: u64,
+    pub(crate) can_rekey: bool,
+    peer: Arc<VerifiedPeer>,
+    facts: SessionFacts,
+}
+
+impl Offloaded {
+    /// The proven peer.
+    pub fn peer(&self) -> &Arc<VerifiedPeer> {
+        &self.peer
+    }
+
+    /// What was negotiated.
+    pub fn facts(&self) -> SessionFacts {
+        self.facts
+    }
+
+    /// Which end the peer is.
+    pub fn peer_role(&self) -> PeerRole {
+        match self.session {
+            KernelSession::Client(_) => PeerRole::Server,
+            KernelSession::Server(_) => PeerRole::Client,
+        }
+    }
+}
+
+/// Why a connection was not offloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum OffloadError {
+    /// Nothing has changed; go on in user space.
+    #[error("kernel TLS is not used for this connection: {reason}")]
+    NotOffloaded {
+        /// The connection as it was.
+        established: Box<Established>,
+        /// Why.
+        reason: String,
+    },
+    /// The keys have left rustls and the kernel refused them: the connection cannot go on.
+    #[error("the kernel refused the keys of a connection: {0}; it must be closed")]
+    Lost(#[source] io::Error),
+}
+
+impl Established {
+    /// Gives the connection to the kernel. Waits at most `patience` for the rest of a record that has been
+    /// read in part.
+    pub async fn offload(self, kernel: &KernelTls, patience: Duration) -> Result<Offloaded, OffloadError> {
+        let mut established = self;
+        let cipher = KernelCipher::of(established.facts().cipher_suite);
+        let Some(cipher) = cipher.filter(|cipher| kernel.ulp.is_ok() && kernel.ciphers.contains(cipher))
+        else {
+            return Err(not_offloaded(established, "the kernel does not carry this cipher".to_owned()));
+        };
+        let boundary = tokio::time::timeout(patience, established.reach_record_boundary()).await;
+        match boundary {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(not_offloaded(established, error.to_string())),
+            Err(_) => return Err(not_offloaded(established, "a record stays incomplete".to_owned())),
+        }
+        if let Err(error) = ktls::attach_ulp(&established.stream) {
+            return Err(not_offloaded(established, format!("TCP_ULP: {error}")));
+        }
+        established.into_offloaded(cipher, kernel).map_err(OffloadError::Lost)
+    }
+
+    /// Reads exactly to the end of the record begun, so that nothing read lies beyond it.
+    pub(crate) async fn reach_record_boundary(&mut self) -> io::Result<()> {
+        while !self.ciphertext.is_empty() {
+            let have = self.ciphertext.len();
+            let whole = match self.ciphertext[..] {
+                [_, _, _, high, low, ..] => 5 + usize::from(u16::from_be_bytes([high, low])),
+                _ => 5,
+            };
+            if whole > MAX_RECORD_BYTES {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the peer's record is too large"));
+            }
+            if have < whole {
+                self.ciphertext.resize(whole, 0);
+                let read = self.stream.read(&mut self.ciphertext[have..]).await;
+                self.ciphertext.truncate(have + *read.as_ref().unwrap_or(&0));
+                if read? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                continue;
+            }
+            self.decrypt_whole_records().await?;
+        }
+        Ok(())
+    }
+
+    async fn decrypt_whole_records(&mut self) -> io::Result<()> {
+        use tokio::io::AsyncWriteExt as _;
+        let mut outgoing = Vec::new();
+        loop {
+            let plaintext = &mut self.plaintext;
+            let done = self.session.process(
+                &mut self.ciphertext,
+                &mut |bytes| plaintext.extend_from_slice(bytes),
+                &mut outgoing,
+            );
+            self.ciphertext.drain(..done.discard.min(self.ciphertext.len()));
+            match done.outcome.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+                Step::Progress => {}
+                Step::PeerClosed => self.peer_closed = true,
+                Step::NeedsInput | Step::Ready | Step::Closed => break,
+            }
+        }
+        self.stream.write_all(&outgoing).await
+    }
+
+    fn into_offloaded(self, cipher: KernelCipher, kernel: &KernelTls) -> io::Result<Offloaded> {
+        let (peer, facts) = (Arc::clone(self.peer()), self.facts());
+        let version = facts.version;
+        let (secrets, session) = self.session.into_kernel().map_err(io::Error::other)?;
+        let (tx_sequence, tx) = &secrets.tx;
+        let (rx_sequence, rx) = &secrets.rx;
+        set_secrets(&self.stream, Direction::Transmit, cipher, *tx_sequence, tx)?;
+        set_secrets(&self.stream, Direction::Receive, cipher, *rx_sequence, rx)?;
+        if version == ProtocolVersion::TLSv1_3 && kernel.expect_no_pad.is_ok() {
+            // An optimisation: refused, the connection works as well.
+            let _ = ktls::expect_no_padding(&self.stream);
+        }
+        Ok(Offloaded {
+            stream: self.stream,
+            session,
+            cipher,
+            plaintext: self.plaintext,
+            peer_closed: self.peer_closed,
+            records_sent: *tx_sequence,
+            can_rekey: kernel.rekey.is_ok() && version == ProtocolVersion::TLSv1_3,
+            peer,
+            facts,
+        })
+    }
+}
+
+/// Gives the kernel one direction's keys as rustls extracted them.
+pub(crate) fn set_secrets(
+    stream: &TcpStream,
+    direction: Direction,
+    cipher: KernelCipher,
+    sequence: u64,
+    secrets: &ConnectionTrafficSecrets,
+) -> io::Result<()> {
+    let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+    | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+    | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = secrets
+    else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this cipher has no kernel TLS form"));
+    };
+    let (version, uapi_cipher, key_bytes) = cipher.uapi();
+    let (Ok(iv), Some(key)) = (<&[u8; 12]>::try_from(iv.as_ref()), key.as_ref().get(..key_bytes)) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the secrets do not fit their cipher"));
+    };
+    ktls::set_keys(stream, direction, ktls::Keys { version, cipher: uapi_cipher, key, iv, sequence })
+}
+
+fn not_offloaded(established: Established, reason: String) -> OffloadError {
+    OffloadError::NotOffloaded { established: Box::new(established), reason }
+}

@@ -1,0 +1,262 @@
+//! Which certificates are believed: X.509-SVID validation over webpki, the same for clients, servers and
+//! resumed sessions. Pure; it reads the current trust bundles and a given time, nothing else. A peer of one
+//! trust domain is never verified against another domain's roots.
+//!
+//! Sources: X509-SVID.md sections 2 to 5, SPIFFE Federation section 4, RFC 5280 section 4.2.1.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    prelude::FromDer,
+};
+
+use super::VerifyError;
+use crate::identity::{SpiffeId, TrustBundles, TrustDomain};
+
+/// A chain longer than this is refused before it is parsed.
+const MAX_CHAIN_CERTIFICATES: usize = 8;
+/// A certificate larger than this is refused before it is parsed.
+const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
+
+/// Which end of the handshake the certificate belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerRole {
+    /// The peer connected to us.
+    Client,
+    /// We connected to the peer.
+    Server,
+}
+
+/// A peer whose certificate was verified in the handshake of this very connection, or in the one it resumes.
+#[derive(Debug, Clone)]
+pub struct VerifiedPeer {
+    /// The identity proven.
+    pub spiffe_id: SpiffeId,
+    /// Start of the leaf's validity.
+    pub not_before: SystemTime,
+    /// End of the leaf's validity.
+    pub not_after: SystemTime,
+    /// Serial number of the leaf, lower-case hex.
+    pub serial: String,
+    /// Leaf first; kept so that the connection can be decided again when trust changes.
+    pub chain: Arc<[CertificateDer<'static>]>,
+}
+
+/// Verifies peers against the trust bundles of the moment.
+#[derive(Debug)]
+pub struct PeerVerifier {
+    trust_domain: TrustDomain,
+    aliases: Vec<TrustDomain>,
+    clock_skew: Duration,
+    bundles: Arc<ArcSwap<TrustBundles>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// What the leaf itself says, before anything about it is believed.
+struct LeafClaims {
+    spiffe_id: SpiffeId,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    serial: String,
+}
+
+impl PeerVerifier {
+    /// `bundles` may be swapped at any time; the next verification uses the new ones.
+    pub fn new(
+        trust_domain: TrustDomain,
+        aliases: Vec<TrustDomain>,
+        clock_skew: Duration,
+        bundles: Arc<ArcSwap<TrustBundles>>,
+        algorithms: WebPkiSupportedAlgorithms,
+    ) -> Self {
+        Self { trust_domain, aliases, clock_skew, bundles, algorithms }
+    }
+
+    pub(crate) fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.algorithms
+    }
+
+    /// Verifies a chain (leaf first) at `now`. An empty `expected` accepts any identity that is proven.
+    pub fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: PeerRole,
+        expected: Option<&BTreeSet<SpiffeId>>,
+        now: SystemTime,
+    ) -> Result<VerifiedPeer, VerifyError> {
+        let (leaf, intermediates) =
+            chain.split_first().ok_or_else(|| VerifyError::Malformed("the chain is empty".to_owned()))?;
+        if chain.len() > MAX_CHAIN_CERTIFICATES || chain.iter().any(|c| c.len() > MAX_CERTIFICATE_BYTES) {
+            return Err(VerifyError::Malformed("the chain is too large".to_owned()));
+        }
+        let claims = parse_leaf(leaf)?;
+        self.verify_path(leaf, intermediates, role, claims.spiffe_id.trust_domain(), now)?;
+        if !expected.is_none_or(|ids| self.matches(ids, &claims.spiffe_id)) {
+            return Err(VerifyError::WrongIdentity(claims.spiffe_id));
+        }
+        Ok(VerifiedPeer {
+            spiffe_id: claims.spiffe_id,
+            not_before: claims.not_before,
+            not_after: claims.not_after,
+            serial: claims.serial,
+            chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
+        })
+    }
+
+    /// Decides again about a peer verified earlier: rotation, expiry, expected identities.
+    pub fn verify_again(
+        &self,
+        peer: &VerifiedPeer,
+        role: PeerRole,
+        expected: Option<&BTreeSet<SpiffeId>>,
+        now: SystemTime,
+    ) -> Result<(), VerifyError> {
+        self.verify(&peer.chain, role, expected, now).map(drop)
+    }
+
+    /// Our own trust domain's names are one domain: an expected identity under one is met under another.
+    fn matches(&self, expected: &BTreeSet<SpiffeId>, proven: &SpiffeId) -> bool {
+        expected.contains(proven)
+            || (self.is_own(proven.trust_domain())
+                && expected.iter().any(|id| self.is_own(id.trust_domain()) && id.path() == proven.path()))
+    }
+
+    fn is_own(&self, domain: &TrustDomain) -> bool {
+        *domain == self.trust_domain || self.aliases.contains(domain)
+    }
+
+    fn verify_path(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        role: PeerRole,
+        domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<(), VerifyError> {
+        let bundles = self.bundles.load();
+        let roots = match bundles.roots.get(domain) {
+            Some(roots) => roots,
+            None if self.aliases.contains(domain) => bundles
+                .roots
+                .get(&self.trust_domain)
+                .ok_or_else(|| VerifyError::UnknownAuthority(domain.clone()))?,
+            None if *domain == self.trust_domain => {
+                return Err(VerifyError::UnknownAuthority(domain.clone()));
+            }
+            None => return Err(VerifyError::TrustDomain(domain.clone())),
+        };
+        let anchors: Vec<_> = roots.iter().filter_map(|root| anchor_from_trusted_cert(root).ok()).collect();
+        let end_entity = EndEntityCert::try_from(leaf).map_err(|e| VerifyError::Malformed(e.to_string()))?;
+        let usage = match role {
+            PeerRole::Client => KeyUsage::client_auth(),
+            PeerRole::Server => KeyUsage::server_auth(),
+        };
+        let at = |time: SystemTime| {
+            let time = UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+            end_entity
+                .verify_for_usage(self.algorithms.all, &anchors, intermediates, time, usage, None, None)
+                .map(drop)
+        };
+        // Only a certificate at the edge of its validity is judged by a skewed clock.
+        let outcome = match at(now) {
+            Err(webpki::Error::CertExpired { .. }) => at(now.checked_sub(self.clock_skew).unwrap_or(now)),
+            Err(webpki::Error::CertNotValidYet { .. }) => at(now + self.clock_skew),
+            other => other,
+        };
+        outcome.map_err(|error| path_error(error, domain))
+    }
+}
+
+fn path_error(error: webpki::Error, domain: &TrustDomain) -> VerifyError {
+    use webpki::Error;
+    match error {
+        Error::CertExpired { .. } => VerifyError::Expired,
+        Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
+        Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => {
+            VerifyError::UnknownAuthority(domain.clone())
+        }
+        Error::CaUsedAsEndEntity => VerifyError::Usage("the leaf is a CA"),
+        Error::RequiredEkuNotFoundContext(_) => {
+            VerifyError::Usage("extended key usage lacks this end's purpose")
+        }
+        other => VerifyError::Malformed(other.to_string()),
+    }
+}
+
+fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<LeafClaims, VerifyError> {
+    let malformed = |what: &str| VerifyError::Malformed(what.to_owned());
+    let (rest, certificate) =
+        X509Certificate::from_der(leaf).map_err(|_| malformed("the leaf is no X.509 certificate"))?;
+    if !rest.is_empty() {
+        return Err(malformed("bytes follow the leaf"));
+    }
+    if certificate.is_ca() {
+        return Err(VerifyError::Usage("the leaf is a CA"));
+    }
+    if let Some(usage) = certificate.key_usage().map_err(|_| malformed("key usage appears twice"))? {
+        if !usage.value.digital_signature() {
+            return Err(VerifyError::Usage("key usage lacks digitalSignature"));
+        }
+        if usage.value.key_cert_sign() || usage.value.crl_sign() {
+            return Err(VerifyError::Usage("key usage of a leaf includes keyCertSign or cRLSign"));
+        }
+    }
+    let validity = certificate.validity();
+    Ok(LeafClaims {
+        spiffe_id: only_spiffe_id(&certificate)?,
+        not_before: system_time(validity.not_before.timestamp()),
+        not_after: system_time(validity.not_after.timestamp()),
+        serial: certificate.raw_serial().iter().fold(String::new(), |mut hex, byte| {
+            use std::fmt::Write as _;
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        }),
+    })
+}
+
+/// Exactly one URI SAN, and it is a SPIFFE ID (X509-SVID.md section 2). Other kinds of names are ignored.
+fn only_spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError> {
+    let mut uri = None;
+    let mut extensions = 0;
+    for extension in certificate.extensions() {
+        let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else { continue };
+        extensions += 1;
+        for name in &names.general_names {
+            match name {
+                GeneralName::URI(_) if uri.is_some() => {
+                    return Err(VerifyError::BadSpiffeId("it has several URI names".to_owned()));
+                }
+                GeneralName::URI(value) => uri = Some(*value),
+                GeneralName::Invalid(..) => {
+                    return Err(VerifyError::BadSpiffeId("a subject alternative name is invalid".to_owned()));
+                }
+                _ => {}
+            }
+        }
+    }
+    if extensions > 1 {
+        return Err(VerifyError::BadSpiffeId("subject alternative names appear twice".to_owned()));
+    }
+    let uri = uri.ok_or_else(|| VerifyError::BadSpiffeId("it has no URI name".to_owned()))?;
+    let id: SpiffeId = uri.parse().map_err(|e| VerifyError::BadSpiffeId(format!("{e}")))?;
+    if id.path().is_empty() {
+        return Err(VerifyError::BadSpiffeId("a workload's SPIFFE ID has a path".to_owned()));
+    }
+    Ok(id)
+}
+
+fn system_time(unix_seconds: i64) -> SystemTime {
+    let offset = Duration::from_secs(unix_seconds.unsigned_abs());
+    let time = if unix_seconds < 0 { UNIX_EPOCH.checked_sub(offset) } else { UNIX_EPOCH.checked_add(offset) };
+    time.unwrap_or(UNIX_EPOCH)
+}

@@ -1,0 +1,172 @@
+//! `Config` -> `World`, a pure function. A configuration that passed validation builds; what would make a
+//! lookup ambiguous is refused here again, so that no other source can slip it in.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World};
+use crate::{
+    config::{Config, RemoteWorkloadConfig, Selector, ServiceConfig, WorkloadConfig},
+    identity::{SpiffeId, SpiffeIdError},
+};
+
+/// Why no world can be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorldError {
+    /// Namespace or service account make no SPIFFE ID.
+    #[error("workload {workload} cannot have an identity: {source}; mend its namespace or serviceAccount")]
+    Identity {
+        /// Whose.
+        workload: String,
+        /// The cause.
+        source: SpiffeIdError,
+    },
+    /// Two workloads or services of one name.
+    #[error("{0} is defined twice; names are unique in a namespace")]
+    DuplicateName(String),
+    /// Two owners of one address.
+    #[error("address {address} belongs to {first} and to {second}; give each its own")]
+    DuplicateAddress {
+        /// Canonical.
+        address: IpAddr,
+        /// One owner.
+        first: String,
+        /// The other.
+        second: String,
+    },
+}
+
+impl World {
+    /// Builds the snapshot that a configuration describes.
+    ///
+    /// # Errors
+    /// When an identity is not valid, or a name or an address is used twice.
+    pub fn build(config: &Config) -> Result<Self, WorldError> {
+        let mut world = Self {
+            node: config.node.as_str().into(),
+            root_namespace: config.root_namespace.as_str().into(),
+            ..Self::default()
+        };
+        world.trust_domains.push(config.trust_domain.clone());
+        world.trust_domains.extend(config.trust_domain_aliases.iter().cloned());
+        for workload in &config.workloads {
+            world.add(local(config, workload)?)?;
+        }
+        for workload in &config.remote_workloads {
+            world.add(remote(config, workload)?)?;
+        }
+        for service in &config.services {
+            world.add_service(service)?;
+        }
+        Ok(world)
+    }
+
+    fn add(&mut self, mut workload: Workload) -> Result<(), WorldError> {
+        // the configuration's limits keep the count far below u32::MAX
+        let id = WorkloadId(u32::try_from(self.workloads.len()).unwrap_or(u32::MAX));
+        workload.id = id;
+        if self.by_name.insert(workload.name.clone(), id).is_some() {
+            return Err(WorldError::DuplicateName(workload.name.to_string()));
+        }
+        for address in &workload.addresses {
+            if let Some(first) = self.by_address.insert(*address, id) {
+                let first = self.workloads.get(first.0 as usize).unwrap_or(&workload);
+                return Err(duplicate(*address, &first.name, &workload.name));
+            }
+        }
+        self.workloads.push(workload);
+        Ok(())
+    }
+
+    fn add_service(&mut self, config: &ServiceConfig) -> Result<(), WorldError> {
+        let name = name(&config.namespace, &config.name);
+        let selected = |w: &&Workload| w.namespace() == config.namespace && w.has_labels(&config.selector);
+        let service = Service {
+            addresses: canonical(&config.addresses),
+            ports: config.ports.iter().map(|p| (p.port, p.target())).collect(),
+            workloads: self.workloads.iter().filter(selected).map(|w| w.id).collect(),
+            name,
+        };
+        if self.services.iter().any(|s| s.name == service.name) {
+            return Err(WorldError::DuplicateName(service.name.to_string()));
+        }
+        for address in &service.addresses {
+            if let Some(owner) = self.by_address(*address) {
+                return Err(duplicate(*address, &owner.name, &service.name));
+            }
+            if let Some(owner) = self.services.iter().find(|s| s.addresses.contains(address)) {
+                return Err(duplicate(*address, &owner.name, &service.name));
+            }
+            for (port, target) in &service.ports {
+                self.service_ports.insert(SocketAddr::new(*address, *port), (self.services.len(), *target));
+            }
+        }
+        self.services.push(service);
+        Ok(())
+    }
+}
+
+fn duplicate(address: IpAddr, first: &WorkloadName, second: &WorkloadName) -> WorldError {
+    WorldError::DuplicateAddress { address, first: first.to_string(), second: second.to_string() }
+}
+
+fn name(namespace: &str, name: &str) -> WorkloadName {
+    WorkloadName { namespace: namespace.into(), name: name.into() }
+}
+
+fn canonical(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    addresses.iter().map(IpAddr::to_canonical).collect()
+}
+
+fn identity(config: &Config, name: &WorkloadName, account: &str) -> Result<SpiffeId, WorldError> {
+    SpiffeId::for_service_account(&config.trust_domain, &name.namespace, account)
+        .map_err(|source| WorldError::Identity { workload: name.to_string(), source })
+}
+
+fn local(config: &Config, workload: &WorkloadConfig) -> Result<Workload, WorldError> {
+    let name = name(&workload.namespace, &workload.name);
+    let ports = match &workload.selector {
+        Selector::Netns(_) => InboundPorts::AllBut(workload.exclude_inbound_ports.clone()),
+        Selector::Cgroup(_) | Selector::User(_) => {
+            let captured = workload.ports.iter().filter(|p| !workload.exclude_inbound_ports.contains(p));
+            InboundPorts::Only(captured.copied().collect())
+        }
+    };
+    Ok(Workload {
+        id: WorkloadId(0),
+        spiffe_id: identity(config, &name, &workload.service_account)?,
+        name,
+        service_account: workload.service_account.as_str().into(),
+        labels: workload.labels.clone(),
+        addresses: canonical(&workload.addresses),
+        ports,
+        local: Some(LocalWorkload {
+            selector: workload.selector.clone(),
+            exclude_outbound_ports: workload.exclude_outbound_ports.clone(),
+        }),
+        node: config.node.as_str().into(),
+    })
+}
+
+fn remote(config: &Config, workload: &RemoteWorkloadConfig) -> Result<Workload, WorldError> {
+    let name = name(&workload.namespace, &workload.name);
+    let ports = if workload.ports.is_empty() {
+        InboundPorts::AllBut(workload.exclude_inbound_ports.clone())
+    } else {
+        let captured = workload.ports.iter().filter(|p| !workload.exclude_inbound_ports.contains(p));
+        InboundPorts::Only(captured.copied().collect())
+    };
+    Ok(Workload {
+        id: WorkloadId(0),
+        spiffe_id: identity(config, &name, &workload.service_account)?,
+        name,
+        service_account: workload.service_account.as_str().into(),
+        labels: workload.labels.clone(),
+        addresses: canonical(&workload.addresses),
+        ports,
+        local: None,
+        node: Arc::from(workload.node.as_str()),
+    })
+}

@@ -1,0 +1,18 @@
+//! The rooms of the integration tests: `harness` runs trials, `ground` to `daemon` build and remove what a story
+//! needs, `judge` reads captured packets, `peer` is the far end of sockets, `scenarios` are the stories.
+
+pub(crate) mod capture;
+pub(crate) mod cgroup;
+pub(crate) mod daemon;
+pub(crate) mod ground;
+pub(crate) mod harness;
+pub(crate) mod judge;
+pub(crate) mod mesh;
+pub(crate) mod netns;
+pub(crate) mod nodefile;
+pub(crate) mod peer;
+pub(crate) mod pki;
+pub(crate) mod process;
+pub(crate) mod programs;
+pub(crate) mod relay;
+pub(crate) mod scenarios;

@@ -1,0 +1,175 @@
+//! Network namespaces as pods and nodes, joined by a bridge in a namespace of its own: the wire. Addresses repeat in
+//! every story, since no story's wire is joined to another's or to the machine.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use super::ground::{Ground, NETNS_DIR};
+use super::process::{Finished, Launch};
+
+/// The bridge all pods and nodes are plugged into, in its own namespace.
+pub(crate) struct Wire {
+    netns: String,
+    tag: String,
+    dir: PathBuf,
+    cgroup: PathBuf,
+    plugged: u8,
+}
+
+/// A namespace with one interface on the wire: a pod, or a node's own.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+    netns: String,
+    dir: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl Wire {
+    /// Lays the wire of a story.
+    pub(crate) fn lay(ground: &Ground) -> anyhow::Result<Self> {
+        let netns = format!("{}-wire", ground.tag());
+        let wire = Self {
+            netns: netns.clone(),
+            tag: ground.tag().to_owned(),
+            dir: ground.dir().to_owned(),
+            cgroup: ground.cgroup().to_owned(),
+            plugged: 0,
+        };
+        ip(&["netns", "add", &netns])?;
+        ip(&["-n", &netns, "link", "set", "lo", "up"])?;
+        // No snooping and no learning delay: what is plugged in talks at once.
+        ip(&[
+            "-n",
+            &netns,
+            "link",
+            "add",
+            "br0",
+            "type",
+            "bridge",
+            "forward_delay",
+            "0",
+            "mcast_snooping",
+            "0",
+        ])?;
+        ip(&["-n", &netns, "link", "set", "br0", "up"])?;
+        Ok(wire)
+    }
+
+    /// Plugs in a new place called `name`.
+    pub(crate) fn plug(&mut self, name: &str) -> anyhow::Result<Place> {
+        self.plugged += 1;
+        let host = 10 + self.plugged;
+        let place = Place {
+            name: name.to_owned(),
+            v4: Ipv4Addr::new(10, 201, 0, host),
+            v6: Ipv6Addr::new(0xfd00, 0x201, 0, 0, 0, 0, 0, u16::from(host)),
+            netns: format!("{}-{name}", self.tag),
+            dir: self.dir.clone(),
+            cgroup: self.cgroup.join(name),
+        };
+        let (inside, port) = (place.netns.as_str(), format!("v-{name}"));
+        ip(&["netns", "add", inside])?;
+        ip(&["-n", inside, "link", "set", "lo", "up"])?;
+        ip(&[
+            "-n",
+            &self.netns,
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            inside,
+        ])?;
+        ip(&["-n", &self.netns, "link", "set", &port, "master", "br0", "up"])?;
+        ip(&["-n", inside, "addr", "add", &format!("{}/24", place.v4), "dev", "eth0"])?;
+        ip(&["-n", inside, "addr", "add", &format!("{}/64", place.v6), "dev", "eth0", "nodad"])?;
+        ip(&["-n", inside, "link", "set", "eth0", "up"])?;
+        // Services' addresses are nobody's: only capture makes them lead anywhere.
+        ip(&["-n", inside, "route", "add", "default", "via", "10.201.0.1"])?;
+        super::cgroup::make(&place.cgroup)?;
+        Ok(place)
+    }
+
+    /// A command in the wire's namespace, outside the pods.
+    pub(crate) fn launch(&self, label: &str, argv: &[&str]) -> Launch {
+        launch(label, argv, &self.netns, &self.cgroup, &self.dir)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Place {
+    /// The namespace's file, as a selector names it.
+    pub(crate) fn netns_path(&self) -> PathBuf {
+        Path::new(NETNS_DIR).join(&self.netns)
+    }
+
+    /// The same namespace, with programs in the cgroup `path`.
+    pub(crate) fn in_cgroup(&self, path: &Path) -> anyhow::Result<Self> {
+        super::cgroup::make(path)?;
+        Ok(Self { cgroup: path.to_owned(), ..self.clone() })
+    }
+
+    pub(crate) fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+
+    pub(crate) fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.v4.into(), port)
+    }
+
+    pub(crate) fn at6(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.v6.into(), port)
+    }
+
+    /// The story's folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A program to start here.
+    pub(crate) fn launch<S: AsRef<str>>(&self, label: &str, argv: &[S]) -> Launch {
+        let argv: Vec<&str> = argv.iter().map(AsRef::as_ref).collect();
+        launch(&format!("{}-{label}", self.name), &argv, &self.netns, &self.cgroup, &self.dir)
+    }
+
+    /// Runs a program here to its end.
+    pub(crate) fn run(&self, argv: &[&str]) -> anyhow::Result<Finished> {
+        let program =
+            Path::new(argv[0]).file_name().map_or_else(|| "program".into(), |name| name.to_string_lossy());
+        self.launch(&program, argv).finish(Duration::from_secs(120))
+    }
+}
+
+fn launch(label: &str, argv: &[&str], netns: &str, cgroup: &Path, dir: &Path) -> Launch {
+    Launch {
+        label: label.to_owned(),
+        argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
+        netns: Path::new(NETNS_DIR).join(netns),
+        cgroup: cgroup.to_owned(),
+        logs: dir.to_owned(),
+        user: None,
+    }
+}
+
+/// Runs `ip` with these arguments.
+fn ip(args: &[&str]) -> anyhow::Result<()> {
+    super::ground::still_wanted()?;
+    let output = Command::new("ip").args(args).output().context("running ip (package iproute2)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip {}: {}", args.join(" "), said.trim());
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Many connections: short ones one after the other on several threads, and idle ones all at once.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::json;
+
+use super::{Args, ms_since, say};
+
+/// `--count` connections on `--threads` threads, each a small question and its echo.
+pub(super) fn short(args: &Args) -> anyhow::Result<()> {
+    let (to, count, threads) = (args.address()?, args.number("--count", 100)?, args.number("--threads", 8)?);
+    let (next, failed, begun) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while next.fetch_add(1, Ordering::Relaxed) < count {
+                    let asked = TcpStream::connect(to).and_then(|stream| ask(stream, b"short"));
+                    let Err(error) = asked else { continue };
+                    if failed.fetch_add(1, Ordering::Relaxed) < 5 {
+                        eprintln!("connection failed: {error}");
+                    }
+                }
+            });
+        }
+    });
+    say(&json!({ "count": count, "failed": failed.into_inner(), "ms": ms_since(begun) }));
+    Ok(())
+}
+
+fn ask(mut stream: TcpStream, question: &[u8]) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.write_all(question)?;
+    let mut answer = vec![0; question.len()];
+    stream.read_exact(&mut answer)?;
+    if answer == question { Ok(()) } else { Err(std::io::Error::other("the echo differs")) }
+}
+
+/// Opens `--count` connections, says so, holds them until the file `--until` exists, then uses each once more.
+pub(super) fn idle(args: &Args) -> anyhow::Result<()> {
+    let (to, count) = (args.address()?, args.number("--count", 100)?);
+    let until = Path::new(args.option("--until").context("--until FILE")?);
+    let streams = (0..count).map(|index| open(to, index)).collect::<anyhow::Result<Vec<_>>>()?;
+    say(&json!({ "event": "holding", "count": streams.len() }));
+    while !until.exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for (index, stream) in streams.into_iter().enumerate() {
+        ask(stream, b"again").with_context(|| format!("idle connection {index} no longer works"))?;
+    }
+    say(&json!({ "event": "all alive" }));
+    Ok(())
+}
+
+fn open(to: SocketAddr, index: u64) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(to).with_context(|| format!("connection {index}"))?;
+    ask(stream.try_clone()?, b"hello").with_context(|| format!("first use of connection {index}"))?;
+    ensure!(stream.peer_addr().is_ok(), "connection {index} is gone at once");
+    Ok(stream)
+}

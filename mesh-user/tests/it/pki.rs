@@ -1,0 +1,94 @@
+//! Certificates that must not be believed, and one that must: made with rcgen from the mesh's own root, or from a
+//! root of a stranger. Keys lie in the story's folder for `openssl s_client`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+use time::{Duration, OffsetDateTime};
+
+/// What a hostile (or honest) certificate claims.
+pub(crate) struct Claim {
+    pub(crate) uris: Vec<String>,
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
+}
+
+impl Claim {
+    /// Valid now, with exactly this identity.
+    pub(crate) fn of(spiffe_id: &str) -> Self {
+        let now = OffsetDateTime::now_utc();
+        Self {
+            uris: vec![spiffe_id.to_owned()],
+            not_before: now - Duration::minutes(5),
+            not_after: now + Duration::hours(1),
+        }
+    }
+
+    /// The same, ended a day ago: beyond any allowed clock skew.
+    pub(crate) fn expired(mut self) -> Self {
+        self.not_before = OffsetDateTime::now_utc() - Duration::days(3);
+        self.not_after = OffsetDateTime::now_utc() - Duration::days(1);
+        self
+    }
+
+    fn params(&self) -> anyhow::Result<CertificateParams> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = self
+            .uris
+            .iter()
+            .map(|uri| Ok(SanType::URI(uri.as_str().try_into()?)))
+            .collect::<anyhow::Result<_>>()?;
+        params.not_before = self.not_before;
+        params.not_after = self.not_after;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        Ok(params)
+    }
+}
+
+/// Files of a certificate chain and its key.
+pub(crate) struct Files {
+    pub(crate) chain: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// A certificate by the CA whose `ca.crt` and `ca.key` lie in `ca_dir`.
+pub(crate) fn issued_by_mesh(ca_dir: &Path, claim: &Claim, into: &Path, name: &str) -> anyhow::Result<Files> {
+    let root = std::fs::read_to_string(ca_dir.join("ca.crt")).context("the mesh's root certificate")?;
+    let key = std::fs::read_to_string(ca_dir.join("ca.key")).context("the mesh's root key")?;
+    let issuer = Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&key)?)?;
+    issue(claim, &issuer, into, name)
+}
+
+/// A certificate by a root that nobody trusts.
+pub(crate) fn issued_by_stranger(claim: &Claim, into: &Path, name: &str) -> anyhow::Result<Files> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    issue(claim, &Issuer::new(params, KeyPair::generate()?), into, name)
+}
+
+/// A certificate that vouches for itself.
+pub(crate) fn self_signed(claim: &Claim, into: &Path, name: &str) -> anyhow::Result<Files> {
+    let key = KeyPair::generate()?;
+    let certificate = claim.params()?.self_signed(&key)?;
+    store(&certificate.pem(), &key, into, name)
+}
+
+fn issue(claim: &Claim, issuer: &Issuer<'_, KeyPair>, into: &Path, name: &str) -> anyhow::Result<Files> {
+    let key = KeyPair::generate()?;
+    let certificate = claim.params()?.signed_by(&key, issuer)?;
+    store(&certificate.pem(), &key, into, name)
+}
+
+fn store(chain: &str, key: &KeyPair, into: &Path, name: &str) -> anyhow::Result<Files> {
+    let files = Files { chain: into.join(format!("{name}.crt")), key: into.join(format!("{name}.key")) };
+    std::fs::write(&files.chain, chain)?;
+    std::fs::write(&files.key, key.serialize_pem())?;
+    Ok(files)
+}

@@ -1,0 +1,88 @@
+//! Much data, many connections, and connections that do nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::it::capture::Capture;
+use crate::it::ground::Ground;
+use crate::it::harness::{Story, stories};
+use crate::it::mesh::{Mesh, last_line, serve};
+use crate::it::process::PATIENCE;
+use crate::it::{peer, programs};
+
+pub(super) const STORIES: &[Story] = stories![
+    EveryRelay 180:
+        a_gigabyte_each_way_at_once_arrives_unchanged,
+        iperf3_runs_both_ways,
+        ten_thousand_short_connections_all_succeed;
+    Daemon 120:
+        two_thousand_idle_connections_stay_usable_and_cost_little,
+];
+
+fn a_gigabyte_each_way_at_once_arrives_unchanged(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let bytes = ground.scale().of(1_u64 << 30, 16 << 20).to_string();
+    let at = mesh.server.at(7001);
+    let serve = peer::command_line(&["bulk-serve", &at.to_string(), "--bytes", &bytes]);
+    let mut server = mesh.server.launch("bulk", &serve).start()?;
+    server.wait_to_say("listening", PATIENCE)?;
+    let capture = Capture::start_of_bulk(&mesh.wire, "bulk")?;
+    let probe = peer::command_line(&["bulk-probe", &at.to_string(), "--bytes", &bytes]);
+    let seen = last_line(&mesh.client.launch("bulk", &probe).finish(Duration::from_secs(1500))?)
+        .with_context(|| format!("the server said {}{}", server.stdout(), server.stderr()))?;
+    ensure!(seen["ok"] == true, "{seen}");
+    println!("{bytes} bytes each way at once by {} in {} ms", ground.relay(), seen["ms"]);
+    let client = mesh.client.v4.into();
+    capture.stop()?.must_only_join(&[(client, at.ip())])?;
+    mesh.must_have_relayed_by(ground.relay())
+}
+
+fn iperf3_runs_both_ways(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let _iperf3 = programs::iperf3(&mesh.server, 5201)?;
+    let (to, bytes) = (mesh.server.v4.to_string(), ground.scale().of("256M", "4M"));
+    for direction in [&[][..], &["-R"]] {
+        let mut argv = vec!["iperf3", "-c", &to, "-n", bytes, "-P", "2", "-J"];
+        argv.extend(direction);
+        let report: serde_json::Value = serde_json::from_str(&mesh.client.run(&argv)?.succeeded()?)?;
+        let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().context("no rate")?;
+        ensure!(rate > 0.0, "nothing was received");
+        println!("iperf3 {direction:?} by {}: {:.2} Gbit/s", ground.relay(), rate / 1e9);
+    }
+    mesh.must_have_relayed_by(ground.relay())
+}
+
+fn ten_thousand_short_connections_all_succeed(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
+    let (to, count) = (mesh.server.at(7000).to_string(), ground.scale().of("10000", "500"));
+    let short = peer::command_line(&["short", &to, "--count", count, "--threads", "16"]);
+    let finished = mesh.client.launch("short", &short).finish(Duration::from_secs(1500))?;
+    let seen = last_line(&finished)?;
+    ensure!(seen["failed"] == 0, "{seen}: {}", finished.stderr);
+    println!("{count} short connections by {} in {} ms", ground.relay(), seen["ms"]);
+    mesh.must_have_relayed_by(ground.relay())
+}
+
+fn two_thousand_idle_connections_stay_usable_and_cost_little(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
+    let (to, count) = (mesh.server.at(7000).to_string(), ground.scale().of(2000_u64, 100));
+    let before = (mesh.a.rss_kib()?, mesh.b.rss_kib()?);
+    let release = ground.dir().join("release").to_string_lossy().into_owned();
+    let idle = peer::command_line(&["idle", &to, "--count", &count.to_string(), "--until", &release]);
+    let mut idle = mesh.client.launch("idle", &idle).start()?;
+    idle.wait_to_say("holding", PATIENCE * 10)?;
+    let after = (mesh.a.rss_kib()?, mesh.b.rss_kib()?);
+    println!(
+        "{count} idle connections: outbound meshd {} -> {} KiB RSS, inbound meshd {} -> {} KiB",
+        before.0, after.0, before.1, after.1
+    );
+    std::fs::write(&release, "")?;
+    idle.finish(PATIENCE * 4)?.succeeded()?;
+    let each = (after.0.saturating_sub(before.0)).max(after.1.saturating_sub(before.1)) / count;
+    // Two sockets' state, a TLS session and no buffers: a buffer per connection would show at once.
+    ensure!(each <= 64, "{each} KiB for each idle connection");
+    Ok(())
+}

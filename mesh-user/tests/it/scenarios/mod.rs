@@ -1,0 +1,35 @@
+//! The stories by topic. Each function is one story with one reason to fail; its name is the sentence it proves.
+
+use super::harness::Story;
+
+mod bulk;
+mod endings;
+mod hostile;
+mod http;
+mod lifecycle;
+mod modes;
+mod operating;
+mod policy;
+mod selectors;
+mod selfcheck;
+mod servers_first;
+mod truth;
+
+/// All stories with their topic; the long ones first, so that none of them is left alone at the end.
+pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
+    let topics: [(&str, &'static [Story]); 12] = [
+        ("selfcheck", selfcheck::STORIES),
+        ("bulk", bulk::STORIES),
+        ("servers_first", servers_first::STORIES),
+        ("http", http::STORIES),
+        ("truth", truth::STORIES),
+        ("endings", endings::STORIES),
+        ("modes", modes::STORIES),
+        ("policy", policy::STORIES),
+        ("hostile", hostile::STORIES),
+        ("lifecycle", lifecycle::STORIES),
+        ("selectors", selectors::STORIES),
+        ("operating", operating::STORIES),
+    ];
+    topics.into_iter().flat_map(|(topic, stories)| stories.iter().map(move |story| (topic, story))).collect()
+}

@@ -1,0 +1,103 @@
+//! What an operator sees: meshctl, the access log, the metrics.
+
+use anyhow::{Context as _, ensure};
+
+use crate::it::ground::Ground;
+use crate::it::harness::{Story, stories};
+use crate::it::mesh::{Mesh, probe, serve, start_probe, wait_event};
+
+pub(super) const STORIES: &[Story] = stories![
+    Daemon 60:
+        the_second_connection_resumes_the_session,
+        metrics_carry_istios_names_and_labels,
+        meshctl_shows_workloads_connections_and_certificates,
+        check_names_each_capability_in_a_table_and_in_json;
+    EveryRelay 60:
+        connections_show_peer_relay_and_bytes_while_they_live,
+];
+
+fn exchange(mesh: &Mesh) -> anyhow::Result<()> {
+    let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+    ensure!(seen["text"] == "hello" && seen["ended"] == "eof", "{seen}");
+    Ok(())
+}
+
+fn the_second_connection_resumes_the_session(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let _server = serve(&mesh.server, 7000, &["--echo"])?;
+    exchange(&mesh)?;
+    let first = mesh.b.wait_access_log("the first", |line| line["direction"] == "inbound")?;
+    ensure!(first["resumed"] == false, "{first}");
+    exchange(&mesh)?;
+    for node in [&mesh.a, &mesh.b] {
+        let second = node.wait_access_log("a resumed one", |line| line["resumed"] == true)?;
+        ensure!(second["peer_spiffe_id"].is_string(), "the identity was not kept: {second}");
+    }
+    Ok(())
+}
+
+fn metrics_carry_istios_names_and_labels(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let _server = serve(&mesh.server, 7000, &["--echo"])?;
+    exchange(&mesh)?;
+    mesh.b.wait_access_log("the connection", |line| line["direction"] == "inbound")?;
+    let labels = [
+        "reporter=\"destination\"",
+        "source_workload=\"client\"",
+        "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"",
+        "destination_workload=\"server\"",
+        "destination_principal=\"spiffe://cluster.local/ns/shop/sa/server\"",
+        "connection_security_policy=\"mutual_tls\"",
+    ];
+    for name in ["istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"] {
+        ensure!(mesh.b.metric(name, &labels)? == 1, "{name}: {}", mesh.b.metrics()?);
+    }
+    for name in ["istio_tcp_sent_bytes_total", "istio_tcp_received_bytes_total"] {
+        ensure!(mesh.b.metric(name, &labels)? == 5, "{name}: {}", mesh.b.metrics()?);
+    }
+    ensure!(
+        mesh.a.metric("istio_tcp_connections_opened_total", &["reporter=\"source\""])? == 1,
+        "the source's side"
+    );
+    let expiry = mesh.b.metric("meshd_svid_expiry_seconds", &["sa/server"])?;
+    ensure!(expiry > 0, "no certificate expiry: {}", mesh.b.metrics()?);
+    Ok(())
+}
+
+fn connections_show_peer_relay_and_bytes_while_they_live(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    let wait = ground.scale().of("5000", "40000");
+    let _live = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", wait])?;
+    wait_event(&server, "the client", |event| event["event"] == "accepted")?;
+    let shown = mesh.b.ctl_json(&["connections"])?.to_string();
+    ensure!(shown.contains("spiffe://cluster.local/ns/shop/sa/client"), "{shown}");
+    ensure!(shown.contains(&format!("\"{}\"", ground.relay())), "{shown}");
+    let table = mesh.b.ctl(&["connections"])?.succeeded()?;
+    ensure!(table.contains("sa/client") && table.contains(ground.relay().as_str()), "{table}");
+    Ok(())
+}
+
+fn meshctl_shows_workloads_connections_and_certificates(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    mesh.a.ctl(&["status"])?.succeeded()?;
+    let workloads = mesh.a.ctl_json(&["workloads"])?.to_string();
+    for name in ["client", "other"] {
+        ensure!(workloads.contains(&format!("\"{name}\"")), "{name} is missing: {workloads}");
+    }
+    let certificates = mesh.a.ctl_json(&["certs"])?.to_string();
+    let own = mesh.workloads.first().context("the client")?.spiffe_id();
+    ensure!(certificates.contains(&own), "{certificates}");
+    Ok(())
+}
+
+fn check_names_each_capability_in_a_table_and_in_json(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let json = mesh.a.ctl_json(&["check"])?.to_string();
+    let table = mesh.a.ctl(&["check"])?.succeeded()?;
+    for capability in ["kernel TLS", "kernel TLS splice", "kernel TLS rekey"] {
+        ensure!(json.contains(capability), "{capability} is not in {json}");
+        ensure!(table.contains(capability), "{capability} is not in {table}");
+    }
+    Ok(())
+}

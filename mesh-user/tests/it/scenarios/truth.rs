@@ -1,0 +1,120 @@
+//! What programs are told about their connections is what they would be told without a mesh.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use crate::it::ground::Ground;
+use crate::it::harness::{Story, stories};
+use crate::it::mesh::{MARKER, Mesh, json_lines, probe, serve, serve_at, start_probe, wait_event};
+use crate::it::process::PATIENCE;
+
+pub(super) const STORIES: &[Story] = stories![
+    Daemon 90:
+        client_and_server_are_told_each_others_real_addresses,
+        a_server_older_than_meshd_is_told_the_truth,
+        every_listener_of_a_shared_port_is_reached,
+        a_destination_outside_the_mesh_is_left_alone,
+        a_program_outside_the_mesh_is_left_alone,
+        an_mptcp_socket_is_refused_to_the_enrolled_only,
+];
+
+/// Connects and compares what both sides were told.
+fn told_the_truth(mesh: &Mesh, to: SocketAddr, options: &[&str]) -> anyhow::Result<()> {
+    let finished = start_probe(&mesh.client, to, options)?.finish(PATIENCE)?;
+    let lines = json_lines(&finished.stdout);
+    let connected =
+        lines.iter().find(|line| line["event"] == "connected").context(finished.stdout.clone())?;
+    let told = lines.last().and_then(|line| line["text"].as_str()).context(finished.stdout.clone())?;
+    let server: Value = serde_json::from_str(told).with_context(|| format!("the server said {told:?}"))?;
+    let own: SocketAddr = field(connected, "local")?;
+    let client_host: std::net::IpAddr =
+        if to.is_ipv4() { mesh.client.v4.into() } else { mesh.client.v6.into() };
+    ensure!(field(connected, "peer")? == to, "getpeername of the client: {connected}");
+    ensure!(own.ip() == client_host, "getsockname of the client: {connected}");
+    ensure!(field(&server, "accepted")? == own, "accept of the server says {server}, the client is {own}");
+    ensure!(field(&server, "peer")? == own, "getpeername of the server says {server}, the client is {own}");
+    ensure!(field(&server, "local")? == to, "getsockname of the server: {server}");
+    Ok(())
+}
+
+/// A socket address; one that is v4-mapped counts as the IPv4 one it means.
+fn field(seen: &Value, name: &str) -> anyhow::Result<SocketAddr> {
+    let text = seen[name].as_str().with_context(|| format!("no {name} in {seen}"))?;
+    let address: SocketAddr = text.parse()?;
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+fn client_and_server_are_told_each_others_real_addresses(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let _dual_stack = serve(&mesh.server, 7000, &["--truth"])?;
+    let _only_v4 = serve_at(&mesh.server, "0.0.0.0:7001", &["--truth"])?;
+    for options in [&[][..], &["--nonblocking"], &["--mapped"], &["--mapped", "--nonblocking"]] {
+        for to in [mesh.server.at(7000), mesh.server.at(7001)] {
+            told_the_truth(&mesh, to, options).with_context(|| format!("to {to} with {options:?}"))?;
+        }
+    }
+    for options in [&[][..], &["--nonblocking"]] {
+        told_the_truth(&mesh, mesh.server.at6(7000), options)
+            .with_context(|| format!("IPv6 with {options:?}"))?;
+    }
+    mesh.must_have_relayed_by(ground.relay())
+}
+
+fn a_server_older_than_meshd_is_told_the_truth(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    let _server = serve(&mesh.server, 7000, &["--truth"])?;
+    mesh.start()?;
+    told_the_truth(&mesh, mesh.server.at(7000), &[])?;
+    mesh.must_have_relayed_by(ground.relay())
+}
+
+fn every_listener_of_a_shared_port_is_reached(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let server = serve(&mesh.server, 7000, &["--truth", "--reuseport", "3"])?;
+    for _ in 0..40 {
+        told_the_truth(&mesh, mesh.server.at(7000), &[])?;
+    }
+    for listener in 0..3 {
+        wait_event(&server, &format!("listener {listener}"), |event| event["listener"] == listener)?;
+    }
+    mesh.must_have_relayed_by(ground.relay())
+}
+
+fn a_destination_outside_the_mesh_is_left_alone(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let _server = serve(&mesh.outsider, 7000, &["--echo"])?;
+    let capture = mesh.capture("untouched")?;
+    let seen = probe(&mesh.client, mesh.outsider.at(7000), &["--send", MARKER, "--shutdown"])?;
+    ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{seen}");
+    let tap = capture.stop()?;
+    ensure!(tap.find(MARKER.as_bytes()).is_some(), "nobody there speaks TLS: {}", tap.summary());
+    ensure!(mesh.a.access_log().is_empty(), "meshd had a hand in it: {:?}", mesh.a.access_log());
+    Ok(())
+}
+
+fn a_program_outside_the_mesh_is_left_alone(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let refused = probe(&mesh.client, mesh.outsider.at(7000), &[])?;
+    ensure!(refused["connect"] == "refused", "{refused}");
+    let _server = serve(&mesh.b.place, 7000, &["--echo"])?;
+    let seen = probe(&mesh.outsider, mesh.b.place.at(7000), &["--send", "x", "--shutdown"])?;
+    ensure!(seen["text"] == "x" && seen["ended"] == "eof", "{seen}");
+    Ok(())
+}
+
+fn an_mptcp_socket_is_refused_to_the_enrolled_only(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let ask = |place: &crate::it::netns::Place| {
+        let peer = place.launch("mptcp", &crate::it::peer::command_line(&["mptcp"]));
+        crate::it::mesh::last_line(&peer.finish(PATIENCE)?)
+    };
+    let enrolled = ask(&mesh.client)?;
+    ensure!(enrolled["socket"] == "refused", "{enrolled}");
+    if std::path::Path::new("/proc/sys/net/mptcp/enabled").exists() {
+        let outsider = ask(&mesh.outsider)?;
+        ensure!(outsider["socket"] == "given", "{outsider}");
+    }
+    Ok(())
+}

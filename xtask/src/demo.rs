@@ -1,0 +1,99 @@
+//! The demo's set-up: everything built, and a way to run a command on this machine or in a virtual machine.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::{
+    command::{self, command, note},
+    host,
+    kernels::{self, Kernel, Series},
+    paths, setup, vm,
+};
+
+/// Longer than the demo takes on an emulated kernel.
+const VM_LIMIT: Duration = Duration::from_secs(900);
+
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// On this machine's own kernel, even where it has no kernel TLS
+    #[arg(long, conflicts_with = "vm")]
+    host: bool,
+    /// In a virtual machine with this kernel: 6.1, 6.12 or 7.3
+    #[arg(long, value_name = "KERNEL", value_parser = kernels::parse_series)]
+    vm: Option<Series>,
+}
+
+/// Where the demo runs.
+pub(crate) enum Place {
+    Host,
+    Vm(Box<Kernel>),
+}
+
+/// What the demo works with.
+pub(crate) struct Paths {
+    pub(crate) meshd: PathBuf,
+    pub(crate) meshctl: PathBuf,
+}
+
+pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
+    let place = place(args)?;
+    let paths = prepare(&place)?;
+    for program in [&paths.meshd, &paths.meshctl] {
+        place.run(&[program.display().to_string(), "--version".into()], &[])?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does all set-up for a place and builds meshd.
+pub(crate) fn prepare(place: &Place) -> Result<Paths> {
+    if !host::is_root() {
+        bail!("the demo creates network namespaces and loads eBPF programs: run it as root");
+    }
+    setup::for_tests()?;
+    setup::build()?;
+    match place {
+        Place::Host => note("on this machine's own kernel"),
+        Place::Vm(kernel) => note(&format!("in a virtual machine with kernel {}", kernel.release)),
+    }
+    let release = paths::target()?.join("release");
+    Ok(Paths { meshd: release.join("meshd"), meshctl: release.join("meshctl") })
+}
+
+impl Place {
+    /// Runs a command there with our own output; fails when it does.
+    pub(crate) fn run(&self, words: &[String], env: &[(String, String)]) -> Result<()> {
+        let Some((program, args)) = words.split_first() else { bail!("no command to run") };
+        match self {
+            Self::Host => command::run(command(program, args).envs(env.iter().cloned())),
+            Self::Vm(kernel) => {
+                let guest =
+                    vm::Guest { kernel, command: words.to_vec(), env: env.to_vec(), timeout: VM_LIMIT };
+                let outcome = guest.run(|line| println!("{line}"))?;
+                if outcome.exit_code != 0 {
+                    bail!(
+                        "`{}` failed in the virtual machine (exit code {})",
+                        words.join(" "),
+                        outcome.exit_code
+                    );
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// As asked; else this machine where its kernel has TLS, else a virtual machine.
+fn place(args: &DemoArgs) -> Result<Place> {
+    match args.vm {
+        Some(series) => Ok(Place::Vm(Box::new(setup::for_vm(series)?))),
+        None if args.host || host::has_kernel_tls() => Ok(Place::Host),
+        None => {
+            note(
+                "this machine's kernel has no TLS: using a virtual machine (--host shows the userspace relay here)",
+            );
+            Ok(Place::Vm(Box::new(setup::for_vm(Series::V6_12)?)))
+        }
+    }
+}

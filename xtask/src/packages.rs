@@ -1,0 +1,257 @@
+//! Debian packages: which are missing, and installing them through apt.
+//! Never starts or enables a service on the machine, and never touches a package that is there already.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    command::{command, note, output, run, step},
+    host::{self, Distribution},
+    paths,
+};
+
+/// Something set-up needs, by the names the distributions give it: any one of them will do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Need {
+    alternatives: Vec<String>,
+    optional: bool,
+}
+
+impl Need {
+    /// `"a | b"`: `a`, or `b` where `a` does not exist. A trailing `?` makes it optional: left out where the
+    /// distribution has none of them (because another package brings it there).
+    pub(crate) fn parse(text: &str) -> Self {
+        let (names, optional) = text.strip_suffix('?').map_or((text, false), |names| (names, true));
+        Self { alternatives: names.split('|').map(|name| name.trim().to_owned()).collect(), optional }
+    }
+}
+
+/// Building meshd, running its tests and the demo's programs.
+pub(crate) const FOR_TESTS: &[&str] = &[
+    "build-essential",
+    "cmake",
+    "clang",
+    "pkg-config",
+    "ca-certificates",
+    "curl",
+    "iproute2",
+    "procps",
+    "kmod",
+    "util-linux",
+    "python3",
+    "bpftool | linux-tools-generic?",
+    "tcpdump",
+    "tshark",
+    "nginx-light | nginx",
+    "redis-server",
+    "postgresql",
+    "postgresql-contrib?",
+    "haproxy",
+    "wrk",
+    "iperf3",
+    "nghttp2-client",
+    "openssl",
+    "openssh-server",
+    "openssh-client",
+    "socat",
+    "netcat-openbsd",
+    "strace",
+];
+
+/// Booting stock kernels.
+pub(crate) const FOR_VM: &[&str] = &[
+    "qemu-system-x86",
+    // Debian 12 has it inside qemu-system-common.
+    "virtiofsd?",
+    "busybox-static",
+    "cpio",
+    "kmod",
+    "xz-utils",
+    "debian-archive-keyring",
+];
+
+/// Units that installing the packages above would enable at boot.
+const SERVICES: &[(&str, &str)] = &[
+    ("nginx", "nginx.service"),
+    ("nginx-light", "nginx.service"),
+    ("redis-server", "redis-server.service"),
+    ("postgresql", "postgresql.service"),
+    ("haproxy", "haproxy.service"),
+    ("openssh-server", "ssh.service"),
+    ("iperf3", "iperf3.service"),
+];
+
+/// Installs what is missing of `needs`; does nothing, and needs neither root nor network, when all is there.
+pub(crate) fn ensure(needs: &[Need], what_for: &str) -> Result<()> {
+    let installed = installed(needs)?;
+    let missing: Vec<&Need> = missing(needs, &installed);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let listed = missing.iter().map(|need| need.alternatives.join(" or ")).collect::<Vec<_>>().join(", ");
+    if let Distribution::Other(name) = host::distribution() {
+        bail!("{what_for} needs these packages, and set-up knows apt only (this is {name}): {listed}");
+    }
+    let mut chosen = choose(&missing);
+    if chosen.is_err() && host::is_root() {
+        update()?;
+        chosen = choose(&missing);
+    }
+    let chosen = chosen?;
+    if chosen.is_empty() {
+        return Ok(());
+    }
+    if !host::is_root() {
+        bail!(
+            "{what_for} needs packages that are not installed, and installing them needs root. Run this as root, \
+             or: apt-get install {}",
+            chosen.join(" ")
+        );
+    }
+    install(&chosen).with_context(|| {
+        format!("cannot install packages for {what_for}; is there a network? Needed: {}", chosen.join(" "))
+    })
+}
+
+/// The version apt would install, if it knows the package.
+pub(crate) fn candidate(package: &str) -> Option<String> {
+    let policy = output(&mut command("apt-cache", ["policy", package])).ok()?;
+    parse_candidate(&policy)
+}
+
+/// Whether a package is installed.
+pub(crate) fn is_installed(package: &str) -> bool {
+    installed(&[Need::parse(package)]).is_ok_and(|set| set.contains(package))
+}
+
+fn installed(needs: &[Need]) -> Result<BTreeSet<String>> {
+    if paths::find_program("dpkg-query").is_none() {
+        return Ok(BTreeSet::new());
+    }
+    let mut query = command("dpkg-query", ["-W", "-f=${Package} ${db:Status-Status}\n"]);
+    query.args(needs.iter().flat_map(|need| &need.alternatives));
+    // Exits 1 when some name is unknown; what it knows is on stdout all the same.
+    let output = query.output().context("cannot start dpkg-query")?;
+    Ok(parse_installed(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn parse_installed(text: &str) -> BTreeSet<String> {
+    text.lines().filter_map(|line| line.strip_suffix(" installed")).map(str::to_owned).collect()
+}
+
+fn missing<'a>(needs: &'a [Need], installed: &BTreeSet<String>) -> Vec<&'a Need> {
+    needs.iter().filter(|need| !need.alternatives.iter().any(|name| installed.contains(name))).collect()
+}
+
+/// Of every need the first name that apt can install; an optional need without one is left out.
+fn choose(missing: &[&Need]) -> Result<Vec<String>> {
+    let mut chosen = Vec::new();
+    for need in missing {
+        match need.alternatives.iter().find(|name| candidate(name).is_some()) {
+            Some(name) => chosen.push(name.clone()),
+            None if need.optional => {}
+            None => bail!("apt knows no package {}; try `apt-get update`", need.alternatives.join(" or ")),
+        }
+    }
+    Ok(chosen)
+}
+
+fn parse_candidate(policy: &str) -> Option<String> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?.trim();
+    (version != "(none)").then(|| version.to_owned())
+}
+
+/// Reads the package lists anew.
+pub(crate) fn update() -> Result<()> {
+    step("apt-get update");
+    run(command("apt-get", ["-q", "update"]).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+fn install(packages: &[String]) -> Result<()> {
+    step(&format!("apt-get install {}", packages.join(" ")));
+    let policy = ServicePolicy::deny()?;
+    let attempt = || {
+        let mut apt = command("apt-get", ["-q", "-y", "--no-install-recommends", "install"]);
+        apt.args(packages).env("DEBIAN_FRONTEND", "noninteractive").env("NEEDRESTART_SUSPEND", "1");
+        run(&mut apt)
+    };
+    // Stale lists name versions that the mirror no longer has: update, then try once more.
+    if let Err(error) = attempt() {
+        note(&format!("{error:#}; trying again after apt-get update"));
+        update()?;
+        attempt()?;
+    }
+    drop(policy);
+    disable_services(packages);
+    Ok(())
+}
+
+/// Packages enable their services at boot; the ones we brought are for tests only.
+fn disable_services(packages: &[String]) {
+    let Some(systemctl) = paths::find_program("systemctl") else { return };
+    for (package, unit) in SERVICES {
+        if packages.iter().any(|installed| installed == package) {
+            // Fails harmlessly where the package has no such unit.
+            let _ = command(&systemctl, ["--quiet", "disable", unit]).output();
+        }
+    }
+}
+
+/// Keeps maintainer scripts from starting services while it lives; a policy that is there already stays.
+struct ServicePolicy(Option<PathBuf>);
+
+impl ServicePolicy {
+    fn deny() -> Result<Self> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        if path.exists() {
+            return Ok(Self(None));
+        }
+        fs::write(path, "#!/bin/sh\n# cargo xtask setup, while it installs packages\nexit 101\n")
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self(Some(path.to_path_buf())))
+    }
+}
+
+impl Drop for ServicePolicy {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_packages_whose_files_are_in_place_count_as_installed() {
+        let text = "curl installed\nwrk config-files\nxz-utils not-installed\n";
+        assert_eq!(parse_installed(text), BTreeSet::from(["curl".to_owned()]));
+    }
+
+    #[test]
+    fn any_alternative_satisfies_a_need() {
+        let needs = [Need::parse("nginx-light | nginx"), Need::parse("wrk"), Need::parse("virtiofsd?")];
+        let installed = BTreeSet::from(["nginx".to_owned()]);
+        assert_eq!(missing(&needs, &installed), [&needs[1], &needs[2]]);
+        assert!(needs[2].optional && !needs[1].optional);
+    }
+
+    #[test]
+    fn a_package_without_candidate_is_not_available() {
+        assert_eq!(
+            parse_candidate("x:\n  Installed: (none)\n  Candidate: 1:2.3-4\n"),
+            Some("1:2.3-4".into())
+        );
+        assert_eq!(parse_candidate("x:\n  Installed: (none)\n  Candidate: (none)\n"), None);
+        assert_eq!(parse_candidate(""), None);
+    }
+}

@@ -1,0 +1,230 @@
+//! `cargo xtask test`: lint, unit, integration on this machine's kernel, then the same integration binary in a
+//! virtual machine per kernel. A level that cannot run is skipped with its reason; one that says nothing failed.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{
+    TestArgs,
+    command::{command, note, step},
+    ebpf, host,
+    kernels::{self, Series},
+    libtest::Summary,
+    lint, paths,
+    report::{self, Level},
+    setup, vm,
+};
+
+/// An emulated kernel is ten to thirty times slower than this machine's own.
+const VM_LIMIT: Duration = Duration::from_secs(20 * 60);
+const INTEGRATION: &str = "integration";
+
+pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    if !host::is_root() {
+        bail!("the tests create network namespaces and load eBPF programs: run them as root");
+    }
+    setup::for_tests()?;
+    ebpf::build()?;
+    let mut levels = Vec::new();
+    if args.filter.is_none() {
+        finish(&mut levels, lint::run());
+    }
+    finish(&mut levels, unit(args));
+    match integration_binary() {
+        Ok(binary) => {
+            finish(&mut levels, native(&binary, args));
+            for series in chosen_kernels(args) {
+                finish(&mut levels, in_vm(&binary, series, args));
+            }
+        }
+        Err(error) => {
+            finish(&mut levels, Level::broken("integration", &format!("{error:#}"), Duration::ZERO));
+        }
+    }
+    println!("\n{}", report::render(&levels));
+    Ok(if report::failures(&levels) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn chosen_kernels(args: &TestArgs) -> Vec<Series> {
+    match (args.quick, args.kernel.is_empty()) {
+        (true, _) => Vec::new(),
+        (false, true) => kernels::ALL.to_vec(),
+        (false, false) => args.kernel.clone(),
+    }
+}
+
+fn finish(levels: &mut Vec<Level>, level: Level) {
+    note(&level.line());
+    levels.push(level);
+}
+
+/// Everything that is no integration test: libraries, programs, other test files, doc tests, xtask's own.
+fn unit(args: &TestArgs) -> Level {
+    step("unit tests");
+    let started = Instant::now();
+    let mut summary = Summary::default();
+    let packages = ["--package", "mesh-common", "--package", "mesh-user"];
+    let mut targets = vec!["--lib".to_owned(), "--bins".to_owned()];
+    targets.extend(other_test_files().into_iter().flat_map(|name| ["--test".to_owned(), name]));
+    let mut main = cargo_test(&packages);
+    main.args(targets);
+    let mut doc = cargo_test(&packages);
+    doc.arg("--doc");
+    let mut own = cargo_test(&["--package", "xtask"]);
+    for (what, command) in [("unit tests", &mut main), ("doc tests", &mut doc), ("xtask's tests", &mut own)] {
+        filter_last(command, args);
+        run_tests(command, what, &mut summary);
+    }
+    Level { name: "unit".to_owned(), summary, took: started.elapsed() }
+}
+
+fn cargo_test(packages: &[&str]) -> Command {
+    let mut cargo = command(paths::cargo(), ["test", "--release", "--no-fail-fast"]);
+    cargo.args(packages).current_dir(paths::workspace());
+    cargo
+}
+
+fn filter_last(command: &mut Command, args: &TestArgs) {
+    command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
+}
+
+/// mesh-user's test files except the integration binary, which has levels of its own.
+fn other_test_files() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(paths::workspace().join("mesh-user/tests")) else {
+        return Vec::new();
+    };
+    let rust_files = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "rs"));
+    let names = rust_files.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+    let mut names: Vec<String> = names.filter(|name| name != INTEGRATION).collect();
+    names.sort();
+    names
+}
+
+fn native(binary: &Path, args: &TestArgs) -> Level {
+    step("integration tests on this machine's kernel");
+    let started = Instant::now();
+    let mut summary = Summary::default();
+    let mut tests = command(binary, &args.filter);
+    run_tests(
+        tests.current_dir(paths::workspace()).env_remove("MESHD_TEST_CGROUP"),
+        "integration tests",
+        &mut summary,
+    );
+    Level { name: "integration native".to_owned(), summary, took: started.elapsed() }
+}
+
+fn in_vm(binary: &Path, series: Series, args: &TestArgs) -> Level {
+    let name = format!("integration {}", series.name());
+    step(&format!("{name} (virtual machine)"));
+    let kernel = match setup::for_vm(series) {
+        Ok(kernel) => kernel,
+        Err(error) => return Level::skipped(&name, &format!("no virtual machine: {error:#}")),
+    };
+    let started = Instant::now();
+    let mut words = vec![binary.display().to_string()];
+    words.extend(args.filter.clone());
+    let env = [("MESHD_TEST_SCALE", "vm"), ("MESHD_TEST_CGROUP", "/sys/fs/cgroup"), ("RUST_BACKTRACE", "1")];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let guest = vm::Guest { kernel: &kernel, command: words, env, timeout: VM_LIMIT };
+    let mut summary = Summary::default();
+    let outcome = guest.run(|line| {
+        println!("{line}");
+        summary.read(line);
+    });
+    match outcome {
+        Ok(outcome) => {
+            note(&format!("{} booted in {:.1} s", kernel.release, outcome.boot.as_secs_f64()));
+            summary.close(outcome.exit_code == 0, &name);
+        }
+        Err(error) => {
+            note(&format!("{error:#}"));
+            summary.failed += 1;
+            summary.failed_names.push(format!("{error:#}"));
+        }
+    }
+    Level { name, summary, took: started.elapsed() }
+}
+
+/// Runs a program that prints like libtest, showing and counting its lines.
+fn run_tests(command: &mut Command, what: &str, total: &mut Summary) {
+    let mut summary = Summary::default();
+    let ended_well = follow(command, &mut summary).unwrap_or_else(|error| {
+        note(&format!("{error:#}"));
+        false
+    });
+    summary.close(ended_well, what);
+    total.add(summary);
+}
+
+fn follow(command: &mut Command, summary: &mut Summary) -> Result<bool> {
+    let line = crate::command::line(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    let stdout = child.stdout.take().context("no output to read")?;
+    let mut reader = BufReader::new(stdout);
+    let mut bytes = Vec::new();
+    while reader.read_until(b'\n', &mut bytes)? > 0 {
+        let line = String::from_utf8_lossy(&bytes);
+        print!("{line}");
+        summary.read(&line);
+        bytes.clear();
+    }
+    Ok(child.wait()?.success())
+}
+
+/// Builds the integration tests and finds the executable in cargo's messages.
+fn integration_binary() -> Result<PathBuf> {
+    step("integration tests (build)");
+    let args = ["test", "--release", "--package", "mesh-user", "--test", INTEGRATION, "--no-run"];
+    let mut cargo = command(paths::cargo(), args);
+    cargo.arg("--message-format=json-render-diagnostics").current_dir(paths::workspace());
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cannot build the integration tests");
+    }
+    // meshd and meshctl, which the tests start, are built beside the tests by cargo itself.
+    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no integration tests")
+}
+
+fn executable(messages: &str) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    let is_ours =
+        |message: &Message| message.target.as_ref().is_some_and(|target| target.name == INTEGRATION);
+    messages.filter(is_ours).find_map(|message| message.executable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_binary_is_found_among_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"meshd"},"executable":"/t/meshd"}
+{"reason":"compiler-artifact","target":{"name":"integration"},"executable":"/t/deps/integration-1"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages), Some("/t/deps/integration-1".into()));
+        assert_eq!(executable("{\"reason\":\"build-finished\"}"), None);
+    }
+}

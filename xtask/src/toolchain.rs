@@ -1,0 +1,133 @@
+//! The compiler and linker for the eBPF programs, which must fit: bpf-linker reads the compiler's bitcode with
+//! an LLVM of its own, which may be newer than the compiler's but not older. What is installed is preferred to
+//! what must be fetched; an installed linker is never replaced.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    command::{command, note, output, run, step},
+    compilers::{self, Compiler},
+    packages::{self, Need},
+    paths,
+};
+
+/// bpf-linker's release, and the LLVM versions it can be built with, newest first.
+const BPF_LINKER_VERSION: &str = "0.13.0";
+const LINKER_LLVM: [u32; 3] = [23, 22, 21];
+
+/// What compiles and links the eBPF programs.
+#[derive(Debug)]
+pub(crate) struct Toolchain {
+    pub(crate) compiler: Compiler,
+    pub(crate) linker: PathBuf,
+}
+
+/// Finds compiler and linker, installing what is missing.
+pub(crate) fn ensure() -> Result<Toolchain> {
+    if let Some(toolchain) = installed_toolchain() {
+        return Ok(toolchain);
+    }
+    if let Some((compiler, llvm)) = buildable() {
+        return Ok(Toolchain { compiler, linker: install_linker(llvm)? });
+    }
+    compilers::install_one()?;
+    if let Some(toolchain) = installed_toolchain() {
+        return Ok(toolchain);
+    }
+    let Some((compiler, llvm)) = buildable() else {
+        bail!(
+            "no LLVM that bpf-linker {BPF_LINKER_VERSION} can use is available for the compilers with sources \
+             ({}): it needs one of the packages llvm-N-dev with N of {LINKER_LLVM:?} and at least the \
+             compiler's, or a bpf-linker on PATH",
+            compilers::describe(&compilers::installed())
+        );
+    };
+    Ok(Toolchain { compiler, linker: install_linker(llvm)? })
+}
+
+/// A compiler that is here, and the newest LLVM that a linker for it can be built with.
+fn buildable() -> Option<(Compiler, u32)> {
+    let available: Vec<u32> = LINKER_LLVM.into_iter().filter(|llvm| llvm_available(*llvm)).collect();
+    let fitting = |compiler: &Compiler| available.iter().copied().find(|llvm| *llvm >= compiler.llvm);
+    compilers::installed().into_iter().find_map(|compiler| fitting(&compiler).map(|llvm| (compiler, llvm)))
+}
+
+/// A compiler and a linker that are both here and fit.
+fn installed_toolchain() -> Option<Toolchain> {
+    let linkers: Vec<(PathBuf, u32)> = linker_candidates()
+        .into_iter()
+        .filter_map(|path| Some((path.clone(), linker_llvm(&path)?)))
+        .collect();
+    compilers::installed().into_iter().find_map(|compiler| {
+        let (linker, _) = linkers.iter().find(|(_, llvm)| *llvm >= compiler.llvm)?;
+        Some(Toolchain { linker: linker.clone(), compiler })
+    })
+}
+
+fn llvm_available(llvm: u32) -> bool {
+    let package = format!("llvm-{llvm}-dev");
+    packages::is_installed(&package) || packages::candidate(&package).is_some()
+}
+
+/// Where a bpf-linker may be: ours first, then PATH, then cargo's folder when PATH lacks it.
+fn linker_candidates() -> Vec<PathBuf> {
+    let ours = paths::target().ok().map(|target| target.join("tools/bin/bpf-linker"));
+    let cargos = cargo_home().map(|home| home.join("bin/bpf-linker"));
+    let candidates = [ours, paths::find_program("bpf-linker"), cargos];
+    candidates.into_iter().flatten().filter(|path| path.is_file()).collect()
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    env::var_os("CARGO_HOME").map(PathBuf::from).or(home)
+}
+
+/// The LLVM a bpf-linker reads bitcode with; the published binaries have it linked in and are always new.
+fn linker_llvm(linker: &Path) -> Option<u32> {
+    output(&mut command(linker, ["--version"])).ok()?;
+    let libraries = output(&mut command("ldd", [linker])).unwrap_or_default();
+    Some(parse_linked_llvm(&libraries).unwrap_or(LINKER_LLVM[0]))
+}
+
+fn parse_linked_llvm(ldd: &str) -> Option<u32> {
+    let name = ldd.lines().find_map(|line| line.trim().strip_prefix("libLLVM"))?;
+    let digits = name.trim_start_matches(|c: char| !c.is_ascii_digit());
+    digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+fn install_linker(llvm: u32) -> Result<PathBuf> {
+    let names = [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
+    let libraries = ["zlib1g-dev", "libzstd-dev", "libxml2-dev"].map(str::to_owned);
+    let needs: Vec<Need> = names.iter().chain(&libraries).map(|name| Need::parse(name)).collect();
+    packages::ensure(&needs, "building bpf-linker")?;
+    let in_cargo_home = cargo_home().filter(|home| !home.join("bin/bpf-linker").exists());
+    let root = in_cargo_home.map_or_else(|| paths::target().map(|target| target.join("tools")), Ok)?;
+    step(&format!("cargo install bpf-linker {BPF_LINKER_VERSION} for LLVM {llvm} (once; a minute or two)"));
+    let mut install =
+        command(paths::cargo(), ["install", "bpf-linker", "--locked", "--version", BPF_LINKER_VERSION]);
+    install.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]).arg(&root);
+    install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
+    run(&mut install).context("cannot install bpf-linker: is there a network?")?;
+    note(&format!("bpf-linker is in {}", root.join("bin").display()));
+    Ok(root.join("bin/bpf-linker"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_linkers_llvm_is_read_off_its_libraries() {
+        assert_eq!(
+            parse_linked_llvm("\tlibLLVM.so.22.1 => /usr/lib/llvm-22/lib/libLLVM.so.22.1 (0x7f)\n"),
+            Some(22)
+        );
+        assert_eq!(parse_linked_llvm("\tlibLLVM-21.so.1 => /usr/lib/libLLVM-21.so.1 (0x7f)\n"), Some(21));
+        assert_eq!(parse_linked_llvm("\tlibc.so.6 => /lib/libc.so.6 (0x7f)\n"), None);
+    }
+}
