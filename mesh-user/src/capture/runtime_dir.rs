@@ -105,7 +105,7 @@ impl RuntimeDir {
     }
 
     /// Detaches every hook and removes all that this directory was used for.
-    pub(super) fn remove_all(self) -> Result<(), CaptureError> {
+    pub(super) fn remove_all(&self) -> Result<(), CaptureError> {
         let path = self.bpf();
         // A bpffs has files of its own; only what meshd pinned is removed.
         for prefix in [super::hooks::LINK_PREFIX, super::space::LINK_PREFIX] {

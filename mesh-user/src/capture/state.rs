@@ -301,7 +301,12 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn shutdown(self) -> Result<(), CaptureError> {
-        if self.settings.keep_on_exit { Ok(()) } else { self.dir.remove_all() }
+    pub(super) fn shutdown(&mut self) -> Result<(), CaptureError> {
+        if self.settings.keep_on_exit {
+            return Ok(());
+        }
+        self.links.clear();
+        self.spaces.clear();
+        self.dir.remove_all()
     }
 }
