@@ -269,7 +269,11 @@ impl State {
     }
 
     /// Ends capture in namespaces that no workload of the plan needs.
-    fn remove_others(&mut self, resolved: &[Resolved<'_>], applied: &mut Applied) -> Result<(), CaptureError> {
+    fn remove_others(
+        &mut self,
+        resolved: &[Resolved<'_>],
+        applied: &mut Applied,
+    ) -> Result<(), CaptureError> {
         let needed: HashSet<u64> = resolved
             .iter()
             .map(|found| if let Where::Netns(cookie) = found.place { cookie } else { self.host.cookie() })
@@ -297,7 +301,12 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn shutdown(self) -> Result<(), CaptureError> {
-        if self.settings.keep_on_exit { Ok(()) } else { self.dir.remove_all() }
+    pub(super) fn shutdown(&mut self) -> Result<(), CaptureError> {
+        if self.settings.keep_on_exit {
+            return Ok(());
+        }
+        self.links.clear();
+        self.spaces.clear();
+        self.dir.remove_all()
     }
 }
