@@ -120,9 +120,9 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Synced<K, V> {
     }
 
     /// Adds and changes first, then removes, so that what stays is never missing in between.
-    pub(super) fn sync(&mut self, wanted: HashMap<K, V>) -> Result<(), CaptureError> {
+    pub(super) fn sync(&mut self, wanted: &HashMap<K, V>) -> Result<(), CaptureError> {
         let failed = |source| CaptureError::Map { action: "write", map: self.name, source };
-        for (key, value) in &wanted {
+        for (key, value) in wanted {
             if self.current.get(key) != Some(value) {
                 self.fd.insert(key, value).map_err(failed)?;
                 self.current.insert(*key, *value);

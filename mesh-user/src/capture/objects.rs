@@ -56,7 +56,7 @@ impl NodeObject {
             .load(NODE)
             .map_err(|source| CaptureError::Load { object: "mesh-ebpf", source: Box::new(source) })?;
         for (name, _) in HOOKS {
-            load_program(ebpf.program_mut(name), name)?;
+            load_program(&mut ebpf, name)?;
         }
         Ok(Self { ebpf })
     }
@@ -85,7 +85,7 @@ impl LookupObject {
         let mut ebpf = loader(pins, limits)
             .load(LOOKUP)
             .map_err(|source| CaptureError::Load { object: "mesh-sk-lookup", source: Box::new(source) })?;
-        load_program(ebpf.program_mut("steer"), "steer")?;
+        load_program(&mut ebpf, "steer")?;
         Ok(Self { ebpf })
     }
 
@@ -98,8 +98,8 @@ impl LookupObject {
     }
 }
 
-fn load_program(program: Option<&mut Program>, name: &'static str) -> Result<(), CaptureError> {
-    match program {
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError> {
+    match ebpf.program_mut(name) {
         Some(Program::CgroupSockAddr(program)) => program.load(),
         Some(Program::CgroupSock(program)) => program.load(),
         Some(Program::SockOps(program)) => program.load(),

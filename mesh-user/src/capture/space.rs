@@ -96,7 +96,7 @@ impl Space {
                 setting: "nothing (it is fixed)",
             });
         }
-        self.ports.sync(wanted)
+        self.ports.sync(&wanted)
     }
 
     /// Attaches the program, in place of one that an earlier run left.

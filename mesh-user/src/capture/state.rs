@@ -86,14 +86,14 @@ impl State {
     }
 
     pub(super) fn map_use(&self) -> Result<Vec<MapUse>, CaptureError> {
-        let mut uses = self.tables.map_use();
-        for (map, fd_count) in
+        let mut rows = self.tables.map_use();
+        for (map, entries) in
             [("BY_TUPLE", self.shared.by_tuple.count()), ("PEER_OF", self.shared.peer_of.count())]
         {
-            let used = fd_count.map_err(|source| CaptureError::Map { action: "count", map, source })?;
-            uses.push(MapUse { map, used, capacity: self.settings.limits.connections as usize });
+            let used = entries.map_err(|source| CaptureError::Map { action: "count", map, source })?;
+            rows.push(MapUse { map, used, capacity: self.settings.limits.connections as usize });
         }
-        Ok(uses)
+        Ok(rows)
     }
 
     pub(super) fn apply(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {

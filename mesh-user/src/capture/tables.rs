@@ -112,10 +112,10 @@ impl Tables {
         destinations: &[(IpAddr, Option<u16>)],
         (cookies, outbound_port, inbound_port): (Vec<u64>, u16, u16),
     ) -> Result<(), CaptureError> {
-        self.destinations
-            .sync(destinations.iter().map(|(ip, port)| (destination_key(*ip, *port), 1)).collect())?;
-        self.excluded.sync(excluded_ports(resolved))?;
-        self.addresses.sync(local_addresses(resolved))?;
+        let meshed = destinations.iter().map(|(ip, port)| (destination_key(*ip, *port), 1)).collect();
+        self.destinations.sync(&meshed)?;
+        self.excluded.sync(&excluded_ports(resolved))?;
+        self.addresses.sync(&local_addresses(resolved))?;
 
         let listening = NetnsEntry {
             owner: WorkloadEntry::default(),
@@ -142,9 +142,9 @@ impl Tables {
                 }
             }
         }
-        self.netns.sync(netns)?;
-        self.cgroups.sync(cgroups)?;
-        self.users.sync(users)?;
+        self.netns.sync(&netns)?;
+        self.cgroups.sync(&cgroups)?;
+        self.users.sync(&users)?;
         self.write_config(config)
     }
 }
