@@ -8,8 +8,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use mesh_common::{
-    ANY_PORT_BE, AddrNet, Counter, DestinationKey, ExcludedPortKey, LOOPBACK_V4_NET, LocalAddressKey, SockView,
-    WorkloadEntry, socket_flags, workload_flags,
+    ANY_PORT_BE, AddrNet, Counter, DestinationKey, ExcludedPortKey, LOOPBACK_V4_NET, LocalAddressKey,
+    SockView, WorkloadEntry, socket_flags, workload_flags,
 };
 
 use crate::{

@@ -8,6 +8,8 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
 use mesh_common::AddrNet;
 
+use crate::read::{mapped, read_address_at, read_field};
+
 pub(crate) const AF_INET6: u32 = 10;
 pub(crate) const SOCK_STREAM: u32 = 1;
 pub(crate) const IPPROTO_TCP: u32 = 6;
@@ -90,36 +92,22 @@ pub(crate) struct Ends {
 
 #[inline(always)]
 pub(crate) fn read_ends(ctx: *mut bpf_sock_ops) -> Ends {
-    // SAFETY: a valid context; `remote_port` is in network byte order in the upper half of a 32-bit field
-    // (include/uapi/linux/bpf.h), `local_port` in host byte order.
+    // SAFETY: the program's own context. `remote_port` is in network byte order, `local_port` in the host's
+    // (include/uapi/linux/bpf.h).
     unsafe {
-        let remote_port_host = u32::from_be(read_volatile(addr_of!((*ctx).remote_port)));
-        let local_port_host = read_volatile(addr_of!((*ctx).local_port));
-        let (local, remote) = if read_volatile(addr_of!((*ctx).family)) == AF_INET6 {
-            (
-                AddrNet {
-                    words_net: [
-                        read_volatile(addr_of!((*ctx).local_ip6[0])),
-                        read_volatile(addr_of!((*ctx).local_ip6[1])),
-                        read_volatile(addr_of!((*ctx).local_ip6[2])),
-                        read_volatile(addr_of!((*ctx).local_ip6[3])),
-                    ],
-                },
-                AddrNet {
-                    words_net: [
-                        read_volatile(addr_of!((*ctx).remote_ip6[0])),
-                        read_volatile(addr_of!((*ctx).remote_ip6[1])),
-                        read_volatile(addr_of!((*ctx).remote_ip6[2])),
-                        read_volatile(addr_of!((*ctx).remote_ip6[3])),
-                    ],
-                },
-            )
+        let (local, remote) = if read_field!(ctx, bpf_sock_ops, family) == AF_INET6 {
+            (read_address_at!(ctx, bpf_sock_ops, local_ip6), read_address_at!(ctx, bpf_sock_ops, remote_ip6))
         } else {
             (
-                AddrNet::from_v4_net(read_volatile(addr_of!((*ctx).local_ip4))),
-                AddrNet::from_v4_net(read_volatile(addr_of!((*ctx).remote_ip4))),
+                mapped(read_field!(ctx, bpf_sock_ops, local_ip4)),
+                mapped(read_field!(ctx, bpf_sock_ops, remote_ip4)),
             )
         };
-        Ends { local, remote, local_port_host, remote_port_host }
+        Ends {
+            local,
+            remote,
+            local_port_host: read_field!(ctx, bpf_sock_ops, local_port),
+            remote_port_host: u32::from_be(read_field!(ctx, bpf_sock_ops, remote_port)),
+        }
     }
 }

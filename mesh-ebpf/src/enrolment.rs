@@ -71,9 +71,7 @@ pub(crate) fn enrolment(netns_cookie: u64) -> Enrolment {
     }
     match (entry, netns) {
         (None, _) => Enrolment::None,
-        (Some(entry), Some(netns)) => {
-            Enrolment::Workload { entry, outbound_port_be: netns.outbound_port_be }
-        }
+        (Some(entry), Some(netns)) => Enrolment::Workload { entry, outbound_port_be: netns.outbound_port_be },
         (Some(entry), None) => Enrolment::NoListener { entry },
     }
 }

@@ -4,6 +4,7 @@
 //! to no enrolled workload is left exactly as it was.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod bind;
 mod connect;
@@ -12,6 +13,7 @@ mod enrolment;
 mod getpeername;
 mod getsockname;
 mod maps;
+mod read;
 mod sock_create;
 mod sock_ops;
 

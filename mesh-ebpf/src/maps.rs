@@ -8,8 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use mesh_common::{
-    CgroupKey, Config, Counter, DestinationKey, ExcludedPortKey, HostClientKey, NetnsEntry, OriginalDst,
-    LocalAddressKey, PeerView, SockView, TupleKey, WorkloadEntry,
+    CgroupKey, Config, Counter, DestinationKey, ExcludedPortKey, HostClientKey, LocalAddressKey, NetnsEntry,
+    OriginalDst, PeerView, SockView, TupleKey, WorkloadEntry,
 };
 
 const PLACEHOLDER: usize = 1024;
@@ -73,5 +73,7 @@ fn storage(socket: *mut bpf_sock, flags: u64) -> Option<&'static mut SockView> {
     // SAFETY: `socket` comes from the hook's context and is not null. The value lives as long as the socket,
     // which the kernel holds while the program runs. Two programs on one socket could meet only in
     // getpeername against connect, and both only read or write whole words.
-    unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), flags).cast::<SockView>().as_mut() }
+    unsafe {
+        bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), flags).cast::<SockView>().as_mut()
+    }
 }

@@ -12,7 +12,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 use libtest_mimic::{Arguments, Trial};
 use mesh_user as meshd_library;
 use mesh_user::{proxy::relay::RelayKind, tls::KernelTls};
-use relay_cases::{Kinds, cases};
+use relay_cases::{Kinds, cases, plain_cases};
 
 /// A test that hangs is a failure, not a stuck job.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -24,6 +24,7 @@ fn main() {
     let kernel = KernelTls::probe();
     println!("{kernel}");
     let pairs = [
+        (RelayKind::Plain, RelayKind::Plain),
         (RelayKind::Userspace, RelayKind::Userspace),
         (RelayKind::Ktls, RelayKind::Ktls),
         (RelayKind::KtlsSplice, RelayKind::KtlsSplice),
@@ -32,7 +33,8 @@ fn main() {
     ];
     let mut trials = Vec::new();
     for (client, server) in pairs {
-        for (name, case) in cases() {
+        let cases = if client == RelayKind::Plain { plain_cases() } else { cases() };
+        for (name, case) in cases {
             let missing = [client, server].iter().find_map(|kind| missing(*kind, &kernel));
             let kinds = Kinds { client, server, kernel: kernel.clone() };
             let pair = format!("{}/{}", client.as_str(), server.as_str());

@@ -2,8 +2,10 @@
 //! listener in that namespace. An empty listener slot drops; it never lets a connection through.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
-use core::ptr::{addr_of, read_volatile};
+#[path = "../read.rs"]
+mod read;
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
@@ -15,6 +17,8 @@ use mesh_common::{
     AddrNet, Counter, HostClientKey, LISTENER_SLOT_V4, LISTENER_SLOT_V6, LookupConfig, PeerView, PortKey,
     TupleKey, lookup_mode,
 };
+
+use crate::read::{mapped, read_address_at, read_field};
 
 const AF_INET6: u32 = 10;
 const IPPROTO_TCP: u32 = 6;
@@ -51,13 +55,13 @@ struct Arrival {
 pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
     let raw = ctx.lookup;
     // SAFETY: a valid context.
-    if unsafe { read_volatile(addr_of!((*raw).protocol)) } != IPPROTO_TCP {
+    if unsafe { read_field!(raw, bpf_sk_lookup, protocol) } != IPPROTO_TCP {
         return SK_PASS;
     }
     let Some(config) = LOOKUP_CONFIG.get(0) else { return SK_DROP };
     let arrival = read_arrival(raw);
     // SAFETY: a valid context.
-    let from_loopback = unsafe { read_volatile(addr_of!((*raw).ingress_ifindex)) } == LOOPBACK_IFINDEX;
+    let from_loopback = unsafe { read_field!(raw, bpf_sk_lookup, ingress_ifindex) } == LOOPBACK_IFINDEX;
     let pass = match config.mode {
         lookup_mode::ALL_PORTS => {
             // A workload that connects to its own address shows its interface, not loopback.
@@ -121,39 +125,26 @@ fn is_host_client(arrival: &Arrival) -> bool {
 
 #[inline(always)]
 fn read_arrival(raw: *mut bpf_sk_lookup) -> Arrival {
-    // SAFETY: a valid context; reads are of the fields' own width (see the node-wide programs' context.rs).
+    // SAFETY: the program's own context. `remote_port` is 16 bits in network byte order followed by zeros
+    // (include/uapi/linux/bpf.h).
     unsafe {
-        let is_v6 = read_volatile(addr_of!((*raw).family)) == AF_INET6;
+        let is_v6 = read_field!(raw, bpf_sk_lookup, family) == AF_INET6;
         let (remote, local) = if is_v6 {
             (
-                AddrNet {
-                    words_net: [
-                        read_volatile(addr_of!((*raw).remote_ip6[0])),
-                        read_volatile(addr_of!((*raw).remote_ip6[1])),
-                        read_volatile(addr_of!((*raw).remote_ip6[2])),
-                        read_volatile(addr_of!((*raw).remote_ip6[3])),
-                    ],
-                },
-                AddrNet {
-                    words_net: [
-                        read_volatile(addr_of!((*raw).local_ip6[0])),
-                        read_volatile(addr_of!((*raw).local_ip6[1])),
-                        read_volatile(addr_of!((*raw).local_ip6[2])),
-                        read_volatile(addr_of!((*raw).local_ip6[3])),
-                    ],
-                },
+                read_address_at!(raw, bpf_sk_lookup, remote_ip6),
+                read_address_at!(raw, bpf_sk_lookup, local_ip6),
             )
         } else {
             (
-                AddrNet::from_v4_net(read_volatile(addr_of!((*raw).remote_ip4))),
-                AddrNet::from_v4_net(read_volatile(addr_of!((*raw).local_ip4))),
+                mapped(read_field!(raw, bpf_sk_lookup, remote_ip4)),
+                mapped(read_field!(raw, bpf_sk_lookup, local_ip4)),
             )
         };
         Arrival {
             remote,
             local,
-            remote_port_host: u32::from(u16::from_be(read_volatile(addr_of!((*raw).remote_port)))),
-            local_port_host: read_volatile(addr_of!((*raw).local_port)),
+            remote_port_host: u32::from(u16::from_be(read_field!(raw, bpf_sk_lookup, remote_port) as u16)),
+            local_port_host: read_field!(raw, bpf_sk_lookup, local_port),
             is_v6,
         }
     }

@@ -145,8 +145,8 @@ async fn blocking<T: Send + 'static>(
     source: Source,
     make: impl FnOnce(&dyn AdminSource) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    let made = tokio::task::spawn_blocking(move || make(&*source));
-    match tokio::time::timeout(ANSWER_TIMEOUT, made).await {
+    let answering = tokio::task::spawn_blocking(move || make(&*source));
+    match tokio::time::timeout(ANSWER_TIMEOUT, answering).await {
         Ok(Ok(result)) => result,
         Ok(Err(error)) => {
             tracing::error!(%error, "an admin request failed inside meshd");

@@ -29,7 +29,7 @@ pub trait AdminSource: Send + Sync + 'static {
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError>;
     /// Reads configuration and policies again; on `Err` the old ones stay.
     fn reload(&self) -> Result<ReloadReport, String>;
-    /// OpenMetrics text.
+    /// `OpenMetrics` text.
     fn metrics_text(&self) -> String;
     /// A connection to the admin socket was refused (`credentials`, `limit`): to be counted.
     fn admin_refused(&self, reason: &'static str);

@@ -27,7 +27,9 @@ pub enum CaptureError {
         source: io::Error,
     },
     /// The object could not be loaded.
-    #[error("the kernel refused to load the eBPF object {object}: {source}; meshd needs Linux 6.1, BTF and CAP_BPF")]
+    #[error(
+        "the kernel refused to load the eBPF object {object}: {source}; meshd needs Linux 6.1, BTF and CAP_BPF"
+    )]
     Load {
         /// Which object.
         object: &'static str,
@@ -66,7 +68,9 @@ pub enum CaptureError {
         source: io::Error,
     },
     /// The plan wants more than the declared capacity.
-    #[error("the plan has {count} {what}, more than the limit of {limit}: raise {setting} or enrol less; the plan before stays")]
+    #[error(
+        "the plan has {count} {what}, more than the limit of {limit}: raise {setting} or enrol less; the plan before stays"
+    )]
     OverCapacity {
         /// What there is too much of.
         what: &'static str,
@@ -98,7 +102,9 @@ pub enum CaptureError {
         source: io::Error,
     },
     /// A listener could not be had in a namespace.
-    #[error("could not listen on {address} in the namespace of workload {workload}: {source}; free the port or change capture's ports")]
+    #[error(
+        "could not listen on {address} in the namespace of workload {workload}: {source}; free the port or change capture's ports"
+    )]
     Listen {
         /// The workload.
         workload: String,

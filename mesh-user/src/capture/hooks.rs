@@ -1,6 +1,9 @@
 //! The node-wide hooks: attaching them to the cgroup, or putting new programs in old links' place.
 
-use std::{io, os::fd::{AsFd, BorrowedFd, OwnedFd}};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use super::{CaptureError, runtime_dir::RuntimeDir};
 use crate::sys::{

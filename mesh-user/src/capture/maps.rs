@@ -1,9 +1,18 @@
 //! The maps that live connections use, and what the programs counted.
 
-use std::{collections::HashMap, hash::Hash, io, net::SocketAddr, os::fd::{AsRawFd, BorrowedFd}};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use arc_swap::ArcSwap;
-use aya::{Pod, maps::{MapData, PerCpuArray}};
+use aya::{
+    Pod,
+    maps::{MapData, PerCpuArray},
+};
 use mesh_common::{Counter, OriginalDst, PeerView, SockView, TupleKey, socket_flags};
 
 use super::{CaptureError, objects::NodeObject};
@@ -65,7 +74,8 @@ impl Shared {
             by_tuple: node.map("BY_TUPLE")?,
             peer_of: node.map("PEER_OF")?,
             view: node.map("VIEW")?,
-            stats: PerCpuArray::try_from(node.take_map("STATS")?).map_err(|_| CaptureError::Object("STATS"))?,
+            stats: PerCpuArray::try_from(node.take_map("STATS")?)
+                .map_err(|_| CaptureError::Object("STATS"))?,
             slots: ArcSwap::default(),
         })
     }
@@ -110,9 +120,9 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Synced<K, V> {
     }
 
     /// Adds and changes first, then removes, so that what stays is never missing in between.
-    pub(super) fn sync(&mut self, wanted: HashMap<K, V>) -> Result<(), CaptureError> {
+    pub(super) fn sync(&mut self, wanted: &HashMap<K, V>) -> Result<(), CaptureError> {
         let failed = |source| CaptureError::Map { action: "write", map: self.name, source };
-        for (key, value) in &wanted {
+        for (key, value) in wanted {
             if self.current.get(key) != Some(value) {
                 self.fd.insert(key, value).map_err(failed)?;
                 self.current.insert(*key, *value);

@@ -71,8 +71,8 @@ impl Capture {
     /// Ends capture: hooks are detached and everything in the runtime directory is removed, or all of it stays
     /// and fails closed when the settings say `keep_on_exit`. Dropping a `Capture` without this also leaves
     /// the hooks.
-    pub fn shutdown(self) -> Result<(), CaptureError> {
-        self.state.into_inner().shutdown()
+    pub fn shutdown(&self) -> Result<(), CaptureError> {
+        self.state.lock().shutdown()
     }
 }
 
@@ -96,10 +96,6 @@ mod parking {
 
         pub(super) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
-        }
-
-        pub(super) fn into_inner(self) -> T {
-            self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
         }
     }
 }

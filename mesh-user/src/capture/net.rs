@@ -137,7 +137,11 @@ impl WorkloadNet {
     /// Starts an app leg: a connection to the application on its own address, from that address, so that it
     /// counts as the workload's own. The application is shown `client` as its peer. Otherwise as
     /// [`WorkloadNet::wire_socket`]; keep the guard as long as the socket.
-    pub fn app_socket(&self, local_dst: SocketAddr, client: SocketAddr) -> io::Result<(Socket, PeerViewGuard)> {
+    pub fn app_socket(
+        &self,
+        local_dst: SocketAddr,
+        client: SocketAddr,
+    ) -> io::Result<(Socket, PeerViewGuard)> {
         let socket = self.own_socket(local_dst)?;
         socket.bind(&SocketAddr::new(local_dst.ip(), 0).into())?;
         let own = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;

@@ -5,15 +5,13 @@ use std::{
     path::Path,
 };
 
+use super::{CaptureError, hooks::HOOKS, plan::CaptureLimits};
+use crate::sys::bpf::MapFd;
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Map, MapData, MapInfo},
     programs::Program,
 };
-use mesh_common::Counter;
-
-use super::{CaptureError, hooks::HOOKS, plan::CaptureLimits};
-use crate::sys::bpf::MapFd;
 
 static NODE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 static LOOKUP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-sk-lookup"));
@@ -58,7 +56,7 @@ impl NodeObject {
             .load(NODE)
             .map_err(|source| CaptureError::Load { object: "mesh-ebpf", source: Box::new(source) })?;
         for (name, _) in HOOKS {
-            load_program(ebpf.program_mut(name), name)?;
+            load_program(&mut ebpf, name)?;
         }
         Ok(Self { ebpf })
     }
@@ -87,7 +85,7 @@ impl LookupObject {
         let mut ebpf = loader(pins, limits)
             .load(LOOKUP)
             .map_err(|source| CaptureError::Load { object: "mesh-sk-lookup", source: Box::new(source) })?;
-        load_program(ebpf.program_mut("steer"), "steer")?;
+        load_program(&mut ebpf, "steer")?;
         Ok(Self { ebpf })
     }
 
@@ -100,8 +98,8 @@ impl LookupObject {
     }
 }
 
-fn load_program(program: Option<&mut Program>, name: &'static str) -> Result<(), CaptureError> {
-    match program {
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError> {
+    match ebpf.program_mut(name) {
         Some(Program::CgroupSockAddr(program)) => program.load(),
         Some(Program::CgroupSock(program)) => program.load(),
         Some(Program::SockOps(program)) => program.load(),
@@ -113,13 +111,15 @@ fn load_program(program: Option<&mut Program>, name: &'static str) -> Result<(),
 
 fn program_fd(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, CaptureError> {
     let program = ebpf.program(name).ok_or(CaptureError::Object(name))?;
-    let fd = program.fd().map_err(|source| CaptureError::Program { program: name, source: Box::new(source) })?;
+    let fd =
+        program.fd().map_err(|source| CaptureError::Program { program: name, source: Box::new(source) })?;
     fd.as_fd().try_clone_to_owned().map_err(|source| CaptureError::Map { action: "keep", map: name, source })
 }
 
 fn map<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<MapFd<K, V>, CaptureError> {
     let failed = |source| CaptureError::Map { action: "use", map: name, source };
-    let data = map_data(ebpf.map(name).ok_or(CaptureError::Object(name))?).ok_or(CaptureError::Object(name))?;
+    let data =
+        map_data(ebpf.map(name).ok_or(CaptureError::Object(name))?).ok_or(CaptureError::Object(name))?;
     let info: MapInfo = data.info().map_err(|_| CaptureError::Object(name))?;
     let fd = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;
     MapFd::new(fd, info.key_size(), info.value_size()).map_err(failed)
@@ -130,9 +130,4 @@ fn map_data(map: &Map) -> Option<&MapData> {
         Map::Array(data) | Map::HashMap(data) | Map::SkStorage(data) | Map::SockMap(data) => Some(data),
         _ => None,
     }
-}
-
-/// Counters are an index; the array must have room for each.
-pub(super) const fn counters() -> usize {
-    Counter::COUNT
 }

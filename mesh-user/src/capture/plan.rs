@@ -182,7 +182,8 @@ mod tests {
         let error = plan.check(&limits).unwrap_err().to_string();
         assert!(error.contains("2 workloads") && error.contains("limit of 1"), "{error}");
         let address: IpAddr = "10.0.0.1".parse().unwrap();
-        let plan = CapturePlan { workloads: vec![], destinations: vec![(address, None), (address, Some(80))] };
+        let plan =
+            CapturePlan { workloads: vec![], destinations: vec![(address, None), (address, Some(80))] };
         assert!(matches!(plan.check(&limits), Err(CaptureError::OverCapacity { count: 2, limit: 1, .. })));
     }
 

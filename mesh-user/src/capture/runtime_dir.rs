@@ -93,7 +93,11 @@ impl RuntimeDir {
     pub(super) fn detach(&self, name: &str) -> Result<(), CaptureError> {
         let hook = |source| CaptureError::Hook { action: "detach", hook: name.to_owned(), source };
         match bpf::get_pinned(&self.bpf().join(name)) {
-            Ok(link) => bpf::link_detach(link.as_fd()).map_err(hook)?,
+            Ok(link) => match bpf::link_detach(link.as_fd()) {
+                // Its namespace or cgroup is gone, and with it the attachment.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT)) => {}
+                result => result.map_err(hook)?,
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(hook(error)),
         }
@@ -101,14 +105,16 @@ impl RuntimeDir {
     }
 
     /// Detaches every hook and removes all that this directory was used for.
-    pub(super) fn remove_all(self) -> Result<(), CaptureError> {
+    pub(super) fn remove_all(&self) -> Result<(), CaptureError> {
         let path = self.bpf();
-        for name in self.pins("")? {
-            if name.starts_with(super::hooks::LINK_PREFIX) || name.starts_with(super::space::LINK_PREFIX) {
+        // A bpffs has files of its own; only what meshd pinned is removed.
+        for prefix in [super::hooks::LINK_PREFIX, super::space::LINK_PREFIX] {
+            for name in self.pins(prefix)? {
                 self.detach(&name)?;
-            } else {
-                self.unpin(&name)?;
             }
+        }
+        for name in self.pins(super::objects::MAP_PREFIX)? {
+            self.unpin(&name)?;
         }
         if path.exists() {
             if mount::is_mount_point(&path).map_err(failed("examine", &path))? {

@@ -96,7 +96,7 @@ impl Space {
                 setting: "nothing (it is fixed)",
             });
         }
-        self.ports.sync(wanted)
+        self.ports.sync(&wanted)
     }
 
     /// Attaches the program, in place of one that an earlier run left.
@@ -134,7 +134,8 @@ fn lacks_ipv6(error: &io::Error) -> bool {
 
 fn fill_slots(object: &LookupObject, inbound: &[TcpListener]) -> Result<(), CaptureError> {
     let slots: MapFd<u32, u32> = object.map("LISTENERS")?;
-    let failed = |source| CaptureError::Map { action: "put the inbound listener into", map: "LISTENERS", source };
+    let failed =
+        |source| CaptureError::Map { action: "put the inbound listener into", map: "LISTENERS", source };
     for listener in inbound {
         let is_v4 = listener.local_addr().map_err(failed)?.is_ipv4();
         let slot = if is_v4 { LISTENER_SLOT_V4 } else { LISTENER_SLOT_V6 };

@@ -86,14 +86,14 @@ impl State {
     }
 
     pub(super) fn map_use(&self) -> Result<Vec<MapUse>, CaptureError> {
-        let mut uses = self.tables.map_use();
-        for (map, fd_count) in
+        let mut rows = self.tables.map_use();
+        for (map, entries) in
             [("BY_TUPLE", self.shared.by_tuple.count()), ("PEER_OF", self.shared.peer_of.count())]
         {
-            let used = fd_count.map_err(|source| CaptureError::Map { action: "count", map, source })?;
-            uses.push(MapUse { map, used, capacity: self.settings.limits.connections as usize });
+            let used = entries.map_err(|source| CaptureError::Map { action: "count", map, source })?;
+            rows.push(MapUse { map, used, capacity: self.settings.limits.connections as usize });
         }
-        Ok(uses)
+        Ok(rows)
     }
 
     pub(super) fn apply(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
@@ -269,7 +269,11 @@ impl State {
     }
 
     /// Ends capture in namespaces that no workload of the plan needs.
-    fn remove_others(&mut self, resolved: &[Resolved<'_>], applied: &mut Applied) -> Result<(), CaptureError> {
+    fn remove_others(
+        &mut self,
+        resolved: &[Resolved<'_>],
+        applied: &mut Applied,
+    ) -> Result<(), CaptureError> {
         let needed: HashSet<u64> = resolved
             .iter()
             .map(|found| if let Where::Netns(cookie) = found.place { cookie } else { self.host.cookie() })
@@ -297,7 +301,12 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn shutdown(self) -> Result<(), CaptureError> {
-        if self.settings.keep_on_exit { Ok(()) } else { self.dir.remove_all() }
+    pub(super) fn shutdown(&mut self) -> Result<(), CaptureError> {
+        if self.settings.keep_on_exit {
+            return Ok(());
+        }
+        self.links.clear();
+        self.spaces.clear();
+        self.dir.remove_all()
     }
 }

@@ -8,10 +8,7 @@ use mesh_common::{
 };
 
 use super::{
-    CaptureError, CaptureLimits, MapUse, PlannedWorkload,
-    maps::Synced,
-    net::primary_net,
-    objects::NodeObject,
+    CaptureError, CaptureLimits, MapUse, PlannedWorkload, maps::Synced, net::primary_net, objects::NodeObject,
 };
 use crate::sys::bpf::MapFd;
 
@@ -90,9 +87,11 @@ impl Tables {
     }
 
     fn write_config(&self, config: Config) -> Result<(), CaptureError> {
-        self.config
-            .insert(&0, &config)
-            .map_err(|source| CaptureError::Map { action: "write", map: "CONFIG", source })
+        self.config.insert(&0, &config).map_err(|source| CaptureError::Map {
+            action: "write",
+            map: "CONFIG",
+            source,
+        })
     }
 
     pub(super) fn map_use(&self) -> Vec<MapUse> {
@@ -113,16 +112,18 @@ impl Tables {
         destinations: &[(IpAddr, Option<u16>)],
         (cookies, outbound_port, inbound_port): (Vec<u64>, u16, u16),
     ) -> Result<(), CaptureError> {
-        self.destinations.sync(destinations.iter().map(|(ip, port)| (destination_key(*ip, *port), 1)).collect())?;
-        self.excluded.sync(excluded_ports(resolved))?;
-        self.addresses.sync(local_addresses(resolved))?;
+        let meshed = destinations.iter().map(|(ip, port)| (destination_key(*ip, *port), 1)).collect();
+        self.destinations.sync(&meshed)?;
+        self.excluded.sync(&excluded_ports(resolved))?;
+        self.addresses.sync(&local_addresses(resolved))?;
 
         let listening = NetnsEntry {
             owner: WorkloadEntry::default(),
             outbound_port_be: outbound_port.to_be(),
             inbound_port_be: inbound_port.to_be(),
         };
-        let mut netns: HashMap<u64, NetnsEntry> = cookies.into_iter().map(|cookie| (cookie, listening)).collect();
+        let mut netns: HashMap<u64, NetnsEntry> =
+            cookies.into_iter().map(|cookie| (cookie, listening)).collect();
         let mut cgroups = HashMap::new();
         let mut users = HashMap::new();
         let mut config = self.base;
@@ -141,9 +142,9 @@ impl Tables {
                 }
             }
         }
-        self.netns.sync(netns)?;
-        self.cgroups.sync(cgroups)?;
-        self.users.sync(users)?;
+        self.netns.sync(&netns)?;
+        self.cgroups.sync(&cgroups)?;
+        self.users.sync(&users)?;
         self.write_config(config)
     }
 }

@@ -264,14 +264,12 @@ impl<K: Pod, V: Pod> MapFd<K, V> {
                 value: next.as_mut_ptr() as u64,
                 flags: 0,
             };
-            match found(call(MAP_GET_NEXT_KEY, &mut attr).map(|_| ()))? {
-                None => return Ok(count),
-                Some(()) => {
-                    // SAFETY: on success the kernel has written a whole key.
-                    previous = Some(unsafe { next.assume_init() });
-                    count += 1;
-                }
+            if found(call(MAP_GET_NEXT_KEY, &mut attr).map(|_| ()))?.is_none() {
+                return Ok(count);
             }
+            // SAFETY: on success the kernel has written a whole key.
+            previous = Some(unsafe { next.assume_init() });
+            count += 1;
         }
     }
 }

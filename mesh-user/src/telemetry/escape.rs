@@ -8,7 +8,11 @@ pub const MAX_FIELD_BYTES: usize = 512;
 
 /// Cuts at a character boundary at or before [`MAX_FIELD_BYTES`].
 pub fn truncate(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_FIELD_BYTES)]
+    let mut end = text.len().min(MAX_FIELD_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// Makes serialised JSON pure printable ASCII. Everything else can only stand inside its strings, where a

@@ -196,6 +196,9 @@ fn sort_key(labels: &ConnectionLabels) -> (&str, &str, &str, &str, &str, &str) {
     )
 }
 
+/// The values of one family in one series.
+type Values<'a> = &'a dyn Fn(&Series) -> Vec<(ResponseFlags, u64)>;
+
 impl Collector for TcpConnections {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let all = self.snapshot();
@@ -206,7 +209,6 @@ impl Collector for TcpConnections {
         };
         let sent = |s: &Series| vec![(ResponseFlags::None, s.bytes().1)];
         let received = |s: &Series| vec![(ResponseFlags::None, s.bytes().0)];
-        type Values<'a> = &'a dyn Fn(&Series) -> Vec<(ResponseFlags, u64)>;
         let families: [(&str, &str, Values<'_>); 4] = [
             ("istio_tcp_connections_opened", "The total number of TCP connections opened", &opened),
             ("istio_tcp_connections_closed", "The total number of TCP connections closed", &closed),

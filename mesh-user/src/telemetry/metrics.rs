@@ -349,7 +349,7 @@ impl Metrics {
         self.istio.label_sets()
     }
 
-    /// The whole in OpenMetrics text ([`METRICS_CONTENT_TYPE`]).
+    /// The whole in `OpenMetrics` text ([`METRICS_CONTENT_TYPE`]).
     pub fn text(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {

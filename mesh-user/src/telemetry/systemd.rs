@@ -17,7 +17,7 @@ pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => send(&[NotifyState::Reloading, now]),
         Err(error) => {
-            tracing::warn!(%error, "cannot read the monotonic clock; systemd is not told of the reload")
+            tracing::warn!(%error, "cannot read the monotonic clock; systemd is not told of the reload");
         }
     }
 }

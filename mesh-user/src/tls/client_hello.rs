@@ -4,7 +4,7 @@
 use rustls::server::Acceptor;
 
 /// A `ClientHello` larger than this is refused (RFC 8446 allows 64 KiB, real ones have at most a few).
-const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024;
+pub const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024;
 /// Content type and version of a TLS record (RFC 8446 section 5.1).
 const RECORD_PREFIX: [u8; 2] = [22, 3];
 

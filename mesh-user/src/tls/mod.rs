@@ -17,7 +17,7 @@ mod verify;
 
 #[cfg(test)]
 use crate as meshd_library;
-pub use client_hello::{ClientHello, Detected, detect};
+pub use client_hello::{ClientHello, Detected, MAX_CLIENT_HELLO_BYTES, detect};
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
 pub use error::{HandshakeError, VerifyError};
 pub use handshake::{Established, HandshakeLimits, SessionFacts};

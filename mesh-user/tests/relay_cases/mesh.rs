@@ -118,6 +118,12 @@ impl Mesh {
         client.write_all(early).await.unwrap();
         let (near, far) = tcp_pair().await;
         near.set_nodelay(true).unwrap();
+        if kinds.client == RelayKind::Plain {
+            let client_live = Arc::new(LiveStats::default());
+            let client_relay = spawn(client_app, WireLeg::Plain(near), options, Arc::clone(&client_live));
+            let server_relay = spawn(server_app, WireLeg::Plain(far), options, Arc::default());
+            return Self { client, server, client_live, client_relay, server_relay, resumed: false };
+        }
         let near = async {
             let near = trust.connect(near).await;
             let resumed = near.facts().resumed;

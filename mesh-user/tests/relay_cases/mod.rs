@@ -59,6 +59,24 @@ pub(crate) fn cases() -> Vec<(&'static str, Case)> {
     ]
 }
 
+/// Those that TCP without TLS can meet.
+pub(crate) fn plain_cases() -> Vec<(&'static str, Case)> {
+    table![
+        bulk_both_ways_arrives_unchanged,
+        small_messages_ping_pong,
+        the_server_may_speak_first,
+        data_sent_with_the_handshake_arrives,
+        half_close_from_the_client_travels,
+        half_close_from_the_server_travels,
+        a_reset_by_the_client_reaches_the_server,
+        a_reset_by_the_server_reaches_the_client,
+        a_reset_after_half_close_reaches_the_other_side,
+        a_slow_reader_blocks_the_writer,
+        idle_connections_hold_no_buffer_and_time_out,
+        a_relay_is_closed_from_outside,
+    ]
+}
+
 fn pattern(seed: u8, length: usize) -> Vec<u8> {
     (0..length).map(|i| u8::try_from((i * 31 + i / 251 + usize::from(seed)) % 256).unwrap()).collect()
 }

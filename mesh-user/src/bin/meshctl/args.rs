@@ -67,7 +67,7 @@ pub(crate) enum Command {
     /// The embedded certificate authority.
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Metrics in OpenMetrics text.
+    /// Metrics in `OpenMetrics` text.
     Metrics,
 }
 

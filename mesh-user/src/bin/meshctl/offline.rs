@@ -9,6 +9,7 @@ use anyhow::Context;
 use mesh_user::{
     admin::{self, ExplainQuery, Explanation},
     ca::EmbeddedCa,
+    capture,
     config::Config,
     policy::{CompiledPolicies, PolicySet},
     world::World,
@@ -95,9 +96,15 @@ fn read_policies(dir: &Path, must_exist: bool) -> anyhow::Result<PolicySet> {
     Ok(PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?)
 }
 
-/// Removes what a dead daemon left.
+/// Removes what a dead daemon left; refused while one runs.
 pub(crate) fn cleanup(runtime_dir: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("{}: cleaning up is not in this build", runtime_dir.display())
+    // Without this the lock would make the folder of a daemon that never ran here.
+    anyhow::ensure!(
+        runtime_dir.is_dir(),
+        "{} does not exist: nothing to clean up there; --runtime-dir names another folder",
+        runtime_dir.display()
+    );
+    Ok(capture::cleanup(runtime_dir)?)
 }
 
 /// Issues an intermediate for another node from this node's CA, which is made if there is none yet.
