@@ -198,6 +198,13 @@ fn tls_stat(place: &Place, name: &str) -> anyhow::Result<u64> {
     Ok(line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0))
 }
 
+/// Whether a probe got nothing of the application: no byte, or no more than one TLS alert (RFC 8446 section 6).
+pub(crate) fn is_unserved(seen: &Value) -> bool {
+    let is_alert =
+        seen["received"] == 7 && seen["text"].as_str().is_some_and(|text| text.starts_with("\u{15}\u{3}"));
+    seen["received"] == 0 || is_alert
+}
+
 /// Starts a peer that listens in `place`.
 pub(crate) fn serve(place: &Place, port: u16, options: &[&str]) -> anyhow::Result<Program> {
     serve_at(place, &format!("[::]:{port}"), options)
