@@ -77,7 +77,9 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     let ready = format!("{} connections may come", runtime.mesh.relay_kind().as_str());
     tracing::info!(node = %snapshot.config.node, relay = runtime.mesh.relay_kind().as_str(), "meshd is ready");
     systemd::ready(&ready);
-    let _watchdog = systemd::spawn_watchdog(runtime.workers.handles());
+    let mut runtimes = runtime.workers.handles();
+    runtimes.push(tokio::runtime::Handle::current());
+    let _watchdog = systemd::spawn_watchdog(runtimes);
     supervise(&runtime, &files, &mut signals).await;
     drain(&runtime, &mut signals).await;
     stop.cancel();
@@ -200,6 +202,7 @@ impl Signals {
 /// Applies new snapshots and tries failed workloads again, until told to stop.
 async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mut Signals) {
     let mut generations = files.subscribe();
+    let mut failures = 0;
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -208,8 +211,9 @@ async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mu
             _ = signals.interrupt.recv() => return,
             _ = signals.hangup.recv() => {
                 systemd::reloading();
-                // What failed is logged and shown by the source itself.
+                // A failure is counted in the source's status, which is told next.
                 let _ = files.reload();
+                tell_failures(runtime, files, &mut failures);
                 systemd::ready("reloaded");
             }
             changed = generations.changed() => {
@@ -219,11 +223,25 @@ async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mu
                 apply(runtime, &files.snapshot());
             }
             _ = retry.tick() => {
+                tell_failures(runtime, files, &mut failures);
                 if runtime.has_failed() && let Err(error) = runtime.enrol() {
                     tracing::error!(%error, "workloads cannot be enrolled");
                 }
             }
         }
+    }
+}
+
+/// Logs and counts reloads that failed since the last look.
+fn tell_failures(runtime: &Runtime, files: &FileSource, known: &mut u64) {
+    let status = files.status();
+    if status.failures == *known {
+        return;
+    }
+    *known = status.failures;
+    if let Some(error) = status.last_error {
+        runtime.mesh.metrics.config_reloaded(false);
+        tracing::error!(%error, "the files are refused; what was in force stays in force");
     }
 }
 

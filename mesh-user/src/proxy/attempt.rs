@@ -7,9 +7,9 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::{Mesh, View};
+use super::{Mesh, View, relay::CloseReason};
 use crate::{
-    policy::{DenyReason, Mode, Verdict},
+    policy::{DenyReason, Mode, RuleRef, Verdict},
     telemetry::{
         ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction,
         RelayKind, ResponseFlags, ServiceLabels, WorkloadLabels,
@@ -17,6 +17,9 @@ use crate::{
     tls::Established,
     world::Workload,
 };
+
+/// What the access log says where it never came to a verdict.
+const UNDECIDED: &str = "-";
 
 /// What is known about a connection so far.
 pub(super) struct Attempt {
@@ -59,7 +62,7 @@ impl Attempt {
             service: None,
             peer_spiffe_id: None,
             own_spiffe_id: own.map(|w| w.spiffe_id.to_string().into()),
-            verdict: "allow",
+            verdict: UNDECIDED,
             rule: None,
             mode: None,
             relay: None,
@@ -122,46 +125,67 @@ impl Attempt {
     pub(super) fn set_verdict(&mut self, verdict: &Verdict) -> Result<(), Failure> {
         match verdict {
             Verdict::Allow { rule } => {
+                self.record.verdict = "allow";
                 self.record.rule = rule.as_ref().map(ToString::to_string);
                 Ok(())
             }
-            Verdict::Deny { reason } => {
-                self.record.verdict = "deny";
-                self.record.rule = Some(reason.to_string());
-                let (policy, why) = match reason {
-                    DenyReason::StrictPlaintext => ("peer-authentication".to_owned(), "strict_plaintext"),
-                    DenyReason::Rule(rule) => (format!("{}/{}", rule.namespace, rule.name), "deny_rule"),
-                    DenyReason::CustomUnavailable(rule) => {
-                        (format!("{}/{}", rule.namespace, rule.name), "custom_unavailable")
-                    }
-                    DenyReason::NoAllowMatched => ("none".to_owned(), "no_allow_matched"),
-                };
-                self.mesh.metrics.denied(&policy, why, self.record.direction);
-                Err(Failure::new(ResponseFlags::Denied, reason))
-            }
+            Verdict::Deny { reason } => Err(self.deny(reason)),
         }
     }
 
-    /// Opens the connection's metrics.
-    pub(super) fn open_metrics(&self, relay: RelayKind) -> ConnectionMetrics {
+    /// Records and counts a denial.
+    pub(super) fn deny(&mut self, reason: &DenyReason) -> Failure {
+        self.record.verdict = "deny";
+        self.record.rule = Some(reason.to_string());
+        let policy = |rule: &RuleRef| format!("{}/{}", rule.namespace, rule.name);
+        let (policy, why) = match reason {
+            DenyReason::StrictPlaintext => ("peer-authentication".to_owned(), "strict_plaintext"),
+            DenyReason::Rule(rule) => (policy(rule), "deny_rule"),
+            DenyReason::CustomUnavailable(rule) => (policy(rule), "custom_unavailable"),
+            DenyReason::NoAllowMatched => ("none".to_owned(), "no_allow_matched"),
+        };
+        self.mesh.metrics.denied(&policy, why, self.record.direction);
+        Failure::new(ResponseFlags::Denied, reason)
+    }
+
+    /// Nothing forbids an outbound connection but that its server cannot prove itself.
+    pub(super) fn allow_outbound(&mut self) {
+        self.record.verdict = "allow";
+    }
+
+    /// Policy or trust took back what they had allowed.
+    pub(super) fn revoke(&mut self, why: &CloseReason) {
+        self.record.verdict = "deny";
+        self.record.rule = Some(why.to_string());
+    }
+
+    fn labels(&self) -> ConnectionLabels {
         let security = if self.record.peer_spiffe_id.is_some() {
             ConnectionSecurityPolicy::MutualTls
         } else {
             ConnectionSecurityPolicy::None
         };
-        let labels = ConnectionLabels {
+        ConnectionLabels {
             reporter: self.record.direction.reporter(),
             source: Arc::clone(&self.source),
             destination: Arc::clone(&self.destination),
             service: Arc::clone(&self.service),
             security,
-        };
-        self.mesh.metrics.connection_opened(&labels, self.record.direction, relay)
+        }
+    }
+
+    /// Opens the connection's metrics.
+    pub(super) fn open_metrics(&self, relay: RelayKind) -> ConnectionMetrics {
+        self.mesh.metrics.connection_opened(&self.labels(), self.record.direction, relay)
     }
 
     /// The connection ends without having been relayed.
     pub(super) fn fail(mut self, failure: Failure) {
-        self.open_metrics(RelayKind::Plaintext).set_response_flags(failure.flags);
+        self.mesh.metrics.connection_refused(&self.labels(), failure.flags);
+        if matches!(failure.flags, ResponseFlags::TlsFailure | ResponseFlags::HandshakeTimeout) {
+            // Identity that could not be proven is as good as denied.
+            self.record.verdict = "deny";
+        }
         self.record.response_flags = failure.flags;
         self.record.error = Some(failure.error);
         self.log((0, 0));

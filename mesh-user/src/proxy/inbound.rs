@@ -14,12 +14,15 @@ use super::{
 };
 use crate::{
     capture::{PeerViewGuard, WorkloadNet},
-    policy::{L4Request, Mode},
+    policy::{DenyReason, L4Request, Mode},
     sys::socket::{prepare_leg, reset_on_close, take_error},
     telemetry::{Direction, HandshakeSide, ResponseFlags},
     tls::{Established, HandshakeError},
     world::{Workload, WorkloadName},
 };
+
+/// Content type of a record that carries handshake messages (RFC 8446 section 5.1).
+const TLS_HANDSHAKE_RECORD: u8 = 22;
 
 /// Serves one inbound connection to its end.
 pub(super) async fn inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: WorkloadName, stream: TcpStream) {
@@ -121,7 +124,10 @@ impl Inbound<'_> {
         let limits = &self.view.snapshot.config.limits;
         let patience = match mode {
             Mode::Disable => return Ok((Wire::Plain(stream), None)),
-            Mode::Strict => None,
+            Mode::Strict => {
+                self.demand_tls(attempt, &stream).await?;
+                None
+            }
             // A known workload's meshd speaks first, so there is no need to guess from its silence.
             Mode::Permissive if self.source.is_some() => Some(limits.handshake_timeout()),
             Mode::Permissive => Some(limits.detect_timeout()),
@@ -136,6 +142,28 @@ impl Inbound<'_> {
         let established = self.handshake(stream).await?;
         attempt.set_tls(self.view, &established);
         Ok((Wire::Tls(Box::new(established)), None))
+    }
+
+    /// Refuses plaintext by a reset, before a single byte is answered: an alert would tell a port scanner more
+    /// than a closed port, and look to a plaintext client like data.
+    async fn demand_tls(&self, attempt: &mut Attempt, stream: &TcpStream) -> Result<(), Failure> {
+        let patience = self.view.snapshot.config.limits.handshake_timeout();
+        let mut first = [0];
+        let failure = match timeout(patience, stream.peek(&mut first)).await {
+            Ok(Ok(1)) if first[0] == TLS_HANDSHAKE_RECORD => return Ok(()),
+            Ok(Ok(1)) => {
+                self.mesh.metrics.handshake_ended(HandshakeSide::Server, Err("not_tls"));
+                attempt.deny(&DenyReason::StrictPlaintext)
+            }
+            Ok(Ok(_)) => Failure::new(ResponseFlags::TlsFailure, "the peer closed before the handshake"),
+            Ok(Err(error)) => Failure::new(ResponseFlags::Reset, error),
+            Err(_) => {
+                self.mesh.metrics.handshake_ended(HandshakeSide::Server, Err("timeout"));
+                Failure::new(ResponseFlags::HandshakeTimeout, "the peer sent nothing")
+            }
+        };
+        reset_on_close(stream);
+        Err(failure)
     }
 
     async fn handshake(&self, stream: TcpStream) -> Result<Established, Failure> {

@@ -56,6 +56,7 @@ pub(super) async fn outbound(
         Outbound { mesh: &mesh, view: &view, workload, net: &net, source: original.source, destination };
     match outbound.open(&mut attempt, &app).await {
         Ok((wire, remote)) => {
+            attempt.allow_outbound();
             carry(&mesh, attempt, app, wire, Ends { workload: name, remote, sni: None }).await;
         }
         Err(failure) => {

@@ -69,6 +69,9 @@ pub(super) async fn carry(mesh: &Arc<Mesh>, mut attempt: Attempt, app: TcpStream
     drop(entered);
     let (flags, error) = explain(&outcome, &live);
     metrics.set_response_flags(flags);
+    if let Some(reason @ (CloseReason::Policy(_) | CloseReason::Trust(_))) = live.stats.close_reason() {
+        attempt.revoke(reason);
+    }
     attempt.finish(flags, error, live.bytes());
 }
 

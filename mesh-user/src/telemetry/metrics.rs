@@ -252,6 +252,11 @@ impl Metrics {
         }
     }
 
+    /// A connection ended before any relay carried it: opened and closed in one.
+    pub fn connection_refused(&self, labels: &ConnectionLabels, flags: ResponseFlags) {
+        self.istio.open(labels).flags = flags;
+    }
+
     /// A handshake has begun; the guard ends it in the gauge.
     pub fn handshake_started(&self) -> HandshakeInProgress {
         self.handshakes_in_progress.inc();

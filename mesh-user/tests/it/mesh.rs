@@ -198,11 +198,9 @@ fn tls_stat(place: &Place, name: &str) -> anyhow::Result<u64> {
     Ok(line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0))
 }
 
-/// Whether a probe got nothing of the application: no byte, or no more than one TLS alert (RFC 8446 section 6).
+/// Whether a probe was refused: not one byte came back, and the end was no clean one.
 pub(crate) fn is_unserved(seen: &Value) -> bool {
-    let is_alert =
-        seen["received"] == 7 && seen["text"].as_str().is_some_and(|text| text.starts_with("\u{15}\u{3}"));
-    seen["received"] == 0 || is_alert
+    seen["received"] == 0 && seen["ended"] != "eof" && seen["ended"] != "open"
 }
 
 /// Starts a peer that listens in `place`.

@@ -156,7 +156,7 @@ pub(super) fn outsider(stage: &Stage, cast: &Cast, nodes: &Nodes, speech: &Speec
     must_be_hidden(&packets, speech)?;
     let line = nodes.b.wait_access_log("the refusal", |line| {
         let source = line["source"]["address"].as_str().unwrap_or_default();
-        line["direction"] == "inbound" && source.starts_with(&cast.outsider.address)
+        line["verdict"] == "deny" && line["direction"] == "inbound" && source.starts_with(&cast.outsider.address)
     })?;
     Speech::say(&format!("  {}'s access log: {}", nodes.b.name(), brief(&line)));
     Ok(())
@@ -184,7 +184,8 @@ pub(super) fn policy_change(stage: &Stage, cast: &Cast, nodes: &Nodes, speech: &
         &format!("cut {} ms after the file changed", changed.elapsed().as_millis()),
     )?;
     let line = nodes.b.wait_access_log("the cut", |line| {
-        line["response_flags"] == "POLICY_CHANGED"
+        line["verdict"] == "deny"
+            && line["response_flags"] == "POLICY_CHANGED"
             && line["peer_spiffe_id"] == "spiffe://cluster.local/ns/shop/sa/frontend"
     })?;
     Speech::say(&format!("  {}'s access log: {}", nodes.b.name(), brief(&line)));

@@ -30,7 +30,8 @@ fn an_outsider_in_plaintext_is_refused_by_strict(ground: &Ground) -> anyhow::Res
         "{}",
         server.stdout()
     );
-    let line = mesh.b.wait_access_log("the refusal", |line| line["response_flags"] != "-")?;
+    let line = mesh.b.wait_access_log("the refusal", |line| line["verdict"] == "deny")?;
+    ensure!(line["response_flags"] == "DENY" && line["rule"] == "STRICT: plaintext", "{line}");
     ensure!(line["peer_spiffe_id"].is_null(), "plaintext has no identity: {line}");
     Ok(())
 }

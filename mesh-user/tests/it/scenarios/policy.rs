@@ -93,7 +93,8 @@ fn a_policy_change_cuts_a_live_connection_and_spares_the_allowed_one(ground: &Gr
         line["peer_spiffe_id"] == "spiffe://cluster.local/ns/shop/sa/other"
             && line["response_flags"] == "POLICY_CHANGED"
     })?;
-    ensure!(!line["error"].is_null(), "it does not say why: {line}");
+    ensure!(line["verdict"] == "deny", "{line}");
+    ensure!(line["error"].as_str().is_some_and(|why| why.contains("policy")), "it does not say why: {line}");
     let seen = last_line(&spared.finish(PATIENCE * 4)?)?;
     ensure!(seen["ended"] == "open" && seen["text"] == "first", "the allowed connection: {seen}");
     Ok(())
