@@ -23,6 +23,10 @@ fn main() {
     let arguments = Arguments::from_args();
     let kernel = KernelTls::probe();
     println!("{kernel}");
+    if std::env::var_os("MESHD_TEST_REQUIRE_KTLS").is_some() && kernel.ulp.is_err() {
+        eprintln!("MESHD_TEST_REQUIRE_KTLS is set and this kernel's TLS does not work");
+        std::process::exit(101);
+    }
     let pairs = [
         (RelayKind::Plain, RelayKind::Plain),
         (RelayKind::Userspace, RelayKind::Userspace),

@@ -1,8 +1,8 @@
 //! The demo's set-up: everything built, and a way to run a command on this machine or in a virtual machine.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
@@ -33,16 +33,18 @@ pub(crate) enum Place {
 
 /// What the demo works with.
 pub(crate) struct Paths {
-    pub(crate) meshd: PathBuf,
-    pub(crate) meshctl: PathBuf,
+    /// The folder of meshd and meshctl.
+    pub(crate) bin_dir: PathBuf,
 }
 
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let place = place(args)?;
     let paths = prepare(&place)?;
-    for program in [&paths.meshd, &paths.meshctl] {
-        place.run(&[program.display().to_string(), "--version".into()], &[])?;
-    }
+    let story = std::env::current_exe().context("cannot find this program's own file")?;
+    let words = [story.display().to_string(), "story".into(), "--bin-dir".into(), paths.bin_dir.display().to_string()];
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let env: &[(String, String)] = if colour { &[("CLICOLOR_FORCE".into(), "1".into())] } else { &[] };
+    place.run(&words, env)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -57,8 +59,7 @@ pub(crate) fn prepare(place: &Place) -> Result<Paths> {
         Place::Host => note("on this machine's own kernel"),
         Place::Vm(kernel) => note(&format!("in a virtual machine with kernel {}", kernel.release)),
     }
-    let release = paths::target()?.join("release");
-    Ok(Paths { meshd: release.join("meshd"), meshctl: release.join("meshctl") })
+    Ok(Paths { bin_dir: paths::target()?.join("release") })
 }
 
 impl Place {

@@ -19,6 +19,7 @@ mod paths;
 mod process;
 mod report;
 mod setup;
+mod story;
 mod test;
 mod toolchain;
 mod virtiofs;
@@ -51,6 +52,13 @@ enum Task {
     Test(TestArgs),
     /// Show meshd at work with real programs; does all set-up first
     Demo(demo::DemoArgs),
+    /// The demo itself, where everything is built: `demo` runs it here or in a virtual machine
+    #[command(hide = true)]
+    Story {
+        /// Where meshd and meshctl are
+        #[arg(long)]
+        bin_dir: std::path::PathBuf,
+    },
     /// Run a command in a virtual machine that sees this machine's files read-only under a scratch layer
     Vm(VmArgs),
     /// Formatting, clippy and licences, as CI checks them
@@ -109,6 +117,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => setup::build()?,
         Task::Test(args) => return test::run(&args),
         Task::Demo(args) => return demo::run(&args),
+        Task::Story { bin_dir } => story::run(&bin_dir)?,
         Task::Vm(args) => return run_vm(&args),
         Task::Lint => return lint::run_alone(),
         Task::Clean => setup::clean()?,

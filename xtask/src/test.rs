@@ -25,6 +25,14 @@ use crate::{
 /// An emulated kernel is ten to thirty times slower than this machine's own.
 const VM_LIMIT: Duration = Duration::from_secs(20 * 60);
 const INTEGRATION: &str = "integration";
+/// The relay's cases for every kind; kernel TLS needs another kernel than most build machines have.
+const RELAY: &str = "relay_kernel";
+
+/// The test binaries that also run in the virtual machines.
+struct Binaries {
+    integration: PathBuf,
+    relay: PathBuf,
+}
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     if !host::is_root() {
@@ -37,11 +45,11 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         finish(&mut levels, lint::run());
     }
     finish(&mut levels, unit(args));
-    match integration_binary() {
-        Ok(binary) => {
-            finish(&mut levels, native(&binary, args));
+    match binaries() {
+        Ok(binaries) => {
+            finish(&mut levels, native(&binaries.integration, args));
             for series in chosen_kernels(args) {
-                finish(&mut levels, in_vm(&binary, series, args));
+                finish(&mut levels, in_vm(&binaries, series, args));
             }
         }
         Err(error) => {
@@ -123,7 +131,7 @@ fn native(binary: &Path, args: &TestArgs) -> Level {
     Level { name: "integration native".to_owned(), summary, took: started.elapsed() }
 }
 
-fn in_vm(binary: &Path, series: Series, args: &TestArgs) -> Level {
+fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
     let name = format!("integration {}", series.name());
     step(&format!("{name} (virtual machine)"));
     let kernel = match setup::for_vm(series) {
@@ -131,9 +139,18 @@ fn in_vm(binary: &Path, series: Series, args: &TestArgs) -> Level {
         Err(error) => return Level::skipped(&name, &format!("no virtual machine: {error:#}")),
     };
     let started = Instant::now();
-    let mut words = vec![binary.display().to_string()];
+    // Both, whatever becomes of the first; the script's own arguments are the binaries and the filter.
+    let script = "relay=$1 integration=$2; shift 2; MESHD_TEST_SCALE=64 \"$relay\" \"$@\"; failed=$?; \
+                  \"$integration\" \"$@\" && exit $failed";
+    let mut words: Vec<String> = ["bash", "-c", script, "tests"].map(str::to_owned).into();
+    words.extend([&binaries.relay, &binaries.integration].map(|binary| binary.display().to_string()));
     words.extend(args.filter.clone());
-    let env = [("MESHD_TEST_SCALE", "vm"), ("MESHD_TEST_CGROUP", "/sys/fs/cgroup"), ("RUST_BACKTRACE", "1")];
+    let env = [
+        ("MESHD_TEST_SCALE", "vm"),
+        ("MESHD_TEST_CGROUP", "/sys/fs/cgroup"),
+        ("MESHD_TEST_REQUIRE_KTLS", "1"),
+        ("RUST_BACKTRACE", "1"),
+    ];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let guest = vm::Guest { kernel: &kernel, command: words, env, timeout: VM_LIMIT };
     let mut summary = Summary::default();
@@ -145,6 +162,10 @@ fn in_vm(binary: &Path, series: Series, args: &TestArgs) -> Level {
         Ok(outcome) => {
             note(&format!("{} booted in {:.1} s", kernel.release, outcome.boot.as_secs_f64()));
             summary.close(outcome.exit_code == 0, &name);
+            if summary.results == 1 {
+                summary.failed += 1;
+                summary.failed_names.push(format!("{name}: one of its two programs printed no result line"));
+            }
         }
         Err(error) => {
             note(&format!("{error:#}"));
@@ -185,10 +206,11 @@ fn follow(command: &mut Command, summary: &mut Summary) -> Result<bool> {
     Ok(child.wait()?.success())
 }
 
-/// Builds the integration tests and finds the executable in cargo's messages.
-fn integration_binary() -> Result<PathBuf> {
+/// Builds the tests that run in virtual machines and finds the executables in cargo's messages.
+fn binaries() -> Result<Binaries> {
     step("integration tests (build)");
-    let args = ["test", "--release", "--package", "mesh-user", "--test", INTEGRATION, "--no-run"];
+    let args =
+        ["test", "--release", "--package", "mesh-user", "--test", INTEGRATION, "--test", RELAY, "--no-run"];
     let mut cargo = command(paths::cargo(), args);
     cargo.arg("--message-format=json-render-diagnostics").current_dir(paths::workspace());
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
@@ -196,10 +218,12 @@ fn integration_binary() -> Result<PathBuf> {
         bail!("cannot build the integration tests");
     }
     // meshd and meshctl, which the tests start, are built beside the tests by cargo itself.
-    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no integration tests")
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let built = |name| executable(&messages, name).with_context(|| format!("cargo built no test {name}"));
+    Ok(Binaries { integration: built(INTEGRATION)?, relay: built(RELAY)? })
 }
 
-fn executable(messages: &str) -> Option<PathBuf> {
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -211,7 +235,7 @@ fn executable(messages: &str) -> Option<PathBuf> {
     }
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
     let is_ours =
-        |message: &Message| message.target.as_ref().is_some_and(|target| target.name == INTEGRATION);
+        |message: &Message| message.target.as_ref().is_some_and(|target| target.name == name);
     messages.filter(is_ours).find_map(|message| message.executable)
 }
 
@@ -224,7 +248,7 @@ mod tests {
         let messages = r#"{"reason":"compiler-artifact","target":{"name":"meshd"},"executable":"/t/meshd"}
 {"reason":"compiler-artifact","target":{"name":"integration"},"executable":"/t/deps/integration-1"}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages), Some("/t/deps/integration-1".into()));
-        assert_eq!(executable("{\"reason\":\"build-finished\"}"), None);
+        assert_eq!(executable(messages, INTEGRATION), Some("/t/deps/integration-1".into()));
+        assert_eq!(executable("{\"reason\":\"build-finished\"}", INTEGRATION), None);
     }
 }

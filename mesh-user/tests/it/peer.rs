@@ -100,14 +100,18 @@ fn probe(args: &Args) -> anyhow::Result<()> {
     // One line at once, so that a story may act on the living connection.
     // A connection that was reset already has no addresses any more.
     say(&json!({ "event": "connected", "peer": stream.peer_addr().ok(), "local": stream.local_addr().ok() }));
+    // The kernel tells of a reset once: where a write was told, the read after it sees an end of file.
+    let mut refused = None;
     if let Some(text) = args.option("--send") {
-        // A peer that resets at once is seen by the read below.
-        let _ = stream.write_all(text.as_bytes());
+        refused = stream.write_all(text.as_bytes()).err();
     }
     let repeats = args.number("--send-kib", 0)?;
     let mut sent_all = true;
     for _ in 0..repeats {
-        sent_all &= stream.write_all(&[b'x'; 1024]).is_ok();
+        if let Err(error) = stream.write_all(&[b'x'; 1024]) {
+            sent_all = false;
+            refused.get_or_insert(error);
+        }
     }
     if args.flag("--shutdown") {
         let _ = stream.shutdown(Shutdown::Write);
@@ -119,7 +123,10 @@ fn probe(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let end = begun + Duration::from_millis(args.number("--wait-ms", 5_000)?);
-    let ended = read_to_end_until(&mut stream, end);
+    let mut ended = read_to_end_until(&mut stream, end);
+    if let Some(error) = refused.filter(|_| ended.how == "eof") {
+        ended.how = name_of(&error);
+    }
     say(&json!({
         "connect": "ok", "received": ended.bytes.len(), "ended": ended.how, "ms": ms_since(begun), "sent_all": sent_all,
         "text": String::from_utf8_lossy(&ended.bytes[..ended.bytes.len().min(4096)]),

@@ -15,7 +15,9 @@ $b hostname guest
 $b ip link set lo up
 
 # Not every kernel has all of them as modules.
-/sbin/modprobe --all --quiet $LOAD
+for module in $LOAD; do
+    /sbin/modprobe --quiet "$module"
+done
 
 $b stty -F /dev/ttyS1 raw -echo
 echo "$MARKER start $($b cut -d ' ' -f 1 /proc/uptime)" >/dev/ttyS1

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use mesh_user::{
-    admin::{self, ExplainQuery, Explanation},
+    admin::{self, ExplainQuery, Explanation, server::SOCKET_NAME},
     ca::EmbeddedCa,
     capture,
     config::Config,
@@ -104,7 +104,17 @@ pub(crate) fn cleanup(runtime_dir: &Path) -> anyhow::Result<()> {
         "{} does not exist: nothing to clean up there; --runtime-dir names another folder",
         runtime_dir.display()
     );
-    Ok(capture::cleanup(runtime_dir)?)
+    capture::cleanup(runtime_dir)?;
+    let socket = runtime_dir.join(SOCKET_NAME);
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", socket.display()));
+        }
+        _ => {}
+    }
+    // Whatever else lies there is not meshd's.
+    let _ = std::fs::remove_dir(runtime_dir);
+    Ok(())
 }
 
 /// Issues an intermediate for another node from this node's CA, which is made if there is none yet.
