@@ -251,9 +251,9 @@ fn build(generation: u64, config: Config, inputs: &Inputs) -> Result<Snapshot, D
     Ok(Snapshot {
         generation,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
+        policy_status: set.status_in(&world),
         world: Arc::new(world),
         config: Arc::new(config),
-        policy_status: set.status,
         bundles,
         warnings,
     })

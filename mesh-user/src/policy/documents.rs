@@ -6,9 +6,9 @@ use std::{collections::HashMap, fmt, sync::Arc};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    PolicyStatus,
+    PolicyScope, PolicyStatus,
     api::{AuthorizationPolicySpec, Document, Head, Metadata, PeerAuthenticationSpec},
-    matcher, validate,
+    matcher, status, validate,
 };
 use crate::config::yaml::{self, Problem};
 
@@ -65,7 +65,7 @@ pub struct PolicySet {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// In the order they were read.
     pub authorization_policies: Vec<AuthorizationPolicy>,
-    /// One per document of an Istio kind.
+    /// One per document of an Istio kind; [`PolicySet::status_in`] says what it means in a world.
     pub status: Vec<PolicyStatus>,
     /// Documents that were passed over, for the log.
     pub warnings: Vec<String>,
@@ -166,6 +166,9 @@ impl PolicySet {
         };
         validate::peer_authentication(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
         let namespace = self.claim(chunk, KIND, metadata)?;
+        if let Some(status) = self.status.last_mut() {
+            status::mode(spec.mtls.and_then(|m| m.mode)).clone_into(&mut status.action);
+        }
         self.peer_authentications.push(PeerAuthentication {
             namespace: namespace.into(),
             name: metadata.name.as_str().into(),
@@ -184,6 +187,7 @@ impl PolicySet {
         validate::authorization_policy(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
         let namespace = self.claim(chunk, KIND, metadata)?;
         if let Some(status) = self.status.last_mut() {
+            status::action(spec.action).clone_into(&mut status.action);
             status.not_enforced = matcher::not_enforced(&spec);
             status.accepted = !matcher::targets_only_proxies(&spec);
         }
@@ -209,6 +213,9 @@ impl PolicySet {
             namespace: namespace.clone(),
             name: metadata.name.clone(),
             file: chunk.file.to_owned(),
+            scope: PolicyScope::Namespace,
+            action: String::new(),
+            workloads: 0,
             accepted: true,
             not_enforced: Vec::new(),
         });
@@ -226,6 +233,9 @@ impl PolicySet {
             namespace: part(|m| &m.namespace, "default"),
             name: part(|m| &m.name, ""),
             file: chunk.file.to_owned(),
+            scope: PolicyScope::Namespace,
+            action: String::new(),
+            workloads: 0,
             accepted: false,
             not_enforced: vec![format!("{kind} is not enforced yet")],
         });

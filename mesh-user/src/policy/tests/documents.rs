@@ -167,3 +167,48 @@ fn metadata_and_kinds_are_not_guessed() {
     let twice = format!("{HEAD}---\n{HEAD}");
     assert!(error(&twice).contains("already defined in p.yaml document 1"));
 }
+
+#[test]
+fn a_status_says_what_a_document_is_for_and_how_many_workloads_it_reaches() {
+    let document = |kind: &str, name: &str, namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let web = "selector: {matchLabels: {app: web}}";
+    let text = [
+        document("PeerAuthentication", "mesh", "istio-system", "{mtls: {mode: STRICT}}"),
+        document("AuthorizationPolicy", "ns", "shop", "{action: DENY, rules: [{}]}"),
+        document("RequestAuthentication", "jwt", "shop", "{}"),
+        document("PeerAuthentication", "own", "shop", &format!("{{{web}}}")),
+        document("AuthorizationPolicy", "root", "istio-system", &format!("{{{web}}}")),
+        document("AuthorizationPolicy", "elsewhere", "other", "{}"),
+        document(
+            "PeerAuthentication",
+            "nowhere",
+            "istio-system",
+            &format!("{{{web}, mtls: {{mode: DISABLE}}}}"),
+        ),
+        document("AuthorizationPolicy", "audit", "shop", "{action: AUDIT, rules: [{}]}"),
+    ]
+    .concat();
+    let set = PolicySet::parse([("p.yaml", text.as_str())]).unwrap();
+    let status = set.status_in(&super::world());
+    let seen: Vec<_> = status
+        .iter()
+        .map(|s| format!("{} {} {} {} {}", s.name, s.scope, s.action, s.workloads, s.not_enforced.len()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "mesh mesh STRICT 2 0",
+            "ns namespace DENY 1 0",
+            "jwt namespace  0 1",
+            "own workload UNSET 1 0",
+            "root workload ALLOW 1 0",
+            "elsewhere namespace ALLOW 0 0",
+            "nowhere workload DISABLE 0 1",
+            "audit namespace AUDIT 1 1",
+        ]
+    );
+}
