@@ -10,6 +10,7 @@ mod compile;
 mod decide;
 mod documents;
 mod explain;
+mod list;
 mod matcher;
 #[cfg(test)]
 mod reference;
