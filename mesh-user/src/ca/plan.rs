@@ -12,7 +12,7 @@ const EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 86_400);
 /// Whole days that an issuing certificate has left, when it is time to replace it.
 pub(super) fn ends_soon(not_after: SystemTime, now: SystemTime) -> Option<u64> {
     let left = not_after.duration_since(now).unwrap_or_default();
-    (left < EXPIRY_NOTICE).then(|| left.as_secs() / 86_400)
+    (left < EXPIRY_NOTICE).then_some(left.as_secs() / 86_400)
 }
 
 /// What is known about one SVID's renewal.

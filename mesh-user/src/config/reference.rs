@@ -78,3 +78,9 @@ fn every_field_of_the_schema_is_in_the_documentation_as_it_is() {
     let written: Vec<_> = DOCUMENT.lines().filter(|l| l.starts_with("| `")).collect();
     assert!(written == wanted, "the table in docs/configuration.md has to be:\n{}", wanted.join("\n"));
 }
+
+#[test]
+fn the_documented_example_is_valid() {
+    let example = DOCUMENT.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    Config::parse(example, "docs/configuration.md").unwrap();
+}

@@ -178,7 +178,7 @@ pub struct PolicyStatus {
     pub scope: PolicyScope,
     /// `ALLOW`, `DENY`, `STRICT`, ...; empty for kinds without one.
     pub action: String,
-    /// Workloads on this node that it applies to; a PeerAuthentication that a closer one overrides counts.
+    /// Workloads on this node that it applies to; a `PeerAuthentication` that a closer one overrides counts.
     pub workloads: usize,
     /// Whether it takes part in decisions at all.
     pub accepted: bool,
