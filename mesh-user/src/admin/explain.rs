@@ -124,10 +124,17 @@ fn client(world: &World, from: &ExplainSource) -> Result<Client, ExplainError> {
             let found = world.by_name(namespace, name).map(|w| enrolled(w, first_address(w)));
             found.ok_or_else(|| ExplainError::Unknown(format!("workload {namespace}/{name}")))
         }
-        ExplainSource::Address(address) => Ok(match world.by_address(*address) {
-            Some(workload) => enrolled(workload, *address),
-            None => Client { shown: address.to_string(), identity: None, address: *address },
-        }),
+        ExplainSource::Address(address) => {
+            let sharing: Vec<_> = world.sharing(*address).collect();
+            match sharing.as_slice() {
+                [] => Ok(Client { shown: address.to_string(), identity: None, address: *address }),
+                [workload] => Ok(enrolled(workload, *address)),
+                several => {
+                    let names: Vec<_> = several.iter().map(|w| w.name.to_string()).collect();
+                    Err(ExplainError::SharedAddress(*address, names.join(", ")))
+                }
+            }
+        }
     }
 }
 
@@ -136,6 +143,10 @@ fn server<'a>(world: &'a World, to: &ExplainTarget, port: u16) -> Result<Server<
         ExplainTarget::Address(address) => *address,
         ExplainTarget::Named { namespace, name } => {
             if let Some(workload) = world.by_name(namespace, name) {
+                // On a shared address the port would lead to another workload.
+                if !workload.ports.captures(port) {
+                    return Err(ExplainError::NotCaptured(workload.name.to_string(), port));
+                }
                 first_address(workload)
             } else {
                 let service = world
@@ -154,8 +165,11 @@ fn server<'a>(world: &'a World, to: &ExplainTarget, port: u16) -> Result<Server<
     };
     let wanted = SocketAddr::new(address, port);
     let Destination::Meshed { endpoints, service } = world.resolve(wanted) else {
-        return Err(match world.by_address(address) {
-            Some(workload) => ExplainError::NotCaptured(workload.name.to_string(), port),
+        return Err(match world.sharing(address).next() {
+            Some(workload) if world.by_address(address).is_some() => {
+                ExplainError::NotCaptured(workload.name.to_string(), port)
+            }
+            Some(_) => ExplainError::NotCaptured(address.to_string(), port),
             None => ExplainError::Unknown(format!("destination {wanted}")),
         });
     };

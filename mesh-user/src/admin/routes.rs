@@ -93,7 +93,9 @@ async fn explain(
 ) -> Result<Json<super::api::Explanation>, Failure> {
     let failed = |error: ExplainError| {
         let status = match error {
-            ExplainError::BadFrom(_) | ExplainError::BadTo(_) => StatusCode::BAD_REQUEST,
+            ExplainError::BadFrom(_) | ExplainError::SharedAddress(..) | ExplainError::BadTo(_) => {
+                StatusCode::BAD_REQUEST
+            }
             ExplainError::Unknown(_) | ExplainError::NotCaptured(..) | ExplainError::NoEndpoint(_) => {
                 StatusCode::NOT_FOUND
             }

@@ -91,6 +91,9 @@ pub enum ExplainError {
     /// The port is excluded from capture, or not declared.
     #[error("{0} is not captured on port {1}: connections pass without meshd and without policy")]
     NotCaptured(String, u16),
+    /// Several workloads own ports of the client's address, so it does not say who the client is.
+    #[error("{0} is shared by {1}; give one of them as --from")]
+    SharedAddress(IpAddr, String),
     /// A service without workloads.
     #[error("{0} has no endpoint: meshd refuses connections to it")]
     NoEndpoint(String),

@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{CaError, Issuer, files};
+use super::{CaError, Issuer, files, plan::ends_soon};
 use crate::identity::{SpiffeId, Svid, TrustBundles, TrustDomain};
 
 const ROOT_CERTIFICATE: &str = "ca.crt";
@@ -113,7 +113,6 @@ impl EmbeddedCa {
                     let Some(certificate) = roots.0.first().cloned() else { return incomplete("no root") };
                     (roots, certificate, (key, ROOT_KEY), false)
                 }
-                // a crash between the two writes of a first start: the certificate comes last
                 (None, Some(_), None, None) => {
                     return incomplete(
                         "ca.key without ca.crt: restore ca.crt, or remove ca.key to start a new trust",
@@ -126,7 +125,10 @@ impl EmbeddedCa {
                 (Some(_), _, None, Some(_)) => {
                     return incomplete("intermediate.key without intermediate.crt");
                 }
-                (Some(_), None, None, None) => {
+                (Some((roots, _)), None, None, None) => {
+                    if finish_first_start(directory, &roots)? {
+                        return Self::open(directory, trust_domain, svid_lifetime);
+                    }
                     return incomplete("ca.crt without ca.key or an intermediate: nothing to sign with");
                 }
             };
@@ -142,6 +144,10 @@ impl EmbeddedCa {
             .map_err(|what| invalid(&certificate_path, what))?;
         let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|e| invalid(&certificate_path, format!("cannot issue with it: {e}")))?;
+        if let Some(days) = ends_soon(not_after.into(), SystemTime::now()) {
+            let file = certificate_path.display();
+            tracing::warn!(%file, days, "the CA's own certificate ends soon; replace the files in its folder");
+        }
         Ok(Self {
             directory: directory.to_owned(),
             trust_domain,
@@ -158,11 +164,6 @@ impl EmbeddedCa {
     /// Where its files are.
     pub fn directory(&self) -> &Path {
         &self.directory
-    }
-
-    /// When the issuing certificate ends.
-    pub fn not_after(&self) -> SystemTime {
-        self.not_after.into()
     }
 
     /// Writes the files that let another node sign under the same roots: `ca.crt`, `intermediate.crt` and
@@ -249,6 +250,10 @@ impl Issuer for EmbeddedCa {
     fn bundles(&self) -> TrustBundles {
         TrustBundles { roots: [(self.trust_domain.clone(), self.roots.clone())].into() }
     }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        Some(self.not_after.into())
+    }
 }
 
 /// 128 random bits, positive as RFC 5280 section 4.1.2.2 wants: the top bit is clear, the next one set so that
@@ -278,7 +283,8 @@ fn authority(
     Ok(params)
 }
 
-/// The key is written before the certificate: a crash between them leaves a folder that says what to do.
+/// Both files are on disk before either has its name, and the key gets its own last: a crash leaves nothing
+/// that counts, or a certificate whose key [`finish_first_start`] puts in place.
 fn create_root(directory: &Path, trust_domain: &TrustDomain) -> Result<(), CaError> {
     let subject = format!("meshd root {trust_domain}");
     let sign = |e: rcgen::Error| CaError::Sign { subject: subject.clone(), what: e.to_string() };
@@ -289,8 +295,21 @@ fn create_root(directory: &Path, trust_domain: &TrustDomain) -> Result<(), CaErr
     params.subject_alt_names = vec![SanType::URI(id.try_into().map_err(sign)?)];
     let certificate = params.self_signed(&key).map_err(sign)?;
     let key_pem = Zeroizing::new(key.0.serialize_pem());
-    files::write(directory, ROOT_KEY, key_pem.as_bytes(), 0o600)?;
-    files::write(directory, ROOT_CERTIFICATE, certificate.pem().as_bytes(), 0o644)
+    files::stage(directory, ROOT_KEY, key_pem.as_bytes(), 0o600)?;
+    files::stage(directory, ROOT_CERTIFICATE, certificate.pem().as_bytes(), 0o644)?;
+    files::put_in_place(directory, ROOT_CERTIFICATE)?;
+    files::put_in_place(directory, ROOT_KEY)
+}
+
+/// Ends a first start that a crash cut off before its last rename. False: there is no such key, or it is of
+/// another certificate.
+fn finish_first_start(directory: &Path, roots: &[CertificateDer<'_>]) -> Result<bool, CaError> {
+    let Some(pem) = files::read_secret(&files::staged(directory, ROOT_KEY))? else { return Ok(false) };
+    let (Ok(key), Some(root)) = (KeyPair::from_pem(&pem), roots.first()) else { return Ok(false) };
+    if check(root, &SecretKey(key), roots, false).is_err() {
+        return Ok(false);
+    }
+    files::put_in_place(directory, ROOT_KEY).map(|()| true)
 }
 
 /// The certificate may sign, is of this key, is valid now and chains to a root. Returns its end.
@@ -333,5 +352,9 @@ impl<I: Issuer + ?Sized> Issuer for Arc<I> {
 
     fn bundles(&self) -> TrustBundles {
         (**self).bundles()
+    }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        (**self).not_after()
     }
 }

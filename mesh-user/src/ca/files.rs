@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{fcntl::OFlag, unistd::geteuid};
@@ -145,8 +145,18 @@ pub fn parse_bundle(path: &Path, text: &str) -> Result<Vec<CertificateDer<'stati
 
 /// Writes a file whole or not at all: a temporary one, fsync, rename, fsync of the folder.
 pub(super) fn write(directory: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), CaError> {
-    let path = directory.join(name);
-    let temporary = directory.join(format!(".{name}.new"));
+    stage(directory, name, content, mode)?;
+    put_in_place(directory, name)
+}
+
+/// Where a file is before it is put in place.
+pub(super) fn staged(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!(".{name}.new"))
+}
+
+/// Writes a file beside its place; it is on disk when this returns.
+pub(super) fn stage(directory: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), CaError> {
+    let temporary = staged(directory, name);
     match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(io(&temporary, "remove what a crash left")(error));
@@ -158,8 +168,13 @@ pub(super) fn write(directory: &Path, name: &str, content: &[u8], mode: u32) -> 
     options.write(true).create_new(true).mode(mode).custom_flags(flags);
     let mut file = options.open(&temporary).map_err(io(&temporary, "create it"))?;
     file.write_all(content).map_err(io(&temporary, "write it"))?;
-    file.sync_all().map_err(io(&temporary, "sync it"))?;
-    std::fs::rename(&temporary, &path).map_err(io(&path, "put it in place"))?;
+    file.sync_all().map_err(io(&temporary, "sync it"))
+}
+
+/// Gives a staged file its name.
+pub(super) fn put_in_place(directory: &Path, name: &str) -> Result<(), CaError> {
+    let path = directory.join(name);
+    std::fs::rename(staged(directory, name), &path).map_err(io(&path, "put it in place"))?;
     let folder = File::open(directory).map_err(io(directory, "open the folder"))?;
     folder.sync_all().map_err(io(directory, "sync the folder"))
 }

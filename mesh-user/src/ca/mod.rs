@@ -8,11 +8,11 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::SystemTime};
 
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
-pub use store::{CertificateStatus, SvidStore};
+pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};
 
@@ -26,6 +26,11 @@ pub trait Issuer: Send + Sync {
 
     /// The roots that SVIDs of this issuer chain to.
     fn bundles(&self) -> TrustBundles;
+
+    /// When the issuing certificate ends; none: not known here.
+    fn not_after(&self) -> Option<SystemTime> {
+        None
+    }
 }
 
 /// Why the certificate authority cannot start or sign.

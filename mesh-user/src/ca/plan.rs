@@ -6,6 +6,15 @@ use std::time::{Duration, SystemTime};
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
+/// How long before its end an issuing certificate is complained about.
+const EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 86_400);
+
+/// Whole days that an issuing certificate has left, when it is time to replace it.
+pub(super) fn ends_soon(not_after: SystemTime, now: SystemTime) -> Option<u64> {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    (left < EXPIRY_NOTICE).then_some(left.as_secs() / 86_400)
+}
+
 /// What is known about one SVID's renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -12,7 +13,10 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{CaError, Issuer, plan::Plan};
+use super::{
+    CaError, Issuer,
+    plan::{Plan, ends_soon},
+};
 use crate::identity::{SpiffeId, Svid, TrustBundles};
 
 /// The clock may jump while the task sleeps; it looks again at least this often.
@@ -27,9 +31,36 @@ pub struct SvidStore {
     changed: Notify,
 }
 
+impl fmt::Debug for SvidStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SvidStore").finish_non_exhaustive()
+    }
+}
+
 struct Entry {
     plan: Plan,
     last_error: Option<String>,
+}
+
+/// How often an issuing certificate that ends soon is complained about.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// The store in a few figures, for metrics and health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SvidStoreStatus {
+    /// Identities with an SVID that is valid now.
+    pub valid: usize,
+    /// Identities without an SVID, or with one that ended.
+    pub missing: usize,
+    /// Identities whose last renewal failed.
+    pub failing: usize,
+    /// Unix time of the earliest end of an SVID.
+    pub earliest_end_seconds: Option<u64>,
+    /// Unix time of the issuing certificate's end, where the issuer knows it.
+    pub issuer_end_seconds: Option<u64>,
+    /// Whether the issuing certificate ends within 30 days.
+    pub issuer_ends_soon: bool,
 }
 
 /// One certificate, for `meshctl certs` and metrics.
@@ -119,12 +150,15 @@ impl SvidStore {
 
     /// Renews until `shutdown`. Signing is short work (well under a millisecond a key), so it runs in place.
     pub async fn run(&self, shutdown: CancellationToken) {
+        // The first day's warning is the one of opening the CA.
+        let mut daily = tokio::time::interval_at(tokio::time::Instant::now() + DAY, DAY);
         loop {
             let wait = self.next_wait(SystemTime::now());
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep(wait) => {}
+                _ = daily.tick() => self.warn_of_issuer(SystemTime::now()),
             }
             for (id, outcome) in self.renew_due(SystemTime::now()) {
                 match outcome {
@@ -137,9 +171,31 @@ impl SvidStore {
         }
     }
 
+    fn warn_of_issuer(&self, now: SystemTime) {
+        if let Some(days) = self.issuer.not_after().and_then(|end| ends_soon(end, now)) {
+            tracing::warn!(days, "the CA's own certificate ends soon; replace the files in its folder");
+        }
+    }
+
     fn next_wait(&self, now: SystemTime) -> Duration {
         let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.values().map(|e| e.plan.wait(now)).min().unwrap_or(MAX_SLEEP).min(MAX_SLEEP)
+    }
+
+    /// The store in a few figures.
+    pub fn summary(&self, now: SystemTime) -> SvidStoreStatus {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let svids = self.svids.load();
+        let valid = svids.values().filter(|s| s.not_before <= now && now < s.not_after).count();
+        let issuer_end = self.issuer.not_after();
+        SvidStoreStatus {
+            valid,
+            missing: plans.len().saturating_sub(valid),
+            failing: plans.values().filter(|e| e.last_error.is_some()).count(),
+            earliest_end_seconds: svids.values().map(|s| unix_seconds(s.not_after)).min(),
+            issuer_end_seconds: issuer_end.map(unix_seconds),
+            issuer_ends_soon: issuer_end.is_some_and(|end| ends_soon(end, now).is_some()),
+        }
     }
 
     /// All certificates, by identity.

@@ -104,7 +104,7 @@ fn nothing_outlives_its_issuer() {
     let directory = folder.path().join("ca");
     let long = Duration::from_secs(20 * 365 * 86_400);
     let ca = EmbeddedCa::open(&directory, TrustDomain::cluster_local(), long).unwrap();
-    assert!(ca.issue(&id("web")).unwrap().not_after <= ca.not_after());
+    assert!(ca.issue(&id("web")).unwrap().not_after <= ca.not_after().unwrap());
 }
 
 #[test]
@@ -147,6 +147,46 @@ fn unsafe_or_broken_files_are_refused_with_the_remedy() {
     open(&folder.path().join("ca")).unwrap();
     symlink(folder.path().join("ca"), folder.path().join("link")).unwrap();
     assert!(open(&folder.path().join("link")).unwrap_err().to_string().contains("symbolic link"));
+}
+
+#[test]
+fn a_first_start_that_crashed_is_finished_or_begun_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("ca");
+    let first = open(&directory).unwrap().bundles();
+    let (key, staged_key) = (directory.join("ca.key"), directory.join(".ca.key.new"));
+    let (certificate, staged_certificate) = (directory.join("ca.crt"), directory.join(".ca.crt.new"));
+
+    std::fs::rename(&key, &staged_key).unwrap();
+    assert_eq!(open(&directory).unwrap().bundles(), first, "certificate in place, key not yet");
+    assert!(!staged_key.exists() && key.exists());
+
+    std::fs::rename(&key, &staged_key).unwrap();
+    std::fs::rename(&certificate, &staged_certificate).unwrap();
+    assert_ne!(open(&directory).unwrap().bundles(), first, "nothing was in place: a new root");
+    assert!(!staged_key.exists() && !staged_certificate.exists());
+
+    open(&folder.path().join("other")).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    std::fs::rename(folder.path().join("other/ca.key"), &staged_key).unwrap();
+    let error = open(&directory).unwrap_err().to_string();
+    assert!(error.contains("nothing to sign with"), "another certificate's key is not taken: {error}");
+}
+
+#[test]
+fn an_issuer_near_its_end_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = open(&folder.path().join("ca")).unwrap();
+    let end = ca.not_after().unwrap();
+    let store = SvidStore::new(ca);
+    store.ensure([id("web")]);
+    let now = store.summary(SystemTime::now());
+    assert_eq!((now.valid, now.missing, now.failing, now.issuer_ends_soon), (1, 0, 0, false));
+    assert!(now.earliest_end_seconds < now.issuer_end_seconds);
+    assert!(!store.summary(end - 30 * DAY).issuer_ends_soon);
+    let late = store.summary(end - 29 * DAY);
+    assert_eq!((late.valid, late.missing, late.issuer_ends_soon), (0, 1, true));
+    assert!(store.summary(end + DAY).issuer_ends_soon);
 }
 
 /// Issues from a real CA, or fails when told to.

@@ -2,6 +2,8 @@
 //! Reads that one file and nothing else; says no to what it does not understand.
 
 mod locate;
+#[cfg(test)]
+mod reference;
 mod selector;
 #[cfg(test)]
 mod tests;

@@ -47,9 +47,9 @@ impl JsonSchema for Selector {
         schemars::json_schema!({
             "description": "Which programs on this node the workload is: exactly one of netns, cgroup, user.",
             "oneOf": [
-                one("netns", serde_json::json!({ "type": "string" })),
-                one("cgroup", serde_json::json!({ "type": "string" })),
-                one("user", serde_json::json!({ "type": ["string", "integer"] })),
+                one("netns", serde_json::json!({ "type": "string", "description": "Path of a network namespace's file." })),
+                one("cgroup", serde_json::json!({ "type": "string", "description": "Path of a cgroup's folder; all below it counts." })),
+                one("user", serde_json::json!({ "type": ["string", "integer"], "description": "A user's name or number." })),
             ]
         })
     }

@@ -102,6 +102,26 @@ fn a_wrong_file_says_where_and_what() {
             "already belongs to workloads[0].addresses[0]",
         ),
         (
+            format!("{workload}selector: {{ user: b }}, addresses: [10.0.0.1], ports: [5] }}\n  - {{ name: x, namespace: n, selector: {{ user: c }}, addresses: [10.0.0.2], ports: [6, 5] }}\n"),
+            "node.yaml:4:",
+            "port 5 already belongs to workloads[0] on this node",
+        ),
+        (
+            format!("{workload}selector: {{ user: b }}, addresses: [10.0.0.1], ports: [5] }}\n  - {{ name: x, namespace: n, selector: {{ netns: /c }}, addresses: [10.0.0.1] }}\n"),
+            "node.yaml:4:",
+            "10.0.0.1 already belongs to workloads[0].addresses[0]",
+        ),
+        (
+            format!("{workload}selector: {{ user: b }}, addresses: [10.0.0.1], ports: [5] }}\nremoteWorkloads:\n  - {{ name: x, namespace: n, addresses: [10.0.0.1], ports: [6, 5] }}\n"),
+            "node.yaml:5:",
+            "10.0.0.1 port 5 already belongs to workloads[0].addresses[0]",
+        ),
+        (
+            format!("{workload}selector: {{ user: b }}, addresses: [10.0.0.1, 10.0.0.1], ports: [5] }}\n"),
+            "node.yaml:3:",
+            "already belongs to workloads[0].addresses[0]",
+        ),
+        (
             "node: a\nlimits: { workloads: 1 }\nworkloads:\n  - { name: a, namespace: n, selector: { user: a } }\n  - { name: b, namespace: n, selector: { user: b } }\n".to_owned(),
             "node.yaml:4:3: ",
             "raise it",
@@ -113,6 +133,21 @@ fn a_wrong_file_says_where_and_what() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn workloads_of_the_node_share_its_address_by_port() {
+    let text = "
+node: a
+workloads:
+  - { name: pg, namespace: n, selector: {user: a}, addresses: [10.0.0.1], ports: [5432] }
+  - { name: web, namespace: n, selector: {cgroup: /b}, addresses: [10.0.0.1], ports: [80] }
+  - { name: job, namespace: n, selector: {user: c}, addresses: [10.0.0.1] }
+remoteWorkloads:
+  - { name: x, namespace: n, addresses: [10.0.0.2], ports: [1] }
+  - { name: y, namespace: n, addresses: [10.0.0.2], ports: [2] }
+";
+    Config::parse(text, "node.yaml").unwrap();
 }
 
 #[test]

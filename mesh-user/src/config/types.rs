@@ -164,7 +164,7 @@ pub struct WorkloadConfig {
     pub labels: BTreeMap<String, String>,
     /// Which programs on this node it is.
     pub selector: Selector,
-    /// The addresses it answers on.
+    /// The addresses it answers on; with a cgroup or user selector others may have other ports of them.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// For cgroup and user selectors: the ports it listens on. Empty there: outbound only.
@@ -192,7 +192,7 @@ pub struct RemoteWorkloadConfig {
     /// What services select by.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// The addresses it answers on.
+    /// The addresses it answers on; with `ports` others may have other ports of them.
     pub addresses: Vec<IpAddr>,
     /// The only ports its meshd captures; empty: all.
     #[serde(default)]

@@ -179,25 +179,78 @@ fn duplicate_selectors(check: &mut Check<'_>, config: &Config) {
     }
 }
 
-/// Every address belongs to one workload or one service, or who answers there cannot be told.
+/// What one entry of the file owns of its addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owned<'a> {
+    Whole,
+    /// Of a workload on this node, in the node's own network namespace.
+    LocalPorts(&'a [u16]),
+    RemotePorts(&'a [u16]),
+}
+
+impl Owned<'_> {
+    /// Why two entries cannot have the same address; none: they can.
+    fn conflict(self, first: Self) -> Option<String> {
+        let (ports, taken) = match (self, first) {
+            (Owned::Whole, _) | (_, Owned::Whole) => return Some("already belongs".to_owned()),
+            // `host_ports` looks at these, whatever their addresses are.
+            (Owned::LocalPorts(_), Owned::LocalPorts(_)) => return None,
+            (Owned::LocalPorts(a) | Owned::RemotePorts(a), Owned::LocalPorts(b) | Owned::RemotePorts(b)) => {
+                (a, b)
+            }
+        };
+        ports.iter().find(|p| taken.contains(p)).map(|port| format!("port {port} already belongs"))
+    }
+}
+
+/// Who answers at an address and port must be clear: an address has one owner, or several that each declare
+/// the ports they own of it, as programs on a node's own address do.
 fn addresses(check: &mut Check<'_>, config: &Config) {
-    let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
-    let local = config.workloads.iter().enumerate().map(|(i, w)| (format!("workloads[{i}]"), &w.addresses));
-    let remote = config
-        .remote_workloads
-        .iter()
-        .enumerate()
-        .map(|(i, w)| (format!("remoteWorkloads[{i}]"), &w.addresses));
-    let services = config.services.iter().enumerate().map(|(i, s)| (format!("services[{i}]"), &s.addresses));
-    for (path, addresses) in local.chain(remote).chain(services) {
+    let mut owners: BTreeMap<IpAddr, Vec<(usize, String, Owned<'_>)>> = BTreeMap::new();
+    let local = config.workloads.iter().enumerate().map(|(i, w)| {
+        let netns = matches!(w.selector, Selector::Netns(_));
+        let owned = if netns { Owned::Whole } else { Owned::LocalPorts(&w.ports) };
+        (format!("workloads[{i}]"), &w.addresses, owned)
+    });
+    let remote = config.remote_workloads.iter().enumerate().map(|(i, w)| {
+        let owned = if w.ports.is_empty() { Owned::Whole } else { Owned::RemotePorts(&w.ports) };
+        (format!("remoteWorkloads[{i}]"), &w.addresses, owned)
+    });
+    let services = config.services.iter().enumerate();
+    let services = services.map(|(i, s)| (format!("services[{i}]"), &s.addresses, Owned::Whole));
+    for (entry, (path, addresses, owned)) in local.chain(remote).chain(services).enumerate() {
         for (i, address) in addresses.iter().enumerate() {
             let canonical = address.to_canonical();
             let place = format!("{path}.addresses[{i}]");
             if canonical.is_unspecified() || canonical.is_loopback() || canonical.is_multicast() {
                 check.wrong(&place, format!("{address} cannot be reached from another workload"));
             }
-            if let Some(first) = owners.insert(canonical, place.clone()) {
-                check.wrong(&place, format!("{address} already belongs to {first}"));
+            let others = owners.entry(canonical).or_default();
+            let conflict = others.iter().find_map(|(other, first, theirs)| {
+                let twice = (*other == entry).then(|| "already belongs".to_owned());
+                twice.or_else(|| owned.conflict(*theirs)).map(|what| (what, first))
+            });
+            if let Some((what, first)) = conflict {
+                check.wrong(&place, format!("{address} {what} to {first}"));
+            }
+            others.push((entry, place, owned));
+        }
+    }
+    host_ports(check, config);
+}
+
+/// In the node's own network namespace inbound capture goes by port alone.
+fn host_ports(check: &mut Check<'_>, config: &Config) {
+    let mut owners = HashMap::new();
+    for (i, workload) in config.workloads.iter().enumerate() {
+        if matches!(workload.selector, Selector::Netns(_)) {
+            continue;
+        }
+        for (j, port) in workload.ports.iter().enumerate() {
+            let first = *owners.entry(port).or_insert(i);
+            if first != i {
+                let what = format!("port {port} already belongs to workloads[{first}] on this node");
+                check.wrong(&format!("workloads[{i}].ports[{j}]"), what);
             }
         }
     }

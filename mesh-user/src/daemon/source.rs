@@ -111,9 +111,7 @@ impl AdminSource for Source {
             connections: live.get(&w.name).copied().unwrap_or(0),
         };
         let mut rows: Vec<_> = view.world().workloads().iter().map(row).collect();
-        rows.sort_by(|a, b| {
-            (!a.local, &a.namespace, &a.name).cmp(&(!b.local, &b.namespace, &b.name))
-        });
+        rows.sort_by(|a, b| (!a.local, &a.namespace, &a.name).cmp(&(!b.local, &b.namespace, &b.name)));
         rows
     }
 
@@ -136,8 +134,10 @@ impl AdminSource for Source {
             kind: p.kind.clone(),
             namespace: p.namespace.clone(),
             name: p.name.clone(),
+            scope: p.scope.to_string(),
+            action: p.action.clone(),
+            workloads: p.workloads as u64,
             not_enforced: p.not_enforced.clone(),
-            ..PolicyRow::default()
         };
         view.snapshot.policy_status.iter().map(row).collect()
     }

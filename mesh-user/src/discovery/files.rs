@@ -2,6 +2,7 @@
 //! changed is told by comparing contents, and a slow poll covers what the kernel does not report.
 
 use std::{
+    fmt,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -39,6 +40,13 @@ pub struct FileSource {
     current: ArcSwap<Snapshot>,
     published: watch::Sender<u64>,
     state: Mutex<State>,
+    poll: Duration,
+}
+
+impl fmt::Debug for FileSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileSource").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 struct State {
@@ -62,7 +70,14 @@ impl FileSource {
             current: ArcSwap::from_pointee(snapshot),
             published: watch::Sender::new(1),
             state: Mutex::new(State { inputs: Some(inputs), status }),
+            poll: POLL,
         })
+    }
+
+    /// Looks at the files this often when no event comes.
+    #[cfg(test)]
+    pub(super) fn polling_every(self, poll: Duration) -> Self {
+        Self { poll, ..self }
     }
 
     /// The snapshot in use.
@@ -146,7 +161,7 @@ impl FileSource {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = changes.recv() => settle_events(&mut changes).await,
-                () = tokio::time::sleep(POLL) => {}
+                () = tokio::time::sleep(self.poll) => {}
             }
             if self.settled().await {
                 self.reload_and_log().await;
@@ -251,9 +266,9 @@ fn build(generation: u64, config: Config, inputs: &Inputs) -> Result<Snapshot, D
     Ok(Snapshot {
         generation,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
+        policy_status: set.status_in(&world),
         world: Arc::new(world),
         config: Arc::new(config),
-        policy_status: set.status,
         bundles,
         warnings,
     })

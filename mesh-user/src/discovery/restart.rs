@@ -17,6 +17,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
     keep! {
         node => "node",
         trust_domain => "trustDomain",
+        trust_domain_aliases => "trustDomainAliases",
         state_dir => "stateDir",
         runtime_dir => "runtimeDir",
         capture => "capture",
@@ -26,8 +27,10 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         limits.destinations => "limits.destinations",
         limits.connections => "limits.connections",
         limits.concurrent_handshakes => "limits.concurrentHandshakes",
+        limits.clock_skew_ms => "limits.clockSkewMs",
         access_log => "accessLog",
         log => "log",
+        shutdown => "shutdown",
     }
     (next, changed)
 }

@@ -142,3 +142,22 @@ async fn the_watcher_sees_writes_renames_and_symlink_swaps() {
     shutdown.cancel();
     task.await.unwrap();
 }
+
+#[tokio::test]
+async fn the_poll_sees_what_no_event_tells() {
+    let node = Node::new();
+    // The folder that a link leads to is not watched.
+    let elsewhere = node.folder.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::write(elsewhere.join("real.yaml"), DENY.replace("NAME", "before")).unwrap();
+    symlink(elsewhere.join("real.yaml"), node.policies().join("link.yaml")).unwrap();
+    let source = Arc::new(node.open().polling_every(Duration::from_millis(100)));
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(Arc::clone(&source).run(shutdown.clone()));
+    let mut generations = source.subscribe();
+    std::fs::write(elsewhere.join("real.yaml"), DENY.replace("NAME", "after")).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), generations.changed()).await.unwrap().unwrap();
+    assert_eq!(names(&source), ["after"]);
+    shutdown.cancel();
+    task.await.unwrap();
+}

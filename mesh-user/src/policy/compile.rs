@@ -151,7 +151,7 @@ fn mode(mtls: Option<MutualTls>) -> Option<Mode> {
 }
 
 /// The labels a selector asks for; none: it selects the whole namespace.
-fn labels(selector: Option<&WorkloadSelector>) -> Option<&BTreeMap<String, String>> {
+pub(super) fn labels(selector: Option<&WorkloadSelector>) -> Option<&BTreeMap<String, String>> {
     selector.and_then(|s| s.match_labels.as_ref()).filter(|l| !l.is_empty())
 }
 

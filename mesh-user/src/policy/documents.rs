@@ -6,9 +6,9 @@ use std::{collections::HashMap, fmt, sync::Arc};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    PolicyStatus,
+    PolicyScope, PolicyStatus,
     api::{AuthorizationPolicySpec, Document, Head, Metadata, PeerAuthenticationSpec},
-    matcher, validate,
+    list, matcher, status, validate,
 };
 use crate::config::yaml::{self, Problem};
 
@@ -65,7 +65,7 @@ pub struct PolicySet {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// In the order they were read.
     pub authorization_policies: Vec<AuthorizationPolicy>,
-    /// One per document of an Istio kind.
+    /// One per document of an Istio kind; [`PolicySet::status_in`] says what it means in a world.
     pub status: Vec<PolicyStatus>,
     /// Documents that were passed over, for the log.
     pub warnings: Vec<String>,
@@ -78,11 +78,20 @@ struct Chunk<'a> {
     text: &'a str,
     first_line: u64,
     number: usize,
+    /// Index in the `items` of a List.
+    item: Option<usize>,
 }
 
 impl Chunk<'_> {
+    fn place(&self) -> String {
+        match self.item {
+            None => format!("document {}", self.number),
+            Some(item) => format!("document {} items[{item}]", self.number),
+        }
+    }
+
     fn error(&self, problem: Problem) -> PolicyError {
-        let document = format!("document {}", self.number);
+        let document = self.place();
         PolicyError(Box::new(InDocument { file: self.file.to_owned(), document, problem }))
     }
 
@@ -90,7 +99,7 @@ impl Chunk<'_> {
     fn invalid(&self, kind: &str, metadata: &Metadata, path: &str, what: String) -> PolicyError {
         let mut problem = Problem::at(self.text, path, what, None);
         problem.line = problem.line.map(|line| line + self.first_line - 1);
-        let document = format!("document {} ({kind} {})", self.number, metadata.name);
+        let document = format!("{} ({kind} {})", self.place(), metadata.name);
         PolicyError(Box::new(InDocument { file: self.file.to_owned(), document, problem }))
     }
 }
@@ -139,16 +148,25 @@ impl PolicySet {
                 let hint = Some(format!("known: {}", SECURITY.join(", ")));
                 Err(chunk.error(Problem::at("", "", what, hint)))
             }
-            (false, "List") => {
-                let hint = Some("write its items as documents of their own, parted by ---".to_owned());
-                Err(chunk.error(Problem::at("", "", "a List is not read", hint)))
-            }
+            (false, "List") if version == "v1" => self.add_list(chunk),
             (false, kind) => {
-                let (file, number) = (chunk.file, chunk.number);
-                self.warnings.push(format!("{file}: document {number}: {version} {kind} is not a policy"));
+                let (file, place) = (chunk.file, chunk.place());
+                self.warnings.push(format!("{file}: {place}: {version} {kind} is not a policy"));
                 Ok(())
             }
         }
+    }
+
+    fn add_list(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
+        if chunk.item.is_some() {
+            return Err(chunk.error(Problem::at("", "", "a List inside a List is not read", None)));
+        }
+        let items = list::items(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
+        for (i, item) in items.iter().enumerate() {
+            let first_line = chunk.first_line + item.line as u64 - 1;
+            self.add(&Chunk { text: &item.text, first_line, item: Some(i), ..*chunk })?;
+        }
+        Ok(())
     }
 
     fn add_peer_authentication(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
@@ -166,6 +184,9 @@ impl PolicySet {
         };
         validate::peer_authentication(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
         let namespace = self.claim(chunk, KIND, metadata)?;
+        if let Some(status) = self.status.last_mut() {
+            status::mode(spec.mtls.and_then(|m| m.mode)).clone_into(&mut status.action);
+        }
         self.peer_authentications.push(PeerAuthentication {
             namespace: namespace.into(),
             name: metadata.name.as_str().into(),
@@ -184,6 +205,7 @@ impl PolicySet {
         validate::authorization_policy(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
         let namespace = self.claim(chunk, KIND, metadata)?;
         if let Some(status) = self.status.last_mut() {
+            status::action(spec.action).clone_into(&mut status.action);
             status.not_enforced = matcher::not_enforced(&spec);
             status.accepted = !matcher::targets_only_proxies(&spec);
         }
@@ -199,7 +221,7 @@ impl PolicySet {
     fn claim(&mut self, chunk: &Chunk<'_>, kind: &str, metadata: &Metadata) -> Result<String, PolicyError> {
         let namespace = metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let key = (kind.to_owned(), namespace.clone(), metadata.name.clone());
-        let place = format!("{} document {}", chunk.file, chunk.number);
+        let place = format!("{} {}", chunk.file, chunk.place());
         if let Some(first) = self.seen.insert(key, place) {
             let what = format!("{kind} {namespace}/{} is already defined in {first}", metadata.name);
             return Err(chunk.invalid(kind, metadata, "metadata.name", what));
@@ -209,6 +231,9 @@ impl PolicySet {
             namespace: namespace.clone(),
             name: metadata.name.clone(),
             file: chunk.file.to_owned(),
+            scope: PolicyScope::Namespace,
+            action: String::new(),
+            workloads: 0,
             accepted: true,
             not_enforced: Vec::new(),
         });
@@ -226,6 +251,9 @@ impl PolicySet {
             namespace: part(|m| &m.namespace, "default"),
             name: part(|m| &m.name, ""),
             file: chunk.file.to_owned(),
+            scope: PolicyScope::Namespace,
+            action: String::new(),
+            workloads: 0,
             accepted: false,
             not_enforced: vec![format!("{kind} is not enforced yet")],
         });
@@ -254,5 +282,7 @@ fn split<'a>(file: &'a str, text: &'a str) -> Vec<Chunk<'a>> {
         text.lines().any(|l| !matches!(l.trim(), "" | "---" | "...") && !l.trim_start().starts_with('#'))
     });
     let numbered = written.enumerate();
-    numbered.map(|(i, (text, first_line))| Chunk { file, text, first_line, number: i + 1 }).collect()
+    numbered
+        .map(|(i, (text, first_line))| Chunk { file, text, first_line, number: i + 1, item: None })
+        .collect()
 }

@@ -10,9 +10,11 @@ mod compile;
 mod decide;
 mod documents;
 mod explain;
+mod list;
 mod matcher;
 #[cfg(test)]
 mod reference;
+mod status;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -138,6 +140,28 @@ impl Serialize for RuleRef {
     }
 }
 
+/// What a document is written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PolicyScope {
+    /// In the root namespace without a selector.
+    Mesh,
+    /// A namespace without a selector.
+    Namespace,
+    /// With a selector.
+    Workload,
+}
+
+impl fmt::Display for PolicyScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mesh => "mesh",
+            Self::Namespace => "namespace",
+            Self::Workload => "workload",
+        })
+    }
+}
+
 /// What became of one document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -150,6 +174,12 @@ pub struct PolicyStatus {
     pub name: String,
     /// Where it was read.
     pub file: String,
+    /// What it is written for.
+    pub scope: PolicyScope,
+    /// `ALLOW`, `DENY`, `STRICT`, ...; empty for kinds without one.
+    pub action: String,
+    /// Workloads on this node that it applies to; a `PeerAuthentication` that a closer one overrides counts.
+    pub workloads: usize,
     /// Whether it takes part in decisions at all.
     pub accepted: bool,
     /// What of it is not enforced, and what happens instead. Empty: all of it is enforced.

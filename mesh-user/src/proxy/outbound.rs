@@ -50,7 +50,7 @@ pub(super) async fn outbound(
         Direction::Outbound,
         "listener",
         (source, Some(workload)),
-        (destination, view.world().by_address(destination.ip())),
+        (destination, view.world().by_socket(destination)),
     );
     let outbound =
         Outbound { mesh: &mesh, view: &view, workload, net: &net, source: original.source, destination };

@@ -36,13 +36,25 @@ pub enum WorldError {
         /// The other.
         second: String,
     },
+    /// Two owners of one port of a shared address.
+    #[error(
+        "{socket} belongs to {first} and to {second}; workloads that share an address need ports of their own"
+    )]
+    DuplicatePort {
+        /// Canonical.
+        socket: SocketAddr,
+        /// One owner.
+        first: String,
+        /// The other.
+        second: String,
+    },
 }
 
 impl World {
     /// Builds the snapshot that a configuration describes.
     ///
     /// # Errors
-    /// When an identity is not valid, or a name or an address is used twice.
+    /// When an identity is not valid, a name is used twice, or who answers at an address and port is not clear.
     pub fn build(config: &Config) -> Result<Self, WorldError> {
         let mut world = Self {
             node: config.node.as_str().into(),
@@ -71,12 +83,31 @@ impl World {
             return Err(WorldError::DuplicateName(workload.name.to_string()));
         }
         for address in &workload.addresses {
-            if let Some(first) = self.by_address.insert(*address, id) {
-                let first = self.workloads.get(first.0 as usize).unwrap_or(&workload);
-                return Err(duplicate(*address, &first.name, &workload.name));
-            }
+            self.claim(*address, &workload)?;
         }
         self.workloads.push(workload);
+        Ok(())
+    }
+
+    /// An address has one owner, or several that each declare the ports they own of it.
+    fn claim(&mut self, address: IpAddr, workload: &Workload) -> Result<(), WorldError> {
+        let by_port = |w: &Workload| matches!(w.ports, InboundPorts::Only(_));
+        let others = self.by_address.entry(address).or_default();
+        for other in others.iter() {
+            let other = self.workloads.get(other.0 as usize).unwrap_or(workload);
+            if other.id == workload.id || !by_port(other) || !by_port(workload) {
+                return Err(duplicate(address, &other.name, &workload.name));
+            }
+        }
+        others.push(workload.id);
+        let InboundPorts::Only(ports) = &workload.ports else { return Ok(()) };
+        for port in ports {
+            let socket = SocketAddr::new(address, *port);
+            if let Some(first) = self.by_port.insert(socket, workload.id) {
+                let first = self.workloads.get(first.0 as usize).unwrap_or(workload).name.to_string();
+                return Err(WorldError::DuplicatePort { socket, first, second: workload.name.to_string() });
+            }
+        }
         Ok(())
     }
 
@@ -93,7 +124,7 @@ impl World {
             return Err(WorldError::DuplicateName(service.name.to_string()));
         }
         for address in &service.addresses {
-            if let Some(owner) = self.by_address(*address) {
+            if let Some(owner) = self.sharing(*address).next() {
                 return Err(duplicate(*address, &owner.name, &service.name));
             }
             if let Some(owner) = self.services.iter().find(|s| s.addresses.contains(address)) {

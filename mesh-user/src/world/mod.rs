@@ -155,7 +155,10 @@ pub struct World {
     workloads: Vec<Workload>,
     services: Vec<Service>,
     by_name: HashMap<WorkloadName, WorkloadId>,
-    by_address: HashMap<IpAddr, WorkloadId>,
+    /// Several only where each owns some ports of the address.
+    by_address: HashMap<IpAddr, Vec<WorkloadId>>,
+    /// Ports of the addresses that are owned by port.
+    by_port: HashMap<SocketAddr, WorkloadId>,
     service_ports: HashMap<SocketAddr, (usize, u16)>,
 }
 
@@ -201,15 +204,36 @@ impl World {
         self.by_name.get(&key).and_then(|id| self.workload(*id))
     }
 
-    /// The workload that owns an address; v4-mapped addresses count as IPv4.
+    /// The workload that owns an address; none where several share it. v4-mapped addresses count as IPv4.
     pub fn by_address(&self, address: IpAddr) -> Option<&Workload> {
-        self.by_address.get(&address.to_canonical()).and_then(|id| self.workload(*id))
+        match self.owners(address) {
+            [only] => self.workload(*only),
+            _ => None,
+        }
+    }
+
+    /// All workloads that own an address or ports of it.
+    pub fn sharing(&self, address: IpAddr) -> impl Iterator<Item = &Workload> {
+        self.owners(address).iter().filter_map(|id| self.workload(*id))
+    }
+
+    fn owners(&self, address: IpAddr) -> &[WorkloadId] {
+        self.by_address.get(&address.to_canonical()).map_or(&[], Vec::as_slice)
+    }
+
+    /// The workload that serves at an address and port: the address's owner whatever the port, or whoever
+    /// declared the port where addresses are owned by port.
+    pub fn by_socket(&self, server: SocketAddr) -> Option<&Workload> {
+        let server = SocketAddr::new(server.ip().to_canonical(), server.port());
+        let declared = self.by_port.get(&server).and_then(|id| self.workload(*id));
+        let whole = || self.by_address(server.ip()).filter(|w| matches!(w.ports, InboundPorts::AllBut(_)));
+        declared.or_else(whole)
     }
 
     /// Who answers at an original destination.
     pub fn resolve(&self, destination: SocketAddr) -> Destination<'_> {
         let addr = SocketAddr::new(destination.ip().to_canonical(), destination.port());
-        if let Some(workload) = self.by_address(addr.ip()) {
+        if let Some(workload) = self.by_socket(addr) {
             if !workload.ports.captures(addr.port()) {
                 return Destination::NotMeshed;
             }

@@ -12,7 +12,11 @@ workloads:
   - { name: web, namespace: shop, serviceAccount: web, labels: {app: web}, selector: {netns: /run/netns/web}, addresses: [10.0.1.2, 'fd00::2'], excludeInboundPorts: [9100] }
   - { name: pg, namespace: shop, labels: {app: db}, selector: {user: postgres}, addresses: ['::ffff:10.0.1.3'], ports: [5432, 9100], excludeInboundPorts: [9100] }
   - { name: job, namespace: shop, selector: {cgroup: /x} }
+  - { name: cache, namespace: shop, selector: {cgroup: /cache}, addresses: [10.0.1.3], ports: [6379] }
+  - { name: cron, namespace: shop, selector: {cgroup: /cron}, addresses: [10.0.1.3] }
 remoteWorkloads:
+  - { name: far-pg, namespace: far, addresses: [10.0.3.3], ports: [5432], node: c }
+  - { name: far-cache, namespace: far, addresses: [10.0.3.3], ports: [6379, 6380], excludeInboundPorts: [6380], node: c }
   - { name: db, namespace: shop, serviceAccount: db, labels: {app: db}, addresses: [10.0.2.2], node: b }
   - { name: db, namespace: other, labels: {app: db}, addresses: [10.0.2.3], node: b }
 services:
@@ -45,6 +49,11 @@ fn destinations_resolve_to_who_may_answer() {
         ("10.0.1.3:5432", Some(vec!["10.0.1.3:5432 shop/pg"])),
         ("10.0.1.3:9100", None),
         ("10.0.1.3:22", None),
+        ("10.0.1.3:6379", Some(vec!["10.0.1.3:6379 shop/cache"])),
+        ("[::ffff:10.0.3.3]:5432", Some(vec!["10.0.3.3:5432 far/far-pg"])),
+        ("10.0.3.3:6379", Some(vec!["10.0.3.3:6379 far/far-cache"])),
+        ("10.0.3.3:6380", None),
+        ("10.0.3.3:80", None),
         ("10.0.2.2:1", Some(vec!["10.0.2.2:1 shop/db"])),
         ("10.96.0.10:5432", Some(vec!["10.0.1.3:5432 shop/pg", "10.0.2.2:5432 shop/db"])),
         ("10.96.0.10:80", Some(vec!["10.0.2.2:8080 shop/db"])),
@@ -67,6 +76,8 @@ fn capture_takes_what_resolves_as_meshed() {
         entry("10.0.1.2", None),
         entry("fd00::2", None),
         entry("10.0.1.3", Some(5432)),
+        entry("10.0.1.3", Some(6379)),
+        entry("10.0.3.3", Some(5432)),
         entry("10.0.2.2", None),
         entry("10.96.0.10", Some(80)),
         entry("10.96.0.11", Some(80)),
@@ -74,7 +85,7 @@ fn capture_takes_what_resolves_as_meshed() {
         assert!(destinations.contains(&expected), "{expected:?} is missing");
     }
     assert!(!destinations.contains(&entry("10.0.1.3", Some(9100))));
-    assert_eq!(destinations.len(), 9);
+    assert_eq!(destinations.len(), 12);
 }
 
 #[test]
@@ -85,22 +96,43 @@ fn workloads_are_found_by_name_and_address() {
     assert_eq!(world.by_address("::ffff:10.0.1.2".parse().unwrap()), Some(web));
     assert_eq!(world.workload(web.id), Some(web));
     assert!(world.by_name("other", "web").is_none());
-    assert_eq!(world.local_workloads().count(), 3);
+    assert_eq!(world.local_workloads().count(), 5);
     let ids: Vec<_> = world.identities(web).iter().map(ToString::to_string).collect();
     assert_eq!(ids, ["spiffe://cluster.local/ns/shop/sa/web", "spiffe://old.local/ns/shop/sa/web"]);
     assert_eq!(world.by_name("shop", "job").unwrap().ports, InboundPorts::Only(vec![]));
 }
 
 #[test]
+fn a_shared_address_names_its_workload_only_with_a_port() {
+    let world = World::build(&config()).unwrap();
+    let by_socket = |server: &str| world.by_socket(server.parse().unwrap()).map(|w| w.name.to_string());
+    assert_eq!(world.by_address("10.0.1.3".parse().unwrap()), None);
+    assert_eq!(world.sharing("::ffff:10.0.1.3".parse().unwrap()).count(), 3);
+    assert_eq!(by_socket("10.0.1.3:5432").as_deref(), Some("shop/pg"));
+    assert_eq!(by_socket("[::ffff:10.0.1.3]:6379").as_deref(), Some("shop/cache"));
+    assert_eq!(by_socket("10.0.1.3:22"), None);
+    assert_eq!(by_socket("10.0.1.2:9100").as_deref(), Some("shop/web"), "excluded, and still its own");
+}
+
+#[test]
 fn ambiguity_is_refused_even_without_validation() {
     let mut shared = config();
-    shared.remote_workloads[0].addresses.push("10.0.1.2".parse().unwrap());
+    shared.remote_workloads[2].addresses.push("10.0.1.2".parse().unwrap());
     assert!(matches!(World::build(&shared), Err(WorldError::DuplicateAddress { .. })));
+    let mut netns = config();
+    netns.workloads[0].addresses.push("10.0.1.3".parse().unwrap());
+    assert!(matches!(World::build(&netns), Err(WorldError::DuplicateAddress { .. })));
+    let mut port = config();
+    port.remote_workloads[1].ports = vec![5432];
+    assert!(matches!(World::build(&port), Err(WorldError::DuplicatePort { .. })));
+    let mut twice = config();
+    twice.workloads[1].addresses.push("10.0.1.3".parse().unwrap());
+    assert!(matches!(World::build(&twice), Err(WorldError::DuplicateAddress { .. })));
     let mut virtual_address = config();
     virtual_address.services[0].addresses.push("10.0.1.2".parse().unwrap());
     assert!(matches!(World::build(&virtual_address), Err(WorldError::DuplicateAddress { .. })));
     let mut named = config();
-    named.remote_workloads[1].namespace = "shop".to_owned();
+    named.remote_workloads[3].namespace = "shop".to_owned();
     assert!(matches!(World::build(&named), Err(WorldError::DuplicateName(_))));
     let mut account = config();
     account.workloads[0].service_account = "a b".to_owned();

@@ -158,7 +158,12 @@ fn metadata_and_kinds_are_not_guessed() {
             "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\nspec: {portLevelMtls: {80: {mode: STRICT}}}\n",
             "selector",
         ),
-        ("apiVersion: v1\nkind: List\nitems: []\n", "List"),
+        (
+            "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: List\n  items: []\n",
+            "a List inside a List",
+        ),
+        ("apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: ConfigMap}]\n", "kubectl get -o yaml"),
+        ("apiVersion: v1\nkind: List\nitem: []\n", "did you mean \"items\"?"),
         ("just text\n", ""),
     ] {
         let error = error(text);
@@ -166,4 +171,131 @@ fn metadata_and_kinds_are_not_guessed() {
     }
     let twice = format!("{HEAD}---\n{HEAD}");
     assert!(error(&twice).contains("already defined in p.yaml document 1"));
+}
+
+#[test]
+fn a_status_says_what_a_document_is_for_and_how_many_workloads_it_reaches() {
+    let document = |kind: &str, name: &str, namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let web = "selector: {matchLabels: {app: web}}";
+    let text = [
+        document("PeerAuthentication", "mesh", "istio-system", "{mtls: {mode: STRICT}}"),
+        document("AuthorizationPolicy", "ns", "shop", "{action: DENY, rules: [{}]}"),
+        document("RequestAuthentication", "jwt", "shop", "{}"),
+        document("PeerAuthentication", "own", "shop", &format!("{{{web}}}")),
+        document("AuthorizationPolicy", "root", "istio-system", &format!("{{{web}}}")),
+        document("AuthorizationPolicy", "elsewhere", "other", "{}"),
+        document(
+            "PeerAuthentication",
+            "nowhere",
+            "istio-system",
+            &format!("{{{web}, mtls: {{mode: DISABLE}}}}"),
+        ),
+        document("AuthorizationPolicy", "audit", "shop", "{action: AUDIT, rules: [{}]}"),
+    ]
+    .concat();
+    let set = PolicySet::parse([("p.yaml", text.as_str())]).unwrap();
+    let status = set.status_in(&super::world());
+    let seen: Vec<_> = status
+        .iter()
+        .map(|s| format!("{} {} {} {} {}", s.name, s.scope, s.action, s.workloads, s.not_enforced.len()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "mesh mesh STRICT 2 0",
+            "ns namespace DENY 1 0",
+            "jwt namespace  0 1",
+            "own workload UNSET 1 0",
+            "root workload ALLOW 1 0",
+            "elsewhere namespace ALLOW 0 0",
+            "nowhere workload DISABLE 0 1",
+            "audit namespace AUDIT 1 1",
+        ]
+    );
+}
+
+/// As `kubectl get peerauthentications,authorizationpolicies -o yaml` prints it.
+const LIST: &str = r#"# saved
+---
+apiVersion: v1
+items:
+- apiVersion: security.istio.io/v1
+  kind: PeerAuthentication
+  metadata:
+    annotations:
+      kubectl.kubernetes.io/last-applied-configuration: |
+        {"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication",
+        - "not an item"}
+
+    creationTimestamp: "2024-05-01T10:00:00Z"
+    generation: 1
+    managedFields:
+    - apiVersion: security.istio.io/v1
+      fieldsType: FieldsV1
+      fieldsV1:
+        f:spec: {}
+      manager: kubectl
+      operation: Update
+      time: "2024-05-01T10:00:00Z"
+    name: default
+    namespace: shop
+    resourceVersion: "4711"
+    uid: 4c3f0f0e-0000-0000-0000-000000000000
+  spec:
+    mtls:
+      mode: STRICT
+  status: {}
+
+# between
+- apiVersion: security.istio.io/v1
+  kind: AuthorizationPolicy
+  metadata:
+    name: allow
+# within
+    namespace: shop
+  spec:
+    rules:
+    - to:
+      - operation:
+          ports:
+          - "80"
+- apiVersion: v1
+  kind: ConfigMap
+  metadata:
+    name: other
+kind: List
+metadata:
+  resourceVersion: ""
+"#;
+
+#[test]
+fn a_list_as_kubectl_prints_it_is_read_item_by_item() {
+    let set = PolicySet::parse([("p.yaml", LIST)]).unwrap();
+    assert_eq!(set.status.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["default", "allow"]);
+    assert!(set.peer_authentications[0].created.is_some());
+    assert_eq!(set.authorization_policies[0].spec.rules.as_ref().unwrap()[0].to.as_ref().unwrap().len(), 1);
+    assert_eq!(set.warnings, ["p.yaml: document 1 items[2]: v1 ConfigMap is not a policy"]);
+    assert!(
+        PolicySet::parse([("p.yaml", "apiVersion: v1\nkind: List\nitems: []\n")]).unwrap().status.is_empty()
+    );
+    let indented = LIST.replace("\n", "\n  ").replace("  apiVersion: v1\n  items", "apiVersion: v1\nitems");
+    let indented =
+        indented.replace("\n  kind: List\n  metadata:", "\nkind: List\nmetadata:").replace("  ---", "---");
+    assert_eq!(PolicySet::parse([("p.yaml", indented.as_str())]).unwrap().status, set.status);
+}
+
+#[test]
+fn a_problem_in_a_list_names_its_line_and_item() {
+    for (from, to) in [("- operation:", "- operations:"), ("- \"80\"", "- \"0\"")] {
+        let text = LIST.replace(from, to);
+        let line = text.lines().position(|l| l.trim() == to).unwrap() + 1;
+        let error = error(&text);
+        // A list's own place is its first element's line, a field's is the field's.
+        assert!(error.starts_with(&format!("p.yaml:{line}:")), "{line}: {error}");
+        assert!(error.contains("document 1 items[1]"), "{error}");
+    }
 }

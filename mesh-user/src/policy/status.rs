@@ -1,0 +1,73 @@
+//! What a world makes of each document: its scope, and how many of this node's workloads it applies to. For
+//! people only; no decision reads it.
+
+use std::collections::BTreeMap;
+
+use super::{
+    PolicyScope, PolicySet, PolicyStatus,
+    api::{Action, ApiMode},
+    compile::labels,
+};
+use crate::world::World;
+
+impl PolicySet {
+    /// What became of each document in `world`, in the order they were read.
+    pub fn status_in(&self, world: &World) -> Vec<PolicyStatus> {
+        let mut peers = self.peer_authentications.iter();
+        let mut policies = self.authorization_policies.iter();
+        let each = |status: &PolicyStatus| {
+            let mut status = status.clone();
+            // Statuses and parsed documents are in the same order.
+            let selector = match status.kind.as_str() {
+                "PeerAuthentication" => peers.next().and_then(|p| p.spec.selector.as_ref()),
+                "AuthorizationPolicy" => policies.next().and_then(|p| p.spec.selector.as_ref()),
+                _ => None,
+            };
+            place(&mut status, world, labels(selector));
+            status
+        };
+        self.status.iter().map(each).collect()
+    }
+}
+
+fn place(status: &mut PolicyStatus, world: &World, labels: Option<&BTreeMap<String, String>>) {
+    let root = status.namespace == world.root_namespace();
+    status.scope = match labels {
+        Some(_) => PolicyScope::Workload,
+        None if root => PolicyScope::Mesh,
+        None => PolicyScope::Namespace,
+    };
+    // In the root namespace a PeerAuthentication with a selector applies to nothing, and says so.
+    let nowhere = root && labels.is_some() && status.kind == "PeerAuthentication";
+    if nowhere {
+        let what = "in the root namespace a PeerAuthentication with a selector applies to no workload";
+        status.not_enforced.push(what.to_owned());
+    }
+    if nowhere || !status.accepted {
+        return;
+    }
+    let applies = |w: &&crate::world::Workload| {
+        (root || w.namespace() == status.namespace) && labels.is_none_or(|l| w.has_labels(l))
+    };
+    status.workloads = world.local_workloads().filter(applies).count();
+}
+
+/// How Istio writes an action.
+pub(super) fn action(action: Option<Action>) -> &'static str {
+    match action.unwrap_or(Action::Allow) {
+        Action::Allow => "ALLOW",
+        Action::Deny => "DENY",
+        Action::Audit => "AUDIT",
+        Action::Custom => "CUSTOM",
+    }
+}
+
+/// How Istio writes a mode.
+pub(super) fn mode(mode: Option<ApiMode>) -> &'static str {
+    match mode.unwrap_or(ApiMode::Unset) {
+        ApiMode::Unset => "UNSET",
+        ApiMode::Disable => "DISABLE",
+        ApiMode::Permissive => "PERMISSIVE",
+        ApiMode::Strict => "STRICT",
+    }
+}
