@@ -79,7 +79,9 @@ impl Capture {
 /// Removes everything that a dead meshd left under a runtime directory: hooks, pins, mount, lock.
 /// Refused while a meshd is running there.
 pub fn cleanup(runtime_dir: &Path) -> Result<(), CaptureError> {
-    runtime_dir::RuntimeDir::lock(runtime_dir)?.remove_all()
+    let dir = runtime_dir::RuntimeDir::lock(runtime_dir)?;
+    canary::clean_up(runtime_dir)?;
+    dir.remove_all()
 }
 
 mod parking {

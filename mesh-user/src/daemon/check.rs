@@ -10,8 +10,8 @@ pub(super) fn rows(runtime: &Runtime) -> Vec<CheckRow> {
         .map(|proof| CheckRow {
             name: proof.name.to_owned(),
             proven: proof.proven,
-            required: true,
-            meaning: "capture: without it meshd does not start".to_owned(),
+            required: proof.required,
+            meaning: proof.meaning.to_owned(),
             detail: proof.detail.clone(),
         })
         .collect();
@@ -27,11 +27,7 @@ fn kernel_tls(kernel: &KernelTls) -> Vec<CheckRow> {
         meaning: meaning.to_owned(),
         detail: result.clone().err().unwrap_or_else(|| "done on a loopback pair".to_owned()),
     };
-    let ciphers = if kernel.ciphers.is_empty() {
-        Err("no cipher accepted".to_owned())
-    } else {
-        Ok(())
-    };
+    let ciphers = if kernel.ciphers.is_empty() { Err("no cipher accepted".to_owned()) } else { Ok(()) };
     vec![
         row("kernel TLS", &kernel.ulp, "relay `ktls`; else rustls encrypts in user space"),
         CheckRow {

@@ -25,7 +25,10 @@ use super::{
 use crate::{
     admin::{AdminLimits, AdminServer},
     ca::{EmbeddedCa, SvidStore},
-    capture::{Capture, CaptureLimits, CaptureSettings},
+    capture::{
+        Capture, CaptureLimits, CaptureSettings,
+        canary::{self, Capability},
+    },
     config::{self, Config, ShutdownHooks},
     discovery::{FileSource, Snapshot},
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
@@ -90,7 +93,9 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
 fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
-    let capture = Capture::start(&capture_settings(config)?)?;
+    let settings = capture_settings(config)?;
+    let capture = Capture::start(&settings)?;
+    let proofs = prove(&settings)?;
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
     let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
     let svids = Arc::new(SvidStore::new(ca));
@@ -123,9 +128,29 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         acceptors: Acceptors::default(),
         capture,
         bundles,
-        proofs: Vec::new(),
+        proofs,
         failed: Mutex::new(HashMap::new()),
     })
+}
+
+/// Runs the canary. What meshd cannot do without must be proven, or it does not start; hooks of an earlier run
+/// stay and fail closed.
+fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, DaemonError> {
+    let started = Instant::now();
+    let proofs = canary::prove(settings)?;
+    let failed: Vec<_> = proofs
+        .iter()
+        .filter(|proof| proof.required && !proof.proven)
+        .map(|proof| format!("{} ({})", proof.name, proof.detail))
+        .collect();
+    if !failed.is_empty() {
+        return Err(DaemonError::Canary(failed.join("; ")));
+    }
+    for proof in proofs.iter().filter(|proof| !proof.proven) {
+        tracing::warn!(name = proof.name, detail = %proof.detail, "not proven: {}", proof.meaning);
+    }
+    tracing::info!(proven = proofs.len(), elapsed = ?started.elapsed(), "the canary proved capture");
+    Ok(proofs)
 }
 
 fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
@@ -234,7 +259,11 @@ fn apply(runtime: &Runtime, snapshot: &Arc<Snapshot>) {
     match runtime.apply(snapshot) {
         Ok(closed) => {
             runtime.mesh.metrics.config_reloaded(true);
-            tracing::info!(generation = snapshot.generation, closed, "configuration and policies are in force");
+            tracing::info!(
+                generation = snapshot.generation,
+                closed,
+                "configuration and policies are in force"
+            );
         }
         Err(error) => {
             runtime.mesh.metrics.config_reloaded(false);

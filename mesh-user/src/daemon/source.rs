@@ -111,9 +111,7 @@ impl AdminSource for Source {
             connections: live.get(&w.name).copied().unwrap_or(0),
         };
         let mut rows: Vec<_> = view.world().workloads().iter().map(row).collect();
-        rows.sort_by(|a, b| {
-            (!a.local, &a.namespace, &a.name).cmp(&(!b.local, &b.namespace, &b.name))
-        });
+        rows.sort_by(|a, b| (!a.local, &a.namespace, &a.name).cmp(&(!b.local, &b.namespace, &b.name)));
         rows
     }
 
