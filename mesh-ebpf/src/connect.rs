@@ -9,11 +9,11 @@ use aya_ebpf::{
 };
 use mesh_common::{
     ANY_PORT_BE, AddrNet, Counter, DestinationKey, ExcludedPortKey, LOOPBACK_V4_NET, LocalAddressKey,
-    SockView, WorkloadEntry, socket_flags, workload_flags,
+    OWN_PRIORITY, SockView, WorkloadEntry, socket_flags, workload_flags,
 };
 
 use crate::{
-    context::{is_tcp, read_address, read_port_be, socket_of, write_address, write_port_be},
+    context::{is_tcp, priority_of, read_address, read_port_be, socket_of, write_address, write_port_be},
     enrolment::{Enrolment, config, enrolment},
     maps::{DESTINATIONS, EXCLUDED_OUTBOUND, LOCAL_ADDRESSES, count, view, view_or_create},
 };
@@ -99,11 +99,12 @@ fn capture<const V6: bool>(
     PROCEED
 }
 
-/// Marks an unenrolled host client on its way to a local workload; `sock_ops` records the connection.
+/// Marks an unenrolled host client on its way to a local workload; `sock_ops` records the connection. Another
+/// meshd's wire leg is none: it must meet our inbound listener.
 #[inline(always)]
 fn host_client(socket: *mut bpf_sock, netns_cookie: u64, destination: AddrNet) -> i32 {
     let is_host = config().is_some_and(|config| config.host_netns_cookie == netns_cookie);
-    if is_host && is_local_address(0, destination) {
+    if is_host && priority_of(socket) != OWN_PRIORITY && is_local_address(0, destination) {
         // Without storage the probe meets meshd's inbound listener: policy decides, nothing passes.
         if let Some(view) = view_or_create(socket) {
             view.flags = socket_flags::HOST_CLIENT;
