@@ -13,8 +13,8 @@ pub use address::{AddrNet, LOOPBACK_V4_NET};
 pub use counter::Counter;
 pub use maps::{
     CgroupKey, Config, DestinationKey, ExcludedPortKey, HostClientKey, LocalAddressKey, LookupConfig,
-    NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, config_flags, lookup_mode,
-    socket_flags, workload_flags,
+    NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, lookup_mode, socket_flags,
+    workload_flags,
 };
 
 /// Port 0 in a [`DestinationKey`]: every port of that address is meshed.

@@ -15,6 +15,7 @@ use mesh_common::{
 use crate::{
     context::{is_tcp, priority_of, read_address, read_port_be, socket_of, write_address, write_port_be},
     enrolment::{Enrolment, config, enrolment},
+    log::log_connect,
     maps::{DESTINATIONS, EXCLUDED_OUTBOUND, LOCAL_ADDRESSES, count, view, view_or_create},
 };
 
@@ -56,6 +57,7 @@ fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
         Enrolment::None => host_client(socket, netns_cookie, destination),
         Enrolment::NoListener { entry } if is_meshed(entry, destination, port_be) => {
             count(Counter::RefusedNoListener);
+            log_connect!("connect refused: no listener", entry.slot, destination, port_be);
             refuse()
         }
         Enrolment::Workload { entry, outbound_port_be } if is_meshed(entry, destination, port_be) => {
@@ -83,6 +85,7 @@ fn capture<const V6: bool>(
 ) -> i32 {
     let Some(stored) = view_or_create(socket) else {
         count(Counter::StorageFailed);
+        log_connect!("connect refused: no storage", view.slot, view.peer, view.peer_port_be);
         return refuse();
     };
     *stored = *view;
@@ -96,6 +99,7 @@ fn capture<const V6: bool>(
     }
     write_port_be(ctx, outbound_port_be);
     count(Counter::Captured);
+    log_connect!("connect captured", view.slot, view.peer, view.peer_port_be);
     PROCEED
 }
 

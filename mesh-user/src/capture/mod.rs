@@ -12,6 +12,7 @@ mod net;
 mod objects;
 mod outbound;
 mod plan;
+mod program_log;
 mod runtime_dir;
 mod space;
 mod state;

@@ -13,6 +13,7 @@ use super::{
     maps::{Shared, SlotOwner},
     net::{InboundOwner, primary},
     objects::{MAP_PREFIX, NodeObject, SHARED_MAPS},
+    program_log::ProgramLog,
     runtime_dir::RuntimeDir,
     space::{self, Space},
     tables::{Resolved, Tables, Where},
@@ -42,6 +43,7 @@ pub(super) struct State {
     shared: Arc<Shared>,
     tables: Tables,
     links: Vec<OwnedFd>,
+    _program_log: Option<ProgramLog>,
     spaces: BTreeMap<u64, Space>,
     /// Slots by workload name: a workload keeps its slot from plan to plan.
     slots: HashMap<String, (u32, Where)>,
@@ -63,9 +65,11 @@ impl State {
         for name in ["bind4", "bind6"] {
             dir.detach(&format!("{}{name}", hooks::LINK_PREFIX))?;
         }
-        let mut node = NodeObject::load(&dir.bpf(), &settings.limits)?;
+        let mut node = NodeObject::load(&dir.bpf(), &settings.limits, settings.log_programs)?;
+        let program_log =
+            if settings.log_programs { Some(ProgramLog::start(node.ebpf_mut())?) } else { None };
         let shared = Arc::new(Shared::new(&mut node)?);
-        let tables = Tables::new(&node, &settings.limits, host.cookie(), settings.log_programs)?;
+        let tables = Tables::new(&node, &settings.limits, host.cookie())?;
         Ok(Self {
             settings: settings.clone(),
             dir,
@@ -75,6 +79,7 @@ impl State {
             shared,
             tables,
             links: Vec::new(),
+            _program_log: program_log,
             spaces: BTreeMap::new(),
             slots: HashMap::new(),
             next_slot: 1,

@@ -37,6 +37,8 @@ use crate::{
     tls::{KernelTls, TlsContext, TlsSettings},
 };
 
+/// Set to 1, this environment variable has the eBPF programs log captures and refusals, for debugging.
+const PROGRAM_LOG: &str = "MESHD_BPF_LOG";
 /// How often workloads that could not be enrolled are tried again.
 const RETRY: Duration = Duration::from_secs(2);
 /// How often a stopping daemon looks whether its connections have ended.
@@ -171,7 +173,7 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
             connections: config.limits.connections,
         },
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
-        log_programs: false,
+        log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })
 }
 
