@@ -53,8 +53,8 @@ pub(super) struct SlotOwner {
     pub(super) local_v6: Option<std::net::IpAddr>,
 }
 
-/// From Linux 7 a socket's storage is allocated without waiting (`kmalloc_nolock`), which fails now and then
-/// with memory to spare: 7.3.4 gave ENOMEM at the second socket after boot.
+/// From Linux 7 a socket's storage is allocated without waiting, which may fail now and then with memory to
+/// spare, and always on a processor without cmpxchg16b (`kmalloc_nolock`, mm/slub.c; seen on 7.3.4).
 const STORAGE_TRIES: u32 = 64;
 
 /// What every namespace's handle shares.

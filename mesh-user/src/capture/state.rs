@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -48,6 +49,8 @@ pub(super) struct State {
     /// Slots by workload name: a workload keeps its slot from plan to plan.
     slots: HashMap<String, (u32, Where)>,
     next_slot: u32,
+    /// What calls that ended by an error have changed.
+    unreported: Applied,
 }
 
 impl State {
@@ -83,11 +86,16 @@ impl State {
             spaces: BTreeMap::new(),
             slots: HashMap::new(),
             next_slot: 1,
+            unreported: Applied::default(),
         })
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
+    }
+
+    pub(super) fn cgroup_path(&self) -> PathBuf {
+        self.settings.cgroup.clone()
     }
 
     pub(super) fn map_use(&self) -> Result<Vec<MapUse>, CaptureError> {
@@ -103,11 +111,23 @@ impl State {
 
     pub(super) fn apply(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
         plan.check(&self.settings.limits)?;
-        let mut applied = Applied::default();
+        let mut applied = std::mem::take(&mut self.unreported);
+        match self.carry_out(plan, &mut applied) {
+            Ok(()) => Ok(applied),
+            Err(error) => {
+                // Listeners that exist but that nobody was given yet: the next success hands them over.
+                applied.failed.clear();
+                self.unreported = applied;
+                Err(error)
+            }
+        }
+    }
+
+    fn carry_out(&mut self, plan: &CapturePlan, applied: &mut Applied) -> Result<(), CaptureError> {
         let mut resolved = Vec::with_capacity(plan.workloads.len());
         let mut cookies = HashMap::new();
         for workload in &plan.workloads {
-            match self.resolve(workload, &mut cookies, &mut applied) {
+            match self.resolve(workload, &mut cookies, applied) {
                 Ok(found) => resolved.push(found),
                 Err(error) => applied.failed.push((workload.id, error)),
             }
@@ -119,12 +139,12 @@ impl State {
         }
         self.tables.sync(&resolved, &plan.destinations, self.outbound_ports())?;
         self.attach_hooks()?;
-        self.remove_others(&resolved, &mut applied)?;
+        self.remove_others(&resolved, applied)?;
         if first && applied.failed.is_empty() {
             self.remove_stale_links()?;
         }
         applied.enrolled = resolved.iter().map(|found| found.workload.id).collect();
-        Ok(applied)
+        Ok(())
     }
 
     /// Finds a workload's namespace, cgroup or user, and listens where meshd must.

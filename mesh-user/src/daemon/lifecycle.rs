@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
@@ -72,6 +72,10 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     let stop = CancellationToken::new();
     let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
     runtime.apply(&snapshot)?;
+    let below = super::check::below_the_root(&runtime);
+    if !below.proven {
+        tracing::warn!(detail = %below.detail, "{}", below.meaning);
+    }
     let source = Arc::new(Source::new(Arc::clone(&runtime), Arc::clone(&files)));
     let serving = tokio::spawn(admin.serve(source, stop.clone()));
     tokio::spawn({
@@ -131,6 +135,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         capture,
         bundles,
         proofs,
+        unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
     })
 }
