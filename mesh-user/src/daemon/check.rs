@@ -1,6 +1,6 @@
 //! `meshctl check`: what was proven at start, and what it means to have it or not.
 
-use std::{collections::HashSet, fs, os::unix::fs::MetadataExt};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt};
 
 use super::reload::Runtime;
 use crate::{admin::api::CheckRow, capture::canary, config::Selector, tls::KernelTls};
@@ -29,7 +29,7 @@ pub(super) fn below_the_root(runtime: &Runtime) -> CheckRow {
         Selector::Netns(path) => fs::metadata(path).ok().map(|netns| netns.ino()),
         _ => None,
     };
-    let inodes: HashSet<u64> = view.world().local_workloads().filter_map(netns).collect();
+    let inodes: BTreeSet<u64> = view.world().local_workloads().filter_map(netns).collect();
     let cgroup = runtime.capture.cgroup();
     let outside = canary::sockets_outside(&cgroup, &inodes);
     CheckRow {

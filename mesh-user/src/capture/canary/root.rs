@@ -2,7 +2,7 @@
 //! capture nothing. The canary makes its own cgroup below the attached one, so it cannot see that; this does.
 
 use std::{
-    collections::HashSet,
+    collections::BTreeSet,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -30,7 +30,7 @@ pub(super) fn capability(attached: &Path) -> Capability {
 
 /// Processes that live in one of these namespaces (by inode number) but whose cgroup is not below the attached
 /// one: what they connect to is not captured. Reads `/proc`; processes that end meanwhile are left out.
-pub fn sockets_outside(attached: &Path, netns_inodes: &HashSet<u64>) -> Vec<(u64, u32, PathBuf)> {
+pub fn sockets_outside(attached: &Path, netns_inodes: &BTreeSet<u64>) -> Vec<(u64, u32, PathBuf)> {
     let Ok(Some(below)) = cgroup::path_in_tree(attached) else { return Vec::new() };
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let mut outside = Vec::new();
