@@ -13,8 +13,8 @@ pub use address::{AddrNet, LOOPBACK_V4_NET};
 pub use counter::Counter;
 pub use maps::{
     CgroupKey, Config, DestinationKey, ExcludedPortKey, HostClientKey, LocalAddressKey, LookupConfig,
-    NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, config_flags, lookup_mode,
-    socket_flags, workload_flags,
+    NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, lookup_mode, socket_flags,
+    workload_flags,
 };
 
 /// Port 0 in a [`DestinationKey`]: every port of that address is meshed.
@@ -27,3 +27,8 @@ pub const MAX_CGROUP_LEVELS: u32 = 32;
 pub const LISTENER_SLOT_V4: u32 = 0;
 /// Slot of the IPv6 listener in a namespace's listener map.
 pub const LISTENER_SLOT_V6: u32 = 1;
+
+/// `SO_PRIORITY` of every socket that a meshd makes to connect with, so that another meshd on the node does not
+/// take it for a client of the host. A process that sets it gains nothing: it is only checked more. The low
+/// four bits are zero, which every queueing discipline takes for best effort.
+pub const OWN_PRIORITY: u32 = 0x6d65_7300;

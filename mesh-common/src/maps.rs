@@ -2,12 +2,6 @@
 
 use crate::AddrNet;
 
-/// Bits of [`Config::flags`].
-pub mod config_flags {
-    /// The programs log captures and refusals (bounded per second).
-    pub const LOG: u32 = 1;
-}
-
 /// Bits of [`WorkloadEntry::flags`].
 pub mod workload_flags {
     /// Every TCP destination is captured, not only meshed ones.
@@ -44,12 +38,8 @@ pub struct Config {
     pub host_netns_cookie: u64,
     /// Bit n: some enrolled cgroup is at level n of the tree (the root is level 0).
     pub cgroup_levels: u32,
-    /// See [`config_flags`].
-    pub flags: u32,
     /// Non-zero when some workload is selected by user.
     pub users_enrolled: u32,
-    /// Always zero.
-    pub reserved: u32,
 }
 
 /// A namespace in which meshd listens, by netns cookie.
@@ -226,7 +216,7 @@ mod pod {
 
 /// Fails to compile if a struct has padding: its size must be the sum of its fields'.
 const _: () = {
-    assert!(size_of::<Config>() == 8 + 4 * 4);
+    assert!(size_of::<Config>() == 8 + 4 * 2);
     assert!(size_of::<WorkloadEntry>() == 4 * 2 + 16 * 2);
     assert!(size_of::<NetnsEntry>() == size_of::<WorkloadEntry>() + 2 * 2);
     assert!(size_of::<DestinationKey>() == 16 + 2 * 2);

@@ -12,6 +12,7 @@ use mesh_common::{Counter, socket_flags};
 use crate::{
     context::{is_tcp, read_port_be, socket_of},
     enrolment::netns_entry,
+    log::log_event,
     maps::{count, view},
 };
 
@@ -42,6 +43,7 @@ fn bind(ctx: *mut bpf_sock_addr) -> i32 {
         return 1;
     }
     count(Counter::BindRefused);
+    log_event!("bind to meshd's port refused", netns_cookie);
     // SAFETY: a constant within [-4095, 0], as the verifier wants.
     unsafe { bpf_set_retval(-EADDRINUSE) };
     0

@@ -9,12 +9,13 @@ use aya_ebpf::{
 };
 use mesh_common::{
     ANY_PORT_BE, AddrNet, Counter, DestinationKey, ExcludedPortKey, LOOPBACK_V4_NET, LocalAddressKey,
-    SockView, WorkloadEntry, socket_flags, workload_flags,
+    OWN_PRIORITY, SockView, WorkloadEntry, socket_flags, workload_flags,
 };
 
 use crate::{
-    context::{is_tcp, read_address, read_port_be, socket_of, write_address, write_port_be},
+    context::{is_tcp, priority_of, read_address, read_port_be, socket_of, write_address, write_port_be},
     enrolment::{Enrolment, config, enrolment},
+    log::log_connect,
     maps::{DESTINATIONS, EXCLUDED_OUTBOUND, LOCAL_ADDRESSES, count, view, view_or_create},
 };
 
@@ -56,6 +57,7 @@ fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
         Enrolment::None => host_client(socket, netns_cookie, destination),
         Enrolment::NoListener { entry } if is_meshed(entry, destination, port_be) => {
             count(Counter::RefusedNoListener);
+            log_connect!("connect refused: no listener", entry.slot, destination, port_be);
             refuse()
         }
         Enrolment::Workload { entry, outbound_port_be } if is_meshed(entry, destination, port_be) => {
@@ -83,6 +85,7 @@ fn capture<const V6: bool>(
 ) -> i32 {
     let Some(stored) = view_or_create(socket) else {
         count(Counter::StorageFailed);
+        log_connect!("connect refused: no storage", view.slot, view.peer, view.peer_port_be);
         return refuse();
     };
     *stored = *view;
@@ -96,14 +99,16 @@ fn capture<const V6: bool>(
     }
     write_port_be(ctx, outbound_port_be);
     count(Counter::Captured);
+    log_connect!("connect captured", view.slot, view.peer, view.peer_port_be);
     PROCEED
 }
 
-/// Marks an unenrolled host client on its way to a local workload; `sock_ops` records the connection.
+/// Marks an unenrolled host client on its way to a local workload; `sock_ops` records the connection. Another
+/// meshd's wire leg is none: it must meet our inbound listener.
 #[inline(always)]
 fn host_client(socket: *mut bpf_sock, netns_cookie: u64, destination: AddrNet) -> i32 {
     let is_host = config().is_some_and(|config| config.host_netns_cookie == netns_cookie);
-    if is_host && is_local_address(0, destination) {
+    if is_host && priority_of(socket) != OWN_PRIORITY && is_local_address(0, destination) {
         // Without storage the probe meets meshd's inbound listener: policy decides, nothing passes.
         if let Some(view) = view_or_create(socket) {
             view.flags = socket_flags::HOST_CLIENT;

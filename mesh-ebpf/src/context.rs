@@ -82,6 +82,13 @@ pub(crate) fn socket_of(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
     unsafe { read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)) }
 }
 
+/// A socket's `SO_PRIORITY`.
+#[inline(always)]
+pub(crate) fn priority_of(socket: *mut bpf_sock) -> u32 {
+    // SAFETY: the context's own full socket, which the verifier knows to be one.
+    unsafe { read_field!(socket, bpf_sock, priority) }
+}
+
 /// One connection's two ends as `sock_ops` sees them; ports in host byte order.
 pub(crate) struct Ends {
     pub(crate) local: AddrNet,

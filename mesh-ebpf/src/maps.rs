@@ -58,10 +58,18 @@ pub(crate) fn view(socket: *mut bpf_sock) -> Option<&'static mut SockView> {
     storage(socket, 0)
 }
 
+/// From Linux 7 on an allocation that may not wait fails now and then with memory to spare.
+const STORAGE_TRIES: u32 = 4;
+
 /// The view stored with a socket, made (zeroed) if there is none; `None` when there is no memory.
 #[inline(always)]
 pub(crate) fn view_or_create(socket: *mut bpf_sock) -> Option<&'static mut SockView> {
-    storage(socket, u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+    for _ in 0..STORAGE_TRIES {
+        if let Some(view) = storage(socket, u64::from(BPF_SK_STORAGE_GET_F_CREATE)) {
+            return Some(view);
+        }
+    }
+    None
 }
 
 #[inline(always)]

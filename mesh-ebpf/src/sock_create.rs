@@ -10,6 +10,7 @@ use mesh_common::Counter;
 
 use crate::{
     enrolment::{Enrolment, enrolment},
+    log::log_event,
     maps::count,
 };
 
@@ -29,6 +30,7 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
         return 1;
     }
     count(Counter::MptcpRefused);
+    log_event!("MPTCP socket refused", netns_cookie);
     // SAFETY: a constant within [-4095, 0], as the verifier wants.
     unsafe { bpf_set_retval(-EPROTONOSUPPORT) };
     0

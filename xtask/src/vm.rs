@@ -29,6 +29,8 @@ const LOAD: &str = "aesni_intel ghash_clmulni_intel gcm chacha20poly1305 tls vet
 const MEMORY: &str = "3G";
 /// The flags that kernel.md section 5 found wanting: bogus oopses with cx16 on QEMU 7.2, skewed counts with erms.
 const EMULATED_CPU: &str = "max,-erms,-fsrm,-cx16,-la57";
+/// From Linux 7 on BPF's socket storage cannot be allocated without cx16 (`kmalloc_nolock`, mm/slub.c).
+const EMULATED_CPU_LINUX_7: &str = "max,-erms,-fsrm,-la57";
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// One program to run on one kernel.
@@ -158,7 +160,7 @@ impl Guest<'_> {
     fn qemu(&self, archive: &Path, console: &Path, socket: &Path) -> Command {
         let cmdline = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr mitigations=off nowatchdog \
                        random.trust_cpu=on";
-        let (accel, cpu) = accelerator();
+        let (accel, cpu) = accelerator(&self.kernel.release);
         let memory = format!("memory-backend-memfd,id=mem,size={MEMORY},share=on");
         let mut qemu = dying_with_us("qemu-system-x86_64");
         qemu.args(["-accel", accel, "-cpu", cpu, "-smp", "2", "-m", MEMORY, "-nodefaults", "-no-reboot"]);
@@ -186,12 +188,17 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 /// Hardware virtualisation where the processor says so and we may use it; `MESHD_VM_ACCEL=tcg` forbids it.
-fn accelerator() -> (&'static str, &'static str) {
+fn accelerator(release: &str) -> (&'static str, &'static str) {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has_flag = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
     let allowed = std::env::var_os("MESHD_VM_ACCEL").is_none_or(|value| value != "tcg");
     let usable = || fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    if allowed && has_flag && usable() { ("kvm", "host") } else { ("tcg,thread=multi", EMULATED_CPU) }
+    if allowed && has_flag && usable() {
+        return ("kvm", "host");
+    }
+    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let cpu = if major.is_some_and(|major| major >= 7) { EMULATED_CPU_LINUX_7 } else { EMULATED_CPU };
+    ("tcg,thread=multi", cpu)
 }
 
 /// One word for a POSIX shell, whatever is in it.

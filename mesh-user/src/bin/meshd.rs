@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use mesh_user::capture::canary;
 
 /// The per-node mesh daemon: identities and mutual TLS for unmodified programs.
 #[derive(Debug, Parser)]
@@ -20,11 +21,26 @@ enum Command {
         #[arg(long, default_value = "/etc/meshd/node.yaml")]
         config: PathBuf,
     },
+    /// The canary's child; started by meshd itself.
+    #[command(name = canary::PEER_COMMAND, hide = true)]
+    CanaryPeer {
+        /// The client's network namespace.
+        client: PathBuf,
+        /// The server's network namespace.
+        server: PathBuf,
+        /// The `cgroup.procs` to move to.
+        cgroup_processes: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
-    let Command::Run { config } = Arguments::parse().command;
-    match mesh_user::daemon::run(&config) {
+    let result = match Arguments::parse().command {
+        Command::Run { config } => mesh_user::daemon::run(&config).map_err(|error| error.to_string()),
+        Command::CanaryPeer { client, server, cgroup_processes } => {
+            canary::run_peer(&client, &server, cgroup_processes.as_deref()).map_err(|error| error.to_string())
+        }
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meshd: {error}");

@@ -113,6 +113,16 @@ pub enum CaptureError {
         /// Why not.
         source: io::Error,
     },
+    /// The canary could not set up what it needs.
+    #[error(
+        "the canary could not {action}: {source}; meshd needs CAP_SYS_ADMIN, CAP_NET_ADMIN and the veth module"
+    )]
+    Canary {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
     /// This process's own namespace is unknown.
     #[error("cannot read this process's own network namespace: {0}")]
     OwnNamespace(io::Error),

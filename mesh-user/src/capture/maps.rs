@@ -53,6 +53,10 @@ pub(super) struct SlotOwner {
     pub(super) local_v6: Option<std::net::IpAddr>,
 }
 
+/// From Linux 7 a socket's storage is allocated without waiting, which may fail now and then with memory to
+/// spare, and always on a processor without cmpxchg16b (`kmalloc_nolock`, mm/slub.c; seen on 7.3.4).
+const STORAGE_TRIES: u32 = 64;
+
 /// What every namespace's handle shares.
 pub(super) struct Shared {
     pub(super) by_tuple: MapFd<TupleKey, OriginalDst>,
@@ -83,7 +87,17 @@ impl Shared {
     /// Marks a socket as meshd's own, before it connects or binds: the programs leave it alone. Nobody else
     /// can write this map.
     pub(super) fn mark_own(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        self.view.insert(&socket.as_raw_fd(), &SockView { flags: socket_flags::OWN, ..SockView::default() })
+        let own = SockView { flags: socket_flags::OWN, ..SockView::default() };
+        let mut tries_left = STORAGE_TRIES;
+        loop {
+            tries_left -= 1;
+            match self.view.insert(&socket.as_raw_fd(), &own) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && tries_left > 0 => {
+                    std::thread::yield_now();
+                }
+                result => return result,
+            }
+        }
     }
 
     pub(super) fn stats(&self) -> Result<Stats, CaptureError> {

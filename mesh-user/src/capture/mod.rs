@@ -12,6 +12,7 @@ mod net;
 mod objects;
 mod outbound;
 mod plan;
+mod program_log;
 mod runtime_dir;
 mod space;
 mod state;
@@ -48,6 +49,12 @@ impl Capture {
     /// name or selector, is refused as a whole and the one before stays. A workload whose namespace, cgroup
     /// or ports cannot be had is reported in [`Applied::failed`] and tried again by the next call; what it had
     /// before, it keeps.
+    ///
+    /// An error of the kernel midway (memory, a refused map entry or link) ends the call with some of the new
+    /// plan in force beside the old one. That fails closed: entries are added before any is removed, so nothing
+    /// enrolled before is let go, and what is half enrolled is refused, since nobody serves its listeners yet.
+    /// The next call takes up where this one ended and hands those listeners over; call it again with the plan
+    /// that shall hold.
     pub fn apply(&self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
         self.state.lock().apply(plan)
     }
@@ -56,6 +63,11 @@ impl Capture {
     /// given once; `None` means that nobody knows, and the connection must be reset.
     pub fn original_dst(&self, net: &WorkloadNet, peer: SocketAddr) -> Option<OriginalDestination> {
         net.original_dst(peer)
+    }
+
+    /// The cgroup below which sockets are captured.
+    pub fn cgroup(&self) -> std::path::PathBuf {
+        self.state.lock().cgroup_path()
     }
 
     /// What the programs have counted since they were loaded.
@@ -79,7 +91,9 @@ impl Capture {
 /// Removes everything that a dead meshd left under a runtime directory: hooks, pins, mount, lock.
 /// Refused while a meshd is running there.
 pub fn cleanup(runtime_dir: &Path) -> Result<(), CaptureError> {
-    runtime_dir::RuntimeDir::lock(runtime_dir)?.remove_all()
+    let dir = runtime_dir::RuntimeDir::lock(runtime_dir)?;
+    canary::clean_up(runtime_dir)?;
+    dir.remove_all()
 }
 
 mod parking {

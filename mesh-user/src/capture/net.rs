@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_common::{AddrNet, PeerView, TupleKey};
+use mesh_common::{AddrNet, OWN_PRIORITY, PeerView, TupleKey};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -170,6 +170,7 @@ impl WorkloadNet {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = self.netns.run_in(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
         self.shared.mark_own(socket.as_fd())?;
+        setsockopt(&socket, sockopt::Priority, &OWN_PRIORITY.cast_signed())?;
         Ok(socket)
     }
 }

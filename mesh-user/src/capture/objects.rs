@@ -21,6 +21,11 @@ pub(super) const SHARED_MAPS: [&str; 3] = ["STATS", "HOST_CLIENTS", "PEER_OF"];
 pub(super) const MAP_PREFIX: &str = "map-";
 /// Connections of the host's own clients to local workloads at one time.
 const HOST_CLIENTS: u32 = 16384;
+/// aya-log's info; 0 is none.
+const LOG_LEVEL: u8 = 3;
+const LOG_BYTES: u32 = 1 << 17;
+/// A ring buffer cannot be smaller than a page.
+const LOG_BYTES_UNUSED: u32 = 4096;
 /// A map holds the old set and the new one while a plan is applied.
 const OLD_AND_NEW: u32 = 2;
 
@@ -42,9 +47,13 @@ pub(super) struct NodeObject {
 }
 
 impl NodeObject {
-    pub(super) fn load(pins: &Path, limits: &CaptureLimits) -> Result<Self, CaptureError> {
+    pub(super) fn load(pins: &Path, limits: &CaptureLimits, log: bool) -> Result<Self, CaptureError> {
+        let (level, log_bytes) = if log { (LOG_LEVEL, LOG_BYTES) } else { (0_u8, LOG_BYTES_UNUSED) };
         let per_workload = u32::try_from(limits.addresses()).unwrap_or(u32::MAX);
         let mut ebpf = loader(pins, limits)
+            // read-only data: what is never logged the verifier removes
+            .override_global("AYA_LOG_LEVEL", &level, true)
+            .map_max_entries("AYA_LOGS", log_bytes)
             .map_max_entries("ENROLLED_NETNS", OLD_AND_NEW * (limits.workloads + 1))
             .map_max_entries("ENROLLED_CGROUPS", OLD_AND_NEW * limits.workloads)
             .map_max_entries("ENROLLED_USERS", OLD_AND_NEW * limits.workloads)
@@ -67,6 +76,10 @@ impl NodeObject {
 
     pub(super) fn map<K: Pod, V: Pod>(&self, name: &'static str) -> Result<MapFd<K, V>, CaptureError> {
         map(&self.ebpf, name)
+    }
+
+    pub(super) fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
     }
 
     pub(super) fn take_map(&mut self, name: &'static str) -> Result<Map, CaptureError> {

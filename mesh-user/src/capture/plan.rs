@@ -26,7 +26,7 @@ pub struct CaptureSettings {
     pub limits: CaptureLimits,
     /// Leave the hooks, failing closed, on a clean exit.
     pub keep_on_exit: bool,
-    /// Let the programs log captures and refusals.
+    /// Let the programs log captures and refusals, a bounded number per second.
     pub log_programs: bool,
 }
 

@@ -51,7 +51,9 @@ pub(super) struct Space {
     pub(super) net: Arc<WorkloadNet>,
     pub(super) shared_by_port: bool,
     ports: Synced<PortKey, u32>,
-    object: LookupObject,
+    /// Until it is attached. The object it came from is dropped at once: parsed ELF and BTF are most of what
+    /// a namespace would cost in memory.
+    program: Option<OwnedFd>,
     link: Option<OwnedFd>,
 }
 
@@ -81,7 +83,11 @@ impl Space {
             .insert(&0, &LookupConfig { netns_cookie: net.cookie(), mode, reserved: 0 })
             .map_err(|source| CaptureError::Map { action: "write", map: "LOOKUP_CONFIG", source })?;
         let ports = Synced::new("PORTS", PORTS, object.map("PORTS")?);
-        Ok((Self { net, shared_by_port, ports, object, link: None }, EnrolledListeners { outbound, inbound }))
+        let program = Some(object.program()?);
+        Ok((
+            Self { net, shared_by_port, ports, program, link: None },
+            EnrolledListeners { outbound, inbound },
+        ))
     }
 
     /// The ports that are steered (shared namespace) or passed (a workload's own).
@@ -101,13 +107,13 @@ impl Space {
 
     /// Attaches the program, in place of one that an earlier run left.
     pub(super) fn attach(&mut self, dir: &RuntimeDir) -> Result<(), CaptureError> {
-        if self.link.is_none() {
+        if let Some(program) = &self.program {
             let netns = self.net.netns();
             let target = LinkTarget::Netns(u32::try_from(netns.inode()).unwrap_or(0));
-            let program = self.object.program()?;
             let name = link_name(netns.cookie());
             let link = ensure_link(dir, &name, target, netns.as_fd(), AttachType::SkLookup, program.as_fd())?;
             self.link = Some(link);
+            self.program = None;
         }
         Ok(())
     }

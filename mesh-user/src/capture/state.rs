@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -13,6 +14,7 @@ use super::{
     maps::{Shared, SlotOwner},
     net::{InboundOwner, primary},
     objects::{MAP_PREFIX, NodeObject, SHARED_MAPS},
+    program_log::ProgramLog,
     runtime_dir::RuntimeDir,
     space::{self, Space},
     tables::{Resolved, Tables, Where},
@@ -42,10 +44,13 @@ pub(super) struct State {
     shared: Arc<Shared>,
     tables: Tables,
     links: Vec<OwnedFd>,
+    _program_log: Option<ProgramLog>,
     spaces: BTreeMap<u64, Space>,
     /// Slots by workload name: a workload keeps its slot from plan to plan.
     slots: HashMap<String, (u32, Where)>,
     next_slot: u32,
+    /// What calls that ended by an error have changed.
+    unreported: Applied,
 }
 
 impl State {
@@ -63,9 +68,11 @@ impl State {
         for name in ["bind4", "bind6"] {
             dir.detach(&format!("{}{name}", hooks::LINK_PREFIX))?;
         }
-        let mut node = NodeObject::load(&dir.bpf(), &settings.limits)?;
+        let mut node = NodeObject::load(&dir.bpf(), &settings.limits, settings.log_programs)?;
+        let program_log =
+            if settings.log_programs { Some(ProgramLog::start(node.ebpf_mut())?) } else { None };
         let shared = Arc::new(Shared::new(&mut node)?);
-        let tables = Tables::new(&node, &settings.limits, host.cookie(), settings.log_programs)?;
+        let tables = Tables::new(&node, &settings.limits, host.cookie())?;
         Ok(Self {
             settings: settings.clone(),
             dir,
@@ -75,14 +82,20 @@ impl State {
             shared,
             tables,
             links: Vec::new(),
+            _program_log: program_log,
             spaces: BTreeMap::new(),
             slots: HashMap::new(),
             next_slot: 1,
+            unreported: Applied::default(),
         })
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
+    }
+
+    pub(super) fn cgroup_path(&self) -> PathBuf {
+        self.settings.cgroup.clone()
     }
 
     pub(super) fn map_use(&self) -> Result<Vec<MapUse>, CaptureError> {
@@ -98,11 +111,23 @@ impl State {
 
     pub(super) fn apply(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
         plan.check(&self.settings.limits)?;
-        let mut applied = Applied::default();
+        let mut applied = std::mem::take(&mut self.unreported);
+        match self.carry_out(plan, &mut applied) {
+            Ok(()) => Ok(applied),
+            Err(error) => {
+                // Listeners that exist but that nobody was given yet: the next success hands them over.
+                applied.failed.clear();
+                self.unreported = applied;
+                Err(error)
+            }
+        }
+    }
+
+    fn carry_out(&mut self, plan: &CapturePlan, applied: &mut Applied) -> Result<(), CaptureError> {
         let mut resolved = Vec::with_capacity(plan.workloads.len());
         let mut cookies = HashMap::new();
         for workload in &plan.workloads {
-            match self.resolve(workload, &mut cookies, &mut applied) {
+            match self.resolve(workload, &mut cookies, applied) {
                 Ok(found) => resolved.push(found),
                 Err(error) => applied.failed.push((workload.id, error)),
             }
@@ -114,12 +139,12 @@ impl State {
         }
         self.tables.sync(&resolved, &plan.destinations, self.outbound_ports())?;
         self.attach_hooks()?;
-        self.remove_others(&resolved, &mut applied)?;
+        self.remove_others(&resolved, applied)?;
         if first && applied.failed.is_empty() {
             self.remove_stale_links()?;
         }
         applied.enrolled = resolved.iter().map(|found| found.workload.id).collect();
-        Ok(applied)
+        Ok(())
     }
 
     /// Finds a workload's namespace, cgroup or user, and listens where meshd must.

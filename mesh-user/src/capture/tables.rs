@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use mesh_common::{
     ANY_PORT_BE, CgroupKey, Config, DestinationKey, ExcludedPortKey, LocalAddressKey, NetnsEntry,
-    WorkloadEntry, config_flags, workload_flags,
+    WorkloadEntry, workload_flags,
 };
 
 use super::{
@@ -60,13 +60,11 @@ impl Tables {
         node: &NodeObject,
         limits: &CaptureLimits,
         host_netns_cookie: u64,
-        log: bool,
     ) -> Result<Self, CaptureError> {
         let workloads = limits.workloads as usize;
-        let flags = if log { config_flags::LOG } else { 0 };
         let tables = Self {
             config: node.map("CONFIG")?,
-            base: Config { host_netns_cookie, flags, ..Config::default() },
+            base: Config { host_netns_cookie, ..Config::default() },
             netns: Synced::new("ENROLLED_NETNS", workloads + 1, node.map("ENROLLED_NETNS")?),
             cgroups: Synced::new("ENROLLED_CGROUPS", workloads, node.map("ENROLLED_CGROUPS")?),
             users: Synced::new("ENROLLED_USERS", workloads, node.map("ENROLLED_USERS")?),

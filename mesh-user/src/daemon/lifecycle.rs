@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     thread,
     time::{Duration, Instant},
 };
@@ -25,7 +25,10 @@ use super::{
 use crate::{
     admin::{AdminLimits, AdminServer},
     ca::{EmbeddedCa, SvidStore},
-    capture::{Capture, CaptureLimits, CaptureSettings},
+    capture::{
+        Capture, CaptureLimits, CaptureSettings,
+        canary::{self, Capability},
+    },
     config::{self, Config, ShutdownHooks},
     discovery::{FileSource, Snapshot},
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
@@ -34,6 +37,8 @@ use crate::{
     tls::{KernelTls, TlsContext, TlsSettings},
 };
 
+/// Set to 1, this environment variable has the eBPF programs log captures and refusals, for debugging.
+const PROGRAM_LOG: &str = "MESHD_BPF_LOG";
 /// How often workloads that could not be enrolled are tried again.
 const RETRY: Duration = Duration::from_secs(2);
 /// How often a stopping daemon looks whether its connections have ended.
@@ -67,6 +72,10 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     let stop = CancellationToken::new();
     let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
     runtime.apply(&snapshot)?;
+    let below = super::check::below_the_root(&runtime);
+    if !below.proven {
+        tracing::warn!(detail = %below.detail, "{}", below.meaning);
+    }
     let source = Arc::new(Source::new(Arc::clone(&runtime), Arc::clone(&files)));
     let serving = tokio::spawn(admin.serve(source, stop.clone()));
     tokio::spawn({
@@ -92,7 +101,9 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
 fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
-    let capture = Capture::start(&capture_settings(config)?)?;
+    let settings = capture_settings(config)?;
+    let capture = Capture::start(&settings)?;
+    let proofs = prove(&settings)?;
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
     let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
     let svids = Arc::new(SvidStore::new(ca));
@@ -125,9 +136,30 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         acceptors: Acceptors::default(),
         capture,
         bundles,
-        proofs: Vec::new(),
+        proofs,
+        unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
     })
+}
+
+/// Runs the canary. What meshd cannot do without must be proven, or it does not start; hooks of an earlier run
+/// stay and fail closed.
+fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, DaemonError> {
+    let started = Instant::now();
+    let proofs = canary::prove(settings)?;
+    let failed: Vec<_> = proofs
+        .iter()
+        .filter(|proof| proof.required && !proof.proven)
+        .map(|proof| format!("{} ({})", proof.name, proof.detail))
+        .collect();
+    if !failed.is_empty() {
+        return Err(DaemonError::Canary(failed.join("; ")));
+    }
+    for proof in proofs.iter().filter(|proof| !proof.proven) {
+        tracing::warn!(name = proof.name, detail = %proof.detail, "not proven: {}", proof.meaning);
+    }
+    tracing::info!(proven = proofs.len(), elapsed = ?started.elapsed(), "the canary proved capture");
+    Ok(proofs)
 }
 
 fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
@@ -148,7 +180,7 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
             connections: config.limits.connections,
         },
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
-        log_programs: false,
+        log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })
 }
 
@@ -252,7 +284,11 @@ fn apply(runtime: &Runtime, snapshot: &Arc<Snapshot>) {
     match runtime.apply(snapshot) {
         Ok(closed) => {
             runtime.mesh.metrics.config_reloaded(true);
-            tracing::info!(generation = snapshot.generation, closed, "configuration and policies are in force");
+            tracing::info!(
+                generation = snapshot.generation,
+                closed,
+                "configuration and policies are in force"
+            );
         }
         Err(error) => {
             runtime.mesh.metrics.config_reloaded(false);

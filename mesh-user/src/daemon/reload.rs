@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -26,6 +29,8 @@ pub(super) struct Runtime {
     pub(super) bundles: Arc<ArcSwap<TrustBundles>>,
     /// What the canary proved at start.
     pub(super) proofs: Vec<Capability>,
+    /// The last plan did not get through: capture may hold parts of it.
+    pub(super) unsettled: AtomicBool,
     /// Local workloads that are not enrolled, and why.
     pub(super) failed: Mutex<HashMap<WorkloadName, String>>,
 }
@@ -56,7 +61,10 @@ impl Runtime {
     pub(super) fn enrol(&self) -> Result<(), CaptureError> {
         let snapshot = Arc::clone(&self.mesh.view().snapshot);
         let (plan, unplanned) = plan(&self.mesh, &snapshot.world);
+        // An error midway leaves parts of this plan in force: the one that shall hold is applied again.
+        self.unsettled.store(true, Ordering::Relaxed);
         let applied = self.capture.apply(&plan)?;
+        self.unsettled.store(false, Ordering::Relaxed);
         let mut failed: HashMap<_, _> = unplanned.into_iter().collect();
         for (number, error) in applied.failed {
             if let Some(name) = self.mesh.name(number) {
@@ -88,7 +96,8 @@ impl Runtime {
     }
 
     pub(super) fn has_failed(&self) -> bool {
-        !self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.unsettled.load(Ordering::Relaxed)
+            || !self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 

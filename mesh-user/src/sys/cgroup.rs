@@ -65,6 +65,25 @@ fn levels(path: &Path) -> io::Result<u32> {
     Ok(if fs::metadata(&top)?.ino() == ROOT_INODE { 1 << depth } else { at_least })
 }
 
+/// Whether a cgroup is the root of the whole tree, which no cgroup namespace hides.
+pub fn is_true_root(path: &Path) -> io::Result<bool> {
+    Ok(is_cgroup2(path)? && fs::metadata(path)?.ino() == ROOT_INODE)
+}
+
+/// A cgroup's path as `/proc/PID/cgroup` would show it to this process; `None` if no mount leads to it.
+pub fn path_in_tree(path: &Path) -> io::Result<Option<PathBuf>> {
+    let path = fs::canonicalize(path)?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    // mount id, parent id, device, root, mount point, ..., "-", file system (proc_pid_mountinfo(5))
+    Ok(mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut fields = left.split(' ').skip(3);
+        let (root, mounted_at) = (fields.next()?, fields.next()?);
+        let below = path.strip_prefix(mounted_at).ok()?;
+        right.starts_with("cgroup2 ").then(|| Path::new(root).join(below))
+    }))
+}
+
 /// The root of the first cgroup v2 mount, if there is one.
 pub fn cgroup2_mount() -> io::Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;

@@ -5,5 +5,6 @@ pub mod cgroup;
 pub mod ktls;
 pub mod mount;
 pub mod netns;
+pub mod rtnetlink;
 pub mod socket;
 pub mod splice;

@@ -9,10 +9,10 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -43,6 +43,15 @@ impl NetNs {
         Ok(Self { inode: file.metadata()?.ino(), file, cookie })
     }
 
+    /// Makes a namespace without a name: it ends when this and the last socket in it are dropped.
+    pub fn create() -> io::Result<Self> {
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            File::open("/proc/thread-self/ns/net")
+        });
+        Self::from_file(made.join().map_err(|_| io::Error::other("the thread for it ended"))??)
+    }
+
     /// Takes an open namespace file. One of another kind is refused by `setns`.
     pub fn from_file(file: File) -> io::Result<Self> {
         let inode = file.metadata()?.ino();
@@ -53,6 +62,11 @@ impl NetNs {
     /// The kernel's number for this namespace, which it never uses again.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// A path by which this process and its children can open the namespace, while this is held.
+    pub fn path_for_others(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
     /// The inode number, as `ip netns` and links show it.

@@ -1,0 +1,108 @@
+//! Proof by doing, at start: in two throwaway namespaces and a throwaway cgroup under the configured one, a
+//! short-lived child is a client and a server, and this process does what the proxy would do. The programs
+//! are those that the daemon attaches, to the same cgroup, under a runtime directory of their own; no
+//! workload of the node is touched, and nothing is left behind.
+
+mod peer;
+mod root;
+mod script;
+mod stage;
+
+use std::{net::IpAddr, time::Duration};
+
+use super::{
+    Capture, CaptureError, CaptureLimits, CapturePlan, CaptureSettings, PlannedWorkload, Selector, cleanup,
+};
+
+pub use peer::{PeerError, run as run_peer};
+pub use root::sockets_outside;
+
+/// The hidden subcommand of `meshd` with which the canary's child runs [`run_peer`].
+pub const PEER_COMMAND: &str = "canary-peer";
+
+/// Bound on each step. Natively all of them together take a fraction of a second; an emulated machine is
+/// twenty times slower.
+const STEP_LIMIT: Duration = Duration::from_secs(15);
+const SERVER_PORT: u16 = 8080;
+const DIR_NAME: &str = "canary";
+const LIMITS: CaptureLimits = CaptureLimits { workloads: 2, destinations: 4, connections: 64 };
+
+/// One thing the canary tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// Its name, stable for scripts.
+    pub name: &'static str,
+    /// Whether it was seen to work.
+    pub proven: bool,
+    /// Whether meshd refuses to start without it.
+    pub required: bool,
+    /// What it is good for, and what happens without it.
+    pub meaning: &'static str,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Removes what an earlier canary left that was killed.
+pub(super) fn clean_up(runtime_dir: &std::path::Path) -> Result<(), CaptureError> {
+    let dir = runtime_dir.join(DIR_NAME);
+    if dir.exists() { cleanup(&dir) } else { Ok(()) }
+}
+
+/// Does everything once and says what was seen. An error means that the stage could not be set up; what was
+/// tried and did not work is a [`Capability`] that is not proven.
+pub fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError> {
+    clean_up(&settings.runtime_dir)?;
+    let stage = stage::Stage::build()?;
+    let own = CaptureSettings {
+        runtime_dir: settings.runtime_dir.join(DIR_NAME),
+        limits: LIMITS,
+        keep_on_exit: false,
+        log_programs: false,
+        ..settings.clone()
+    };
+    let capture = Capture::start(&own)?;
+    let outcome = perform(&capture, &stage, settings);
+    let ended = capture.shutdown();
+    let mut proofs = outcome?;
+    ended?;
+    proofs.push(root::capability(&settings.cgroup));
+    Ok(proofs)
+}
+
+fn perform(
+    capture: &Capture,
+    stage: &stage::Stage,
+    settings: &CaptureSettings,
+) -> Result<Vec<Capability>, CaptureError> {
+    let mut applied = capture.apply(&plan(stage))?;
+    if let Some((_, error)) = applied.failed.pop() {
+        return Err(error);
+    }
+    let mut take = |cookie| {
+        let at = applied.namespaces.iter().position(|namespace| namespace.net.cookie() == cookie);
+        at.map(|at| applied.namespaces.swap_remove(at)).ok_or(CaptureError::Object("canary namespace"))
+    };
+    let (client, server) = (take(stage.client.cookie())?, take(stage.server.cookie())?);
+    let child = peer::Child::start(&settings.cgroup, stage)?;
+    Ok(script::play(client, server, child))
+}
+
+fn plan(stage: &stage::Stage) -> CapturePlan {
+    let workload = |id, name: &str, netns, addresses: &[IpAddr]| PlannedWorkload {
+        id,
+        name: name.to_owned(),
+        selector: Selector::Netns(netns),
+        addresses: addresses.to_vec(),
+        ports: Vec::new(),
+        exclude_inbound_ports: Vec::new(),
+        exclude_outbound_ports: Vec::new(),
+        capture_all: false,
+    };
+    CapturePlan {
+        workloads: vec![
+            workload(1, "canary-client", stage.client.path_for_others(), &stage::CLIENT),
+            workload(2, "canary-server", stage.server.path_for_others(), &stage::SERVER),
+        ],
+        destinations: stage::SERVER.iter().map(|address| (*address, None)).collect(),
+    }
+}
