@@ -7,7 +7,8 @@ use std::{
 };
 
 /// Top first; modules of one row may use each other.
-const ROWS: [&[&str]; 8] = [
+const ROWS: [&[&str]; 9] = [
+    &["daemon"],
     &["admin"],
     &["proxy"],
     &["capture"],

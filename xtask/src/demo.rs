@@ -41,7 +41,12 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let place = place(args)?;
     let paths = prepare(&place)?;
     let story = std::env::current_exe().context("cannot find this program's own file")?;
-    let words = [story.display().to_string(), "story".into(), "--bin-dir".into(), paths.bin_dir.display().to_string()];
+    let words = [
+        story.display().to_string(),
+        "story".into(),
+        "--bin-dir".into(),
+        paths.bin_dir.display().to_string(),
+    ];
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let env: &[(String, String)] = if colour { &[("CLICOLOR_FORCE".into(), "1".into())] } else { &[] };
     place.run(&words, env)?;

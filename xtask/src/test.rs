@@ -234,8 +234,7 @@ fn executable(messages: &str, name: &str) -> Option<PathBuf> {
         name: String,
     }
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    let is_ours =
-        |message: &Message| message.target.as_ref().is_some_and(|target| target.name == name);
+    let is_ours = |message: &Message| message.target.as_ref().is_some_and(|target| target.name == name);
     messages.filter(is_ours).find_map(|message| message.executable)
 }
 

@@ -94,7 +94,7 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     stop.cancel();
     // An error means that the server panicked: it serves no more either way.
     let _ = serving.await;
-    finish(runtime)
+    finish(&runtime)
 }
 
 /// Everything but the hooks.
@@ -323,7 +323,7 @@ async fn drain(runtime: &Runtime, signals: &mut Signals) {
     let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
 }
 
-fn finish(runtime: Arc<Runtime>) -> Result<(), DaemonError> {
+fn finish(runtime: &Runtime) -> Result<(), DaemonError> {
     runtime.mesh.access_log.shutdown();
     runtime.capture.shutdown()?;
     tracing::info!("stopped");

@@ -116,7 +116,7 @@ impl AdminSource for Source {
     }
 
     fn connections(&self) -> Vec<ConnectionRow> {
-        self.runtime.mesh.connections.list().iter().map(|live| connection(live)).collect()
+        self.runtime.mesh.connections.list().iter().map(connection).collect()
     }
 
     fn certs(&self) -> Vec<CertRow> {
@@ -245,7 +245,7 @@ fn root(domain: &str, der: &[u8], now: i64) -> CertRow {
     let mut row = CertRow { kind: "root".to_owned(), subject: domain.to_owned(), ..CertRow::default() };
     match x509_parser::parse_x509_certificate(der) {
         Ok((_, certificate)) => {
-            row.serial = certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+            row.serial = format!("{:x}", certificate.tbs_certificate.serial);
             row.not_before_unix_s = certificate.validity().not_before.timestamp();
             row.not_after_unix_s = certificate.validity().not_after.timestamp();
             validity(row.not_before_unix_s, row.not_after_unix_s, now).clone_into(&mut row.state);

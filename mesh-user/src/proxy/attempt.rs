@@ -38,7 +38,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(flags: ResponseFlags, error: impl ToString) -> Self {
+    pub(super) fn new(flags: ResponseFlags, error: &(impl ToString + ?Sized)) -> Self {
         Self { flags, error: error.to_string() }
     }
 }

@@ -10,13 +10,13 @@ use tokio::{
 
 use crate::tls::{Detected, MAX_CLIENT_HELLO_BYTES, detect};
 
-/// How long to wait before looking again at an incomplete ClientHello: peeked bytes give no new readiness.
+/// How long to wait before looking again at an incomplete `ClientHello`: peeked bytes give no new readiness.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What a client opens with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// A ClientHello of a mesh peer.
+    /// A `ClientHello` of a mesh peer.
     MeshTls,
     /// Anything else, silence included.
     Plaintext {

@@ -85,7 +85,7 @@ impl Inbound<'_> {
         let mode = policy.mode(self.local.port());
         attempt.set_mode(mode);
         let limits = &self.view.snapshot.config.limits;
-        prepare_leg(&stream, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, e))?;
+        prepare_leg(&stream, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, &e))?;
         let (wire, sni) = self.identify(attempt, stream, mode).await?;
         let peer = match &wire {
             Wire::Plain(_) => None,
@@ -134,7 +134,7 @@ impl Inbound<'_> {
         };
         if let Some(patience) = patience {
             let found = opening(&stream, patience).await;
-            let found = found.map_err(|e| Failure::new(ResponseFlags::Reset, e))?;
+            let found = found.map_err(|e| Failure::new(ResponseFlags::Reset, &e))?;
             if let Opening::Plaintext { sni } = found {
                 return Ok((Wire::Plain(stream), sni));
             }
@@ -156,7 +156,7 @@ impl Inbound<'_> {
                 attempt.deny(&DenyReason::StrictPlaintext)
             }
             Ok(Ok(_)) => Failure::new(ResponseFlags::TlsFailure, "the peer closed before the handshake"),
-            Ok(Err(error)) => Failure::new(ResponseFlags::Reset, error),
+            Ok(Err(error)) => Failure::new(ResponseFlags::Reset, &error),
             Err(_) => {
                 self.mesh.metrics.handshake_ended(HandshakeSide::Server, Err("timeout"));
                 Failure::new(ResponseFlags::HandshakeTimeout, "the peer sent nothing")
@@ -197,7 +197,7 @@ impl Inbound<'_> {
     async fn connect_app(&self, net: &WorkloadNet) -> Result<(TcpStream, PeerViewGuard), Failure> {
         let limits = &self.view.snapshot.config.limits;
         let refused = |e: std::io::Error| {
-            Failure::new(ResponseFlags::ConnectFailure, format!("the application does not answer: {e}"))
+            Failure::new(ResponseFlags::ConnectFailure, &format!("the application does not answer: {e}"))
         };
         let (socket, guard) = net.app_socket(self.local, self.client).map_err(refused)?;
         let stream = connected(socket, limits.connect_timeout()).await.map_err(refused)?;

@@ -82,7 +82,7 @@ impl Outbound<'_> {
         app: &TcpStream,
     ) -> Result<(Wire, Option<WorkloadName>), Failure> {
         let limits = &self.view.snapshot.config.limits;
-        prepare_leg(app, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, e))?;
+        prepare_leg(app, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, &e))?;
         let (endpoints, service) = match self.view.world().resolve(self.destination) {
             Destination::NotMeshed => {
                 let wire = self.connect(self.destination).await?;
@@ -132,7 +132,7 @@ impl Outbound<'_> {
 
     async fn connect(&self, to: SocketAddr) -> Result<TcpStream, Failure> {
         let limits = &self.view.snapshot.config.limits;
-        let failed = |e: std::io::Error| Failure::new(ResponseFlags::ConnectFailure, format!("{to}: {e}"));
+        let failed = |e: std::io::Error| Failure::new(ResponseFlags::ConnectFailure, &format!("{to}: {e}"));
         let socket = self.net.wire_socket(to, self.source).map_err(failed)?;
         let stream = connected(socket, limits.connect_timeout()).await.map_err(failed)?;
         prepare_leg(&stream, liveness(limits)).map_err(failed)?;

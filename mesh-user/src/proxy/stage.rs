@@ -104,7 +104,7 @@ async fn offload(mesh: &Mesh, established: Box<Established>) -> Result<WireLeg, 
         }
         Err(error @ OffloadError::Lost(_)) => {
             mesh.metrics.offload_failed("keys_refused");
-            Err(Failure::new(ResponseFlags::Failed, error))
+            Err(Failure::new(ResponseFlags::Failed, &error))
         }
     }
 }

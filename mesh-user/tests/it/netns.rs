@@ -45,7 +45,10 @@ impl Wire {
         };
         ip(&["netns", "add", &netns])?;
         // No snooping and no learning delay: what is plugged in talks at once.
-        ip_batch(&netns, "link set lo up\nlink add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
+        ip_batch(
+            &netns,
+            "link set lo up\nlink add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n",
+        )?;
         Ok(wire)
     }
 

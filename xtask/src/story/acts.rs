@@ -156,7 +156,9 @@ pub(super) fn outsider(stage: &Stage, cast: &Cast, nodes: &Nodes, speech: &Speec
     must_be_hidden(&packets, speech)?;
     let line = nodes.b.wait_access_log("the refusal", |line| {
         let source = line["source"]["address"].as_str().unwrap_or_default();
-        line["verdict"] == "deny" && line["direction"] == "inbound" && source.starts_with(&cast.outsider.address)
+        line["verdict"] == "deny"
+            && line["direction"] == "inbound"
+            && source.starts_with(&cast.outsider.address)
     })?;
     Speech::say(&format!("  {}'s access log: {}", nodes.b.name(), brief(&line)));
     Ok(())

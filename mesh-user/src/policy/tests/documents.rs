@@ -282,7 +282,7 @@ fn a_list_as_kubectl_prints_it_is_read_item_by_item() {
     assert!(
         PolicySet::parse([("p.yaml", "apiVersion: v1\nkind: List\nitems: []\n")]).unwrap().status.is_empty()
     );
-    let indented = LIST.replace("\n", "\n  ").replace("  apiVersion: v1\n  items", "apiVersion: v1\nitems");
+    let indented = LIST.replace('\n', "\n  ").replace("  apiVersion: v1\n  items", "apiVersion: v1\nitems");
     let indented =
         indented.replace("\n  kind: List\n  metadata:", "\nkind: List\nmetadata:").replace("  ---", "---");
     assert_eq!(PolicySet::parse([("p.yaml", indented.as_str())]).unwrap().status, set.status);
