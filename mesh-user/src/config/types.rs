@@ -88,11 +88,19 @@ pub struct CaptureConfig {
     pub outbound_port: u16,
     /// Port of the inbound listener inside each workload's namespace.
     pub inbound_port: u16,
+    /// Prove at every start that capture works, before anything is captured; without it nothing is proven.
+    pub canary: bool,
 }
 
 impl Default for CaptureConfig {
     fn default() -> Self {
-        Self { cgroup: None, form: CaptureForm::Auto, outbound_port: 15001, inbound_port: 15006 }
+        Self {
+            cgroup: None,
+            form: CaptureForm::Auto,
+            outbound_port: 15001,
+            inbound_port: 15006,
+            canary: true,
+        }
     }
 }
 

@@ -103,7 +103,12 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
     let settings = capture_settings(config)?;
     let capture = Capture::start(&settings)?;
-    let proofs = prove(&settings)?;
+    let proofs = if config.capture.canary {
+        prove(&settings)?
+    } else {
+        tracing::warn!("capture.canary is off: nothing about capture is proven");
+        Vec::new()
+    };
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
     let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
     let svids = Arc::new(SvidStore::new(ca));

@@ -33,6 +33,8 @@ pub(crate) struct Node {
     dir: PathBuf,
     capture_cgroup: PathBuf,
     relay: Relay,
+    /// Seconds per daemon on an emulated kernel: off there but in the story about it.
+    pub(crate) canary: bool,
     meshd: Option<Program>,
 }
 
@@ -49,6 +51,7 @@ impl Node {
             dir,
             capture_cgroup: ground.cgroup().to_owned(),
             relay: ground.relay(),
+            canary: !ground.scale().is_vm(),
             meshd: None,
         })
     }

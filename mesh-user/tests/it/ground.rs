@@ -27,7 +27,7 @@ pub(crate) enum Scale {
 }
 
 impl Scale {
-    fn from_environment() -> Self {
+    pub(crate) fn from_environment() -> Self {
         if std::env::var("MESHD_TEST_SCALE").is_ok_and(|scale| scale == "vm") { Self::Vm } else { Self::Full }
     }
 

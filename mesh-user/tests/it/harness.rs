@@ -117,6 +117,14 @@ fn reason_not_to_run(story: Story, relay: Relay) -> Option<String> {
     if std::env::var_os("MESHD_TEST_NO_DAEMON").is_some() {
         return Some("MESHD_TEST_NO_DAEMON is set: only the harness's own checks run".to_owned());
     }
+    if ground::Scale::from_environment().is_vm()
+        && story.needs == Needs::EveryRelay
+        && relay == Relay::Userspace
+    {
+        let elsewhere =
+            "on an emulated kernel the userspace relay is tested by relay_kernel, its stories natively";
+        return Some(elsewhere.to_owned());
+    }
     relay::why_unavailable(relay)
 }
 

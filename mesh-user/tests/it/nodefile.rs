@@ -92,7 +92,7 @@ pub(crate) fn node_file(node: &super::daemon::Node, workloads: &[Workload], serv
         "stateDir": node.state_dir(),
         "runtimeDir": node.runtime_dir(),
         "policiesDir": node.policies_dir(),
-        "capture": { "cgroup": node.capture_cgroup() },
+        "capture": { "cgroup": node.capture_cgroup(), "canary": node.canary },
         "relay": node.relay().as_str(),
         "workloads": local,
         "remoteWorkloads": remote,
