@@ -42,7 +42,7 @@ pub(crate) fn run() -> Level {
         check(
             &mut summary,
             "cargo deny",
-            &mut cargo(["deny", "--offline", "check", "licenses", "bans", "sources"]),
+            &mut cargo(["deny", "check", "licenses", "bans", "sources"]),
         );
     } else {
         summary.skipped += 1;
