@@ -39,11 +39,7 @@ pub(crate) fn run() -> Level {
     }
     if paths::find_program("cargo-deny").is_some() {
         // Advisories change without any change here; they are a release's check, not a commit's.
-        check(
-            &mut summary,
-            "cargo deny",
-            &mut cargo(["deny", "check", "licenses", "bans", "sources"]),
-        );
+        check(&mut summary, "cargo deny", &mut cargo(["deny", "check", "licenses", "bans", "sources"]));
     } else {
         summary.skipped += 1;
         summary

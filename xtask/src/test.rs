@@ -28,6 +28,11 @@ const INTEGRATION: &str = "integration";
 /// The relay's cases for every kind; kernel TLS needs another kernel than most build machines have.
 const RELAY: &str = "relay_kernel";
 
+/// Stories left out on the emulated 7.x machine, which has one processor only (`vm.rs` says why): what they tell
+/// of policy, hostile peers, HTTP and bulk is told on this machine's kernel and on the other two.
+const LEFT_OUT_ON_7: [&str; 6] =
+    ["bulk::", "http::", "hostile::", "operating::", "policy::", "servers_first::"];
+
 /// The test binaries that also run in the virtual machines.
 struct Binaries {
     integration: PathBuf,
@@ -140,10 +145,13 @@ fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
     };
     let started = Instant::now();
     // Both, whatever becomes of the first; the script's own arguments are the binaries and the filter.
-    let script = "relay=$1 integration=$2; shift 2; MESHD_TEST_SCALE=64 \"$relay\" \"$@\"; failed=$?; \
-                  \"$integration\" \"$@\" && exit $failed";
+    let script = "relay=$1 integration=$2 skip=$3; shift 3; MESHD_TEST_SCALE=64 \"$relay\" \"$@\"; failed=$?; \
+                  \"$integration\" $skip \"$@\" && exit $failed";
     let mut words: Vec<String> = ["bash", "-c", script, "tests"].map(str::to_owned).into();
     words.extend([&binaries.relay, &binaries.integration].map(|binary| binary.display().to_string()));
+    let left_out: &[&str] =
+        if series == Series::V7_3 && !vm::is_accelerated() { &LEFT_OUT_ON_7 } else { &[] };
+    words.push(left_out.iter().map(|topic| format!("--skip {topic} ")).collect());
     words.extend(args.filter.clone());
     let env = [
         ("MESHD_TEST_SCALE", "vm"),
@@ -154,6 +162,12 @@ fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let guest = vm::Guest { kernel: &kernel, command: words, env, timeout: VM_LIMIT };
     let mut summary = Summary::default();
+    for topic in left_out {
+        summary.skipped += 1;
+        summary
+            .skipped_names
+            .push(format!("{topic}*: left out on this emulated kernel, which has one processor"));
+    }
     let outcome = guest.run(|line| {
         println!("{line}");
         summary.read(line);

@@ -160,10 +160,10 @@ impl Guest<'_> {
     fn qemu(&self, archive: &Path, console: &Path, socket: &Path) -> Command {
         let cmdline = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr mitigations=off nowatchdog \
                        random.trust_cpu=on";
-        let (accel, cpu) = accelerator(&self.kernel.release);
+        let Machine { accel, cpu, cpus } = accelerator(&self.kernel.release);
         let memory = format!("memory-backend-memfd,id=mem,size={MEMORY},share=on");
         let mut qemu = dying_with_us("qemu-system-x86_64");
-        qemu.args(["-accel", accel, "-cpu", cpu, "-smp", "2", "-m", MEMORY, "-nodefaults", "-no-reboot"]);
+        qemu.args(["-accel", accel, "-cpu", cpu, "-smp", cpus, "-m", MEMORY, "-nodefaults", "-no-reboot"]);
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]);
         qemu.args(["-object", &memory, "-numa", "node,memdev=mem"]);
         qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(archive).args(["-append", cmdline]);
@@ -187,18 +187,35 @@ pub(crate) fn missing() -> Option<String> {
     without.then(|| "no virtiofsd (package virtiofsd, on Debian 12 qemu-system-common)".to_owned())
 }
 
-/// Hardware virtualisation where the processor says so and we may use it; `MESHD_VM_ACCEL=tcg` forbids it.
-fn accelerator(release: &str) -> (&'static str, &'static str) {
+/// Whether guests run on hardware virtualisation: the processor says so and we may use it; `MESHD_VM_ACCEL=tcg`
+/// forbids it.
+pub(crate) fn is_accelerated() -> bool {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has_flag = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
     let allowed = std::env::var_os("MESHD_VM_ACCEL").is_none_or(|value| value != "tcg");
     let usable = || fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    if allowed && has_flag && usable() {
-        return ("kvm", "host");
+    allowed && has_flag && usable()
+}
+
+fn accelerator(release: &str) -> Machine {
+    if is_accelerated() {
+        return Machine { accel: "kvm", cpu: "host", cpus: "2" };
     }
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    let cpu = if major.is_some_and(|major| major >= 7) { EMULATED_CPU_LINUX_7 } else { EMULATED_CPU };
-    ("tcg,thread=multi", cpu)
+    let accel = "tcg,thread=multi";
+    if major.is_some_and(|major| major >= 7) {
+        // With cx16 and a second processor QEMU 7.2 stumbles over the kernel's patching of its own code
+        // (an int3 that nobody handles, at boot).
+        return Machine { accel, cpu: EMULATED_CPU_LINUX_7, cpus: "1" };
+    }
+    Machine { accel, cpu: EMULATED_CPU, cpus: "2" }
+}
+
+/// What QEMU is to be.
+struct Machine {
+    accel: &'static str,
+    cpu: &'static str,
+    cpus: &'static str,
 }
 
 /// One word for a POSIX shell, whatever is in it.
