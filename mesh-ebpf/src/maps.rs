@@ -1,4 +1,4 @@
-//! The maps of the node-wide programs. Sizes here are placeholders: meshd sets the declared capacities
+//! The maps of the node-wide programs. Sizes here are overridden: meshd sets the declared capacities
 //! when it loads the object.
 
 use aya_ebpf::{
