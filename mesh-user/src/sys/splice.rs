@@ -55,11 +55,25 @@ impl Pipe {
     }
 
     /// Moves what the pipe holds to the socket; `more` says that more follows at once.
+    ///
+    /// `WouldBlock` also sends what the socket has queued: up to 6.4 the kernel's splice to a TLS socket queues
+    /// full records with `MSG_SENDPAGE_NOTLAST`, and where they fill the send buffer it reports EAGAIN without
+    /// sending them (net/tls/tls_sw.c, `tls_sw_do_sendpage`), so that the socket never became writable again.
     pub fn drain_to(&mut self, socket: &impl AsFd, more: bool) -> io::Result<usize> {
-        let moved = splice(&self.reader, socket, self.filled, more)?;
+        let moved = splice(&self.reader, socket, self.filled, more).inspect_err(|error| {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                push(socket);
+            }
+        })?;
         self.filled -= moved.min(self.filled);
         Ok(moved)
     }
+}
+
+/// Sends queued segments: setting `TCP_NODELAY`, which every leg has, does (net/ipv4/tcp.c,
+/// `__tcp_sock_set_nodelay`). A socket that refuses it is closed already.
+fn push(socket: &impl AsFd) {
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpNoDelay, &true);
 }
 
 fn splice(from: &impl AsFd, to: &impl AsFd, length: usize, more: bool) -> io::Result<usize> {

@@ -112,11 +112,27 @@ impl Mesh {
         Self::start_in(&Trust::new(), kinds, RelayOptions::default(), early).await
     }
 
-    /// `early` is what the application sent before its relay runs.
+    /// The client's wire leg has a send buffer of twice `bytes` (the kernel doubles it) that does not grow.
+    pub(crate) async fn start_with_send_buffer(kinds: &Kinds, bytes: usize) -> Self {
+        let (near, far) = tcp_pair().await;
+        socket2::SockRef::from(&near).set_send_buffer_size(bytes).unwrap();
+        Self::start_over((near, far), &Trust::new(), kinds, RelayOptions::default(), &[]).await
+    }
+
     pub(crate) async fn start_in(trust: &Trust, kinds: &Kinds, options: RelayOptions, early: &[u8]) -> Self {
+        Self::start_over(tcp_pair().await, trust, kinds, options, early).await
+    }
+
+    /// `early` is what the application sent before its relay runs.
+    async fn start_over(
+        (near, far): (TcpStream, TcpStream),
+        trust: &Trust,
+        kinds: &Kinds,
+        options: RelayOptions,
+        early: &[u8],
+    ) -> Self {
         let ((mut client, client_app), (server_app, server)) = tokio::join!(tcp_pair(), tcp_pair());
         client.write_all(early).await.unwrap();
-        let (near, far) = tcp_pair().await;
         near.set_nodelay(true).unwrap();
         if kinds.client == RelayKind::Plain {
             let client_live = Arc::new(LiveStats::default());

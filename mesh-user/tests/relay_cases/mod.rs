@@ -51,6 +51,7 @@ pub(crate) fn cases() -> Vec<(&'static str, Case)> {
         a_truncated_wire_resets_the_application,
         garbage_on_the_wire_resets_the_application,
         a_slow_reader_blocks_the_writer,
+        a_burst_larger_than_the_send_buffer_arrives,
         idle_connections_hold_no_buffer_and_time_out,
         a_relay_is_closed_from_outside,
         tickets_after_the_handshake_resume_the_next_one,
@@ -282,6 +283,26 @@ async fn a_slow_reader_blocks_the_writer(kinds: Kinds) {
     let got = read_to_end(&mut mesh.server).await;
     assert_eq!(got.len(), accepted);
     assert!(got.iter().enumerate().all(|(i, byte)| *byte == chunk[i % chunk.len()]));
+}
+
+/// What fills the send buffer in one go, while nothing is in flight that an acknowledgement could follow, must
+/// be sent all the same.
+async fn a_burst_larger_than_the_send_buffer_arrives(kinds: Kinds) {
+    let mut mesh = Mesh::start_with_send_buffer(&kinds, 23_040).await;
+    let mut got = vec![0; 1 << 20];
+    // Widens the receiver's window to several times the send buffer.
+    for _ in 0..40 {
+        mesh.client.write_all(&pattern(4, 40_000)).await.unwrap();
+        mesh.server.read_exact(&mut got[..40_000]).await.unwrap();
+    }
+    for seed in 0..5 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let burst = pattern(seed, 1 << 20);
+        let (written, read) = tokio::join!(mesh.client.write_all(&burst), mesh.server.read_exact(&mut got));
+        written.unwrap();
+        read.unwrap();
+        assert!(got == burst);
+    }
 }
 
 async fn idle_connections_hold_no_buffer_and_time_out(kinds: Kinds) {
