@@ -59,6 +59,16 @@ fn rules_and_dashboard_name_only_metrics_that_exist() {
 }
 
 #[test]
+fn the_scrape_configuration_has_the_job_that_the_rules_expect() {
+    let scrape = deploy_file("prometheus/meshd.scrape.yaml");
+    let job = scrape.lines().find_map(|line| line.trim().strip_prefix("- job_name: ")).unwrap();
+    let rules = deploy_file("prometheus/meshd.rules.yaml");
+    let named = regex::Regex::new("job=\"([^\"]*)\"").unwrap();
+    let jobs: BTreeSet<_> = named.captures_iter(&rules).map(|found| found[1].to_owned()).collect();
+    assert_eq!(jobs, BTreeSet::from([job.to_owned()]));
+}
+
+#[test]
 fn the_dashboard_is_json_with_queries_in_every_panel() {
     let dashboard: serde_json::Value = serde_json::from_str(&deploy_file("grafana/meshd.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();

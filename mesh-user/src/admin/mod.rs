@@ -1,5 +1,5 @@
 //! The admin API: HTTP/1 on a Unix socket that only root and the daemon's own user may use, and, where the
-//! configuration names one, a TCP listener that serves nothing but metrics and readiness. It never changes
+//! configuration names one, a TCP listener that serves nothing but metrics. It never changes
 //! policy, never shows a key, and a slow or hostile client costs it a bounded amount of memory and time.
 
 pub mod api;
@@ -18,5 +18,5 @@ pub use api::{
 };
 pub use client::{AdminClient, ClientError};
 pub use explain::explain;
-pub use server::{AdminLimits, AdminServer, ServerError, serve_metrics};
+pub use server::{AdminLimits, AdminServer, MetricsServer, ServerError};
 pub use source::{AdminSource, ExplainError, ExplainQuery, ExplainSource, ExplainTarget};

@@ -39,27 +39,23 @@ pub(super) fn admin_router(source: Source) -> Router {
         .route("/v1/check", get(|s: State<Source>| answer(s, |s| Ok(s.check()))))
         .route("/v1/policy/explain", get(explain))
         .route("/v1/reload", post(reload))
-        .merge(public_routes())
-        .fallback(not_found)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(refuse_bodies))
-        .with_state(source)
-}
-
-/// Metrics and health, for a TCP listener.
-pub(super) fn metrics_router(source: Source) -> Router {
-    public_routes()
-        .fallback(not_found)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(refuse_bodies))
-        .with_state(source)
-}
-
-fn public_routes() -> Router<Source> {
-    Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz/ready", get(ready))
         .route("/healthz/live", get(async || "live\n"))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(refuse_bodies))
+        .with_state(source)
+}
+
+/// Metrics alone, for a TCP listener.
+pub(super) fn metrics_router(source: Source) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(async || Failure(StatusCode::NOT_FOUND, "only GET /metrics is answered here".into()))
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(refuse_bodies))
+        .with_state(source)
 }
 
 #[derive(Deserialize)]
@@ -123,7 +119,6 @@ async fn ready(State(source): State<Source>) -> Result<Response, Failure> {
     if status.ready {
         return Ok("ready\n".into_response());
     }
-    // Reasons stay on the Unix socket: this also answers on TCP.
     Ok((StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response())
 }
 
@@ -171,7 +166,7 @@ async fn refuse_bodies(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|bytes| bytes > MAX_BODY_BYTES) {
-        let text = format!("the admin API takes no request body above {MAX_BODY_BYTES} bytes");
+        let text = format!("meshd takes no request body above {MAX_BODY_BYTES} bytes");
         let mut response = Failure(StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
         // The body stays unread, so the connection cannot carry another request.
         response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));

@@ -1,5 +1,5 @@
 //! Listening for the admin API: binds the Unix socket (mode 0600, replaced in one step), refuses who may
-//! not, and bounds connections, header sizes and time. The TCP listener serves metrics and health only.
+//! not, and bounds connections, header sizes and time. The TCP listener serves metrics only.
 
 use std::{
     fs, io,
@@ -144,29 +144,41 @@ impl Drop for AdminServer {
     }
 }
 
-/// Serves `/metrics` and `/healthz/*` on TCP until cancelled; only where the configuration names an address.
-pub async fn serve_metrics(
-    address: SocketAddr,
+/// The TCP listener that answers `GET /metrics` and nothing else; only where the configuration names an address.
+#[derive(Debug)]
+pub struct MetricsServer {
+    listener: TcpListener,
     limits: AdminLimits,
-    source: Arc<dyn AdminSource>,
-    stop: CancellationToken,
-) -> Result<(), ServerError> {
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| ServerError::BindMetrics { address, source })?;
-    tracing::info!(%address, "metrics are served");
-    let router = routes::metrics_router(Arc::clone(&source));
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((stream, _)) => {
-                if !spawn_connection(stream, &router, limits, &slots, &stop) {
-                    source.admin_refused("limit");
+}
+
+impl MetricsServer {
+    /// Binds it, so that a daemon that cannot have the address says so before it captures anything.
+    pub async fn bind(address: SocketAddr, limits: AdminLimits) -> Result<Self, ServerError> {
+        let failed = |source| ServerError::BindMetrics { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        Ok(Self { listener, limits })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until cancelled.
+    pub async fn serve(self, source: Arc<dyn AdminSource>, stop: CancellationToken) {
+        let router = routes::metrics_router(Arc::clone(&source));
+        let slots = Arc::new(Semaphore::new(self.limits.connections));
+        while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
+            match accepted {
+                Ok((stream, _)) => {
+                    if !spawn_connection(stream, &router, self.limits, &slots, &stop) {
+                        source.admin_refused("metrics_limit");
+                    }
                 }
+                Err(error) => pause_after(&error).await,
             }
-            Err(error) => pause_after(&error).await,
         }
     }
-    Ok(())
 }
 
 async fn pause_after(error: &io::Error) {

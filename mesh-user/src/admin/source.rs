@@ -31,7 +31,8 @@ pub trait AdminSource: Send + Sync + 'static {
     fn reload(&self) -> Result<ReloadReport, String>;
     /// `OpenMetrics` text.
     fn metrics_text(&self) -> String;
-    /// A connection to the admin socket was refused (`credentials`, `limit`): to be counted.
+    /// A connection to the admin socket was refused (`credentials`, `limit`), or to the metrics endpoint
+    /// (`metrics_limit`): to be counted.
     fn admin_refused(&self, reason: &'static str);
 }
 

@@ -219,34 +219,57 @@ async fn an_absent_daemon_is_told_with_what_to_do() {
     assert!(text.contains("systemctl start meshd") && text.contains("--runtime-dir"), "{text}");
 }
 
+/// A metrics endpoint, its address, and what ends it.
+async fn metrics_endpoint(limits: AdminLimits) -> (std::net::SocketAddr, Arc<Story>, CancellationToken) {
+    let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), limits).await.unwrap();
+    let (address, stop, story) =
+        (server.address().unwrap(), CancellationToken::new(), Arc::new(Story::default()));
+    tokio::spawn(server.serve(Arc::<Story>::clone(&story), stop.clone()));
+    (address, story, stop)
+}
+
+async fn ask_tcp(address: std::net::SocketAddr, request: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let text = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
 #[tokio::test]
-async fn tcp_serves_metrics_and_health_and_nothing_else() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let stop = CancellationToken::new();
-    let source: Arc<dyn AdminSource> = Arc::new(Story::default());
-    let server = tokio::spawn(serve_metrics(free, AdminLimits::default(), source, stop.clone()));
-    let ask = |path: &'static str| async move {
-        for _ in 0..100 {
-            if let Ok(mut stream) = tokio::net::TcpStream::connect(free).await {
-                let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-                stream.write_all(request.as_bytes()).await.unwrap();
-                let mut answer = String::new();
-                stream.read_to_string(&mut answer).await.unwrap();
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("nobody listens on {free}");
-    };
-    let metrics = ask("/metrics").await;
+async fn tcp_serves_metrics_and_nothing_else() {
+    let (address, _, stop) = metrics_endpoint(AdminLimits::default()).await;
+    let metrics = ask_tcp(address, "GET /metrics").await;
     assert!(
         metrics.starts_with("HTTP/1.1 200") && metrics.contains("application/openmetrics-text"),
         "{metrics}"
     );
-    assert!(ask("/healthz/ready").await.starts_with("HTTP/1.1 200"));
-    for path in ["/v1/status", "/v1/connections", "/v1/reload"] {
-        assert!(ask(path).await.starts_with("HTTP/1.1 404"), "{path}");
+    for path in ["/", "/v1/status", "/v1/connections", "/v1/reload", "/healthz/ready"] {
+        for method in ["GET", "POST"] {
+            let answer = ask_tcp(address, &format!("{method} {path}")).await;
+            assert!(answer.starts_with("HTTP/1.1 404"), "{method} {path}: {answer}");
+        }
     }
+    assert!(ask_tcp(address, "POST /metrics").await.starts_with("HTTP/1.1 405"));
     stop.cancel();
-    server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn silent_clients_of_the_metrics_endpoint_are_few_and_soon_gone() {
+    let limits =
+        AdminLimits { connections: 2, header_timeout: Duration::from_millis(200), ..AdminLimits::default() };
+    let (address, story, stop) = metrics_endpoint(limits).await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    let mut rest = Vec::new();
+    let _reset = silent[2].read_to_end(&mut rest).await;
+    assert_eq!(story.refused.load(SeqCst), 1, "the third is one too many");
+    for stream in &mut silent[..2] {
+        let _reset = stream.read_to_end(&mut rest).await;
+    }
+    assert!(ask_tcp(address, "GET /metrics").await.starts_with("HTTP/1.1 200"));
+    stop.cancel();
 }

@@ -1,7 +1,11 @@
 //! The shape of the node's file. Field names in the file are camelCase; unknown ones are refused.
 //! Nothing here reads a file or checks one field against another: that is `validate`.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -61,6 +65,9 @@ pub struct Config {
     /// The access log, on standard error.
     #[serde(default)]
     pub access_log: AccessLogConfig,
+    /// Metrics over TCP; the admin socket always has them.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
     /// Filter for meshd's own log, in `tracing` syntax.
     #[serde(default = "default_log")]
     pub log: String,
@@ -358,6 +365,14 @@ impl Default for AccessLogConfig {
     fn default() -> Self {
         Self { format: AccessLogFormat::Json, per_second: 1000 }
     }
+}
+
+/// Metrics over TCP.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Address and port, in the node's own network namespace, that answer GET /metrics and nothing else; none: not served over TCP.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Form of the access log.

@@ -65,6 +65,7 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     if outbound == inbound {
         check.wrong("capture.inboundPort", format!("port {inbound} is outboundPort too; use two ports"));
     }
+    metrics(check, config);
     if config.ca.svid_lifetime_seconds < 60 {
         check.wrong("ca.svidLifetimeSeconds", "an SVID must live at least 60 seconds");
     }
@@ -92,6 +93,24 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     }
     if limits.pre_handshake_bytes < 4096 {
         check.wrong("limits.preHandshakeBytes", "must be at least 4096, or no ClientHello fits");
+    }
+}
+
+/// The endpoint's port must be nobody else's: meshd listens on capture's in every enrolled namespace, the
+/// node's own among them, and a workload's would be steered away from it.
+fn metrics(check: &mut Check<'_>, config: &Config) {
+    let Some(listen) = config.metrics.listen else { return };
+    let port = listen.port();
+    if port == 0 {
+        return check.wrong("metrics.listen", "port 0 does not exist");
+    }
+    if [config.capture.outbound_port, config.capture.inbound_port].contains(&port) {
+        check.wrong("metrics.listen", format!("port {port} is one of capture's; use another"));
+    }
+    let hosted = |w: &&WorkloadConfig| !matches!(w.selector, Selector::Netns(_)) && w.ports.contains(&port);
+    if let Some(workload) = config.workloads.iter().find(hosted) {
+        let owner = format!("{}/{}", workload.namespace, workload.name);
+        check.wrong("metrics.listen", format!("port {port} belongs to workload {owner} on this node"));
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     source::Source,
 };
 use crate::{
-    admin::{AdminLimits, AdminServer},
+    admin::{AdminLimits, AdminServer, MetricsServer},
     ca::{EmbeddedCa, SvidStore},
     capture::{
         Capture, CaptureLimits, CaptureSettings,
@@ -71,12 +71,20 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     let runtime = Arc::new(start(&snapshot)?);
     let stop = CancellationToken::new();
     let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
+    let metrics = match snapshot.config.metrics.listen {
+        Some(address) => Some(MetricsServer::bind(address, AdminLimits::default()).await?),
+        None => None,
+    };
     runtime.apply(&snapshot)?;
     let below = super::check::below_the_root(&runtime);
     if !below.proven {
         tracing::warn!(detail = %below.detail, "{}", below.meaning);
     }
     let source = Arc::new(Source::new(Arc::clone(&runtime), Arc::clone(&files)));
+    if let Some((metrics, address)) = metrics.zip(snapshot.config.metrics.listen) {
+        tracing::info!(%address, "metrics are served over TCP");
+        tokio::spawn(metrics.serve(Arc::<Source>::clone(&source), stop.clone()));
+    }
     let serving = tokio::spawn(admin.serve(source, stop.clone()));
     tokio::spawn({
         let (svids, stop) = (Arc::clone(&runtime.mesh.svids), stop.clone());

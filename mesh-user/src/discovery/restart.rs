@@ -29,6 +29,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         limits.concurrent_handshakes => "limits.concurrentHandshakes",
         limits.clock_skew_ms => "limits.clockSkewMs",
         access_log => "accessLog",
+        metrics => "metrics",
         log => "log",
         shutdown => "shutdown",
     }

@@ -200,7 +200,7 @@ impl Metrics {
                 "When configuration was last accepted, Unix time",
             ),
             workloads: register(r, "meshd_workloads", "Enrolled workloads on this node"),
-            admin_refused: register(r, "meshd_admin_refused", "Connections to the admin socket refused"),
+            admin_refused: register(r, "meshd_admin_refused", "Connections to the admin socket or the metrics endpoint refused"),
             access_log_lines: register(
                 r,
                 "meshd_access_log_lines",
@@ -339,7 +339,8 @@ impl Metrics {
         self.workloads.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// A connection to the admin socket was refused (`credentials`, `limit`).
+    /// A connection to the admin socket (`credentials`, `limit`) or the metrics endpoint (`metrics_limit`) was
+    /// refused.
     pub fn admin_refused(&self, reason: &'static str) {
         self.admin_refused.get_or_create(&ReasonLabels { reason }).inc();
     }

@@ -141,6 +141,9 @@ impl Mesh {
         for node in [&self.a, &self.b] {
             let mut file = node_file(node, &self.workloads, &self.services);
             file["limits"] = self.limits.clone();
+            for (name, value) in &node.settings {
+                file[name.as_str()] = value.clone();
+            }
             node.configure(&file)?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What an operator sees: meshctl, the access log, the metrics.
 
 use anyhow::{Context as _, ensure};
+use serde_json::json;
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
@@ -10,6 +11,7 @@ pub(super) const STORIES: &[Story] = stories![
     Daemon 60:
         the_second_connection_resumes_the_session,
         metrics_carry_istios_names_and_labels,
+        metrics_are_served_over_tcp_where_the_file_says_so,
         meshctl_shows_workloads_connections_and_certificates,
         check_names_each_capability_in_a_table_and_in_json;
     EveryRelay 60:
@@ -61,6 +63,30 @@ fn metrics_carry_istios_names_and_labels(ground: &Ground) -> anyhow::Result<()> 
     );
     let expiry = mesh.b.metric("meshd_svid_expiry_seconds", &["sa/server"])?;
     ensure!(expiry > 0, "no certificate expiry: {}", mesh.b.metrics()?);
+    Ok(())
+}
+
+fn metrics_are_served_over_tcp_where_the_file_says_so(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    let at = mesh.a.place.at(15020);
+    mesh.a.settings.insert("metrics".into(), json!({ "listen": at }));
+    mesh.start()?;
+    // What a scraper beyond the node's own machine sees: the status, then the answer.
+    let ask = |method: &str, address: std::net::SocketAddr, path: &str| {
+        let url = format!("http://{address}{path}");
+        let argv = ["curl", "-sS", "--max-time", "10", "-X", method, "-w", "\n%{http_code}", &url];
+        mesh.outsider.run(&argv)
+    };
+    let page = ask("GET", at, "/metrics")?.succeeded()?;
+    ensure!(page.contains("meshd_build_info{") && page.ends_with("# EOF\n\n200"), "{page}");
+    for (method, path) in [("GET", "/v1/status"), ("POST", "/v1/reload"), ("GET", "/healthz/ready")] {
+        let said = ask(method, at, path)?.succeeded()?;
+        ensure!(said.ends_with("\n404"), "{method} {path}: {said}");
+    }
+    let said = ask("POST", at, "/metrics")?.succeeded()?;
+    ensure!(said.ends_with("\n405"), "{said}");
+    let unset = ask("GET", mesh.b.place.at(15020), "/metrics")?.failed()?;
+    ensure!(unset.contains("refused") || unset.contains("Could not connect"), "node b serves too: {unset}");
     Ok(())
 }
 
