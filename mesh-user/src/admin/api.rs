@@ -168,21 +168,21 @@ pub struct ConnectionRow {
     pub idle_ms: u64,
 }
 
-/// One element of `GET /v1/certs`: an SVID or a root of a trust bundle.
+/// One element of `GET /v1/certs`: an SVID, the certificate that signs them, or a root of a trust bundle.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CertRow {
-    /// `svid` or `root`.
+    /// `svid`, `ca` or `root`.
     pub kind: String,
     /// SPIFFE ID, or the trust domain of a root.
     pub subject: String,
-    /// Serial number, hex.
+    /// Serial number, hex; empty for `ca`.
     pub serial: String,
-    /// Start of validity.
+    /// Start of validity; 0 for `ca`.
     pub not_before_unix_s: i64,
     /// End of validity.
     pub not_after_unix_s: i64,
-    /// `valid`, `expired`, `not yet valid`, `renewal failing: ...`.
+    /// `valid`, `expired`, `not yet valid`, `renewal failing: ...`, `valid, ends soon: ...`.
     pub state: String,
 }
 

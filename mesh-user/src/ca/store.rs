@@ -17,7 +17,10 @@ use super::{
     CaError, Issuer,
     plan::{Plan, ends_soon},
 };
-use crate::identity::{SpiffeId, Svid, TrustBundles};
+use crate::{
+    identity::{SpiffeId, Svid, TrustBundles},
+    telemetry::Metrics,
+};
 
 /// The clock may jump while the task sleeps; it looks again at least this often.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
@@ -29,6 +32,7 @@ pub struct SvidStore {
     /// Writers hold this; readers never do.
     plans: Mutex<BTreeMap<SpiffeId, Entry>>,
     changed: Notify,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl fmt::Debug for SvidStore {
@@ -91,7 +95,13 @@ impl SvidStore {
             svids: ArcSwap::default(),
             plans: Mutex::default(),
             changed: Notify::new(),
+            metrics: None,
         }
+    }
+
+    /// Issues and renewals, and failures to, are counted there.
+    pub fn counted_by(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     /// The roots that the issuer's SVIDs chain to.
@@ -118,7 +128,7 @@ impl SvidStore {
                 continue;
             }
             let entry = plans.entry(id.clone()).or_insert_with(Entry::new);
-            match entry.renew(&*self.issuer, &id) {
+            match self.renew(entry, &id) {
                 Ok(svid) => {
                     svids.insert(id, svid);
                 }
@@ -136,7 +146,7 @@ impl SvidStore {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outcomes = Vec::new();
         for (id, entry) in plans.iter_mut().filter(|(_, e)| e.plan.next <= now) {
-            outcomes.push((id.clone(), entry.renew(&*self.issuer, id)));
+            outcomes.push((id.clone(), self.renew(entry, id)));
         }
         if outcomes.iter().any(|(_, outcome)| outcome.is_ok()) {
             let mut svids = BTreeMap::clone(&self.svids.load());
@@ -146,6 +156,14 @@ impl SvidStore {
             self.svids.store(Arc::new(svids));
         }
         outcomes
+    }
+
+    fn renew(&self, entry: &mut Entry, id: &SpiffeId) -> Result<Arc<Svid>, CaError> {
+        let outcome = entry.renew(&*self.issuer, id);
+        if let Some(metrics) = &self.metrics {
+            metrics.svid_renewed(outcome.is_ok());
+        }
+        outcome
     }
 
     /// Renews until `shutdown`. Signing is short work (well under a millisecond a key), so it runs in place.

@@ -15,7 +15,10 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::{extensions::GeneralName, prelude::*};
 
 use super::{plan::Plan, *};
-use crate::identity::TrustDomain;
+use crate::{
+    identity::TrustDomain,
+    telemetry::{Metrics, MetricsLimits},
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -210,7 +213,8 @@ fn the_store_renews_and_keeps_the_old_svid_when_renewal_fails() {
     let folder = tempfile::tempdir().unwrap();
     let fails = Arc::new(AtomicBool::new(false));
     let ca = open(&folder.path().join("ca")).unwrap();
-    let store = SvidStore::new(Flaky { ca, fails: Arc::clone(&fails) });
+    let metrics = Arc::new(Metrics::new("node-a", MetricsLimits::default()));
+    let store = SvidStore::new(Flaky { ca, fails: Arc::clone(&fails) }).counted_by(Arc::clone(&metrics));
     assert!(store.ensure([id("web"), id("db")]).is_empty());
     let first = store.get(&id("web")).unwrap();
     assert!(store.renew_due(SystemTime::now()).is_empty());
@@ -220,6 +224,11 @@ fn the_store_renews_and_keeps_the_old_svid_when_renewal_fails() {
     assert!(store.renew_due(later).iter().all(|(_, outcome)| outcome.is_err()));
     assert_eq!(store.get(&id("web")).unwrap().serial, first.serial);
     assert_eq!(store.status()[0].failures, 1);
+    let text = metrics.text();
+    for (result, count) in [("success", 2), ("failure", 2)] {
+        let line = format!("meshd_svid_renewals_total{{result=\"{result}\"}} {count}\n");
+        assert!(text.contains(&line), "{text}");
+    }
 
     fails.store(false, Ordering::Relaxed);
     assert_eq!(store.renew_due(later).len(), 2);

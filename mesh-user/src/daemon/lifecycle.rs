@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     DaemonError,
-    reload::{Runtime, merged},
+    reload::{InForce, Runtime, merged},
     source::Source,
 };
 use crate::{
@@ -55,9 +55,6 @@ pub fn run(config: &Path) -> Result<(), DaemonError> {
     let files = Arc::new(FileSource::open(config)?);
     let snapshot = files.snapshot();
     logging::init(&snapshot.config.log, logging::LogFormat::Text)?;
-    for warning in &snapshot.warnings {
-        tracing::warn!("{warning}");
-    }
     raise_descriptor_limit(&snapshot.config);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,7 +72,7 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         Some(address) => Some(MetricsServer::bind(address, AdminLimits::default()).await?),
         None => None,
     };
-    runtime.apply(&snapshot)?;
+    runtime.begin(&snapshot)?;
     let below = super::check::below_the_root(&runtime);
     if !below.proven {
         tracing::warn!(detail = %below.detail, "{}", below.meaning);
@@ -119,7 +116,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     };
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
     let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
-    let svids = Arc::new(SvidStore::new(ca));
+    let svids = Arc::new(SvidStore::new(ca).counted_by(Arc::clone(&metrics)));
     let bundles = Arc::new(ArcSwap::from_pointee(merged(svids.bundles(), &snapshot.bundles)));
     let tls = TlsContext::new(
         TlsSettings {
@@ -150,6 +147,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         capture,
         bundles,
         proofs,
+        in_force: InForce::nothing(),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
     })
@@ -244,10 +242,10 @@ impl Signals {
     }
 }
 
-/// Applies new snapshots and tries failed workloads again, until told to stop.
+/// Follows the files and tries failed workloads again, until told to stop.
 async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mut Signals) {
-    let mut generations = files.subscribe();
-    let mut failures = 0;
+    let mut told = files.subscribe();
+    let mut failures = told.borrow_and_update().failures;
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -256,58 +254,33 @@ async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mu
             _ = signals.interrupt.recv() => return,
             _ = signals.hangup.recv() => {
                 systemd::reloading();
-                // A failure is counted in the source's status, which is told next.
-                let _ = files.reload();
-                tell_failures(runtime, files, &mut failures);
+                // Logged and counted like every reload; bad files are told by the channel too.
+                let _ = runtime.reload(files);
+                follow(runtime, files, &mut failures);
                 systemd::ready("reloaded");
             }
-            changed = generations.changed() => {
+            changed = told.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                apply(runtime, &files.snapshot());
+                follow(runtime, files, &mut failures);
             }
-            _ = retry.tick() => {
-                tell_failures(runtime, files, &mut failures);
-                if runtime.has_failed() && let Err(error) = runtime.enrol() {
-                    tracing::error!(%error, "workloads cannot be enrolled");
-                }
-            }
+            _ = retry.tick() => runtime.retry(),
         }
     }
 }
 
-/// Logs and counts reloads that failed since the last look.
-fn tell_failures(runtime: &Runtime, files: &FileSource, known: &mut u64) {
+/// Puts into force what is new, and logs and counts a reload that failed since the last look.
+fn follow(runtime: &Runtime, files: &FileSource, known_failures: &mut u64) {
     let status = files.status();
-    if status.failures == *known {
-        return;
-    }
-    *known = status.failures;
-    if let Some(error) = status.last_error {
+    if status.failures != *known_failures {
+        *known_failures = status.failures;
         runtime.mesh.metrics.config_reloaded(false);
-        tracing::error!(%error, "the files are refused; what was in force stays in force");
-    }
-}
-
-fn apply(runtime: &Runtime, snapshot: &Arc<Snapshot>) {
-    for warning in &snapshot.warnings {
-        tracing::warn!("{warning}");
-    }
-    match runtime.apply(snapshot) {
-        Ok(closed) => {
-            runtime.mesh.metrics.config_reloaded(true);
-            tracing::info!(
-                generation = snapshot.generation,
-                closed,
-                "configuration and policies are in force"
-            );
-        }
-        Err(error) => {
-            runtime.mesh.metrics.config_reloaded(false);
-            tracing::error!(%error, "the new configuration is refused; the old one stays in force");
+        if let Some(error) = status.last_error {
+            tracing::error!(%error, "the files are refused; what was in force stays in force");
         }
     }
+    runtime.catch_up(files);
 }
 
 /// New connections are no longer served; live ones get the drain time, a second signal ends it.

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -14,11 +14,37 @@ use arc_swap::ArcSwap;
 use super::plan::plan;
 use crate::{
     capture::{Capture, CaptureError, canary::Capability},
-    discovery::Snapshot,
+    discovery::{FileSource, Snapshot},
     identity::TrustBundles,
     proxy::{self, Acceptors, Mesh, Workers},
     world::WorkloadName,
 };
+
+/// How far the daemon has followed its files.
+#[derive(Debug)]
+pub(super) struct InForce {
+    /// Of the snapshot that was tried last.
+    generation: u64,
+    /// Why capture refused it; none: it is in force.
+    refused: Option<String>,
+}
+
+impl InForce {
+    /// Nothing yet.
+    pub(super) fn nothing() -> Mutex<Self> {
+        Mutex::new(Self { generation: 0, refused: None })
+    }
+}
+
+/// What a reload that somebody asked for did.
+pub(super) struct Reloaded {
+    /// Whether anything was put into force.
+    pub(super) changed: bool,
+    /// Live connections closed because they are no longer allowed.
+    pub(super) closed: usize,
+    /// Fields whose change takes effect at the next start.
+    pub(super) needs_restart: Vec<&'static str>,
+}
 
 /// What a snapshot is applied to.
 pub(super) struct Runtime {
@@ -29,6 +55,8 @@ pub(super) struct Runtime {
     pub(super) bundles: Arc<ArcSwap<TrustBundles>>,
     /// What the canary proved at start.
     pub(super) proofs: Vec<Capability>,
+    /// Held while a snapshot is put into force: they come one at a time, from a signal, the watcher or an admin.
+    pub(super) in_force: Mutex<InForce>,
     /// The last plan did not get through: capture may hold parts of it.
     pub(super) unsettled: AtomicBool,
     /// Local workloads that are not enrolled, and why.
@@ -36,29 +64,105 @@ pub(super) struct Runtime {
 }
 
 impl Runtime {
-    /// Puts `snapshot` into force; returns how many live connections were closed.
+    /// Puts the daemon's first snapshot into force.
     ///
     /// # Errors
-    /// When capture refuses the plan as a whole: the snapshot before stays in force.
-    pub(super) fn apply(&self, snapshot: &Arc<Snapshot>) -> Result<usize, CaptureError> {
-        let local = snapshot.world.local_workloads().map(|w| w.spiffe_id.clone());
-        for (id, error) in self.mesh.svids.ensure(local) {
-            tracing::error!(%id, %error, "no SVID could be issued; connections of this identity are refused");
+    /// When capture refuses the plan.
+    pub(super) fn begin(&self, snapshot: &Arc<Snapshot>) -> Result<(), CaptureError> {
+        let mut in_force = self.in_force();
+        warn_of(snapshot);
+        self.apply(snapshot)?;
+        in_force.generation = snapshot.generation;
+        Ok(())
+    }
+
+    /// Puts the files' snapshot into force where it is a new one.
+    pub(super) fn catch_up(&self, files: &FileSource) {
+        let mut in_force = self.in_force();
+        if files.snapshot().generation != in_force.generation {
+            // A refusal is logged, counted and shown by the status.
+            let _ = self.put_into_force(&mut in_force, files);
         }
+    }
+
+    /// Reads the files again and puts into force what they say, also what was refused before.
+    ///
+    /// # Errors
+    /// In words, when the files are bad or capture refuses them: what was in force stays.
+    pub(super) fn reload(&self, files: &FileSource) -> Result<Reloaded, String> {
+        // Held while the files are read: whoever else is told of them finds it done.
+        let mut in_force = self.in_force();
+        let reload = files.reload().map_err(|error| error.to_string())?;
+        let changed = reload.generation != in_force.generation || in_force.refused.is_some();
+        let closed = if changed { self.put_into_force(&mut in_force, files)? } else { 0 };
+        Ok(Reloaded { changed, closed, needs_restart: reload.needs_restart })
+    }
+
+    fn put_into_force(&self, in_force: &mut InForce, files: &FileSource) -> Result<usize, String> {
+        let snapshot = files.snapshot();
+        warn_of(&snapshot);
+        let applied = self.apply(&snapshot);
+        in_force.generation = snapshot.generation;
+        in_force.refused = applied.as_ref().err().map(ToString::to_string);
+        self.mesh.metrics.config_reloaded(applied.is_ok());
+        match applied {
+            Ok(closed) => {
+                let generation = snapshot.generation;
+                tracing::info!(generation, closed, "configuration and policies are in force");
+                Ok(closed)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the new configuration is refused; the old one stays in force");
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Tries again what could not be enrolled.
+    pub(super) fn retry(&self) {
+        let _in_force = self.in_force();
+        if self.has_failed()
+            && let Err(error) = self.enrol()
+        {
+            tracing::error!(%error, "workloads cannot be enrolled");
+        }
+    }
+
+    /// Why the files' newest snapshot is not in force, if it is not.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.in_force().refused.clone()
+    }
+
+    fn in_force(&self) -> MutexGuard<'_, InForce> {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `snapshot` into force; returns how many live connections were closed.
+    fn apply(&self, snapshot: &Arc<Snapshot>) -> Result<usize, CaptureError> {
+        self.certify(snapshot);
         // Listeners must know the new workloads before the hooks send them connections.
         let before = Arc::clone(&self.mesh.view().snapshot);
         self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &snapshot.bundles)));
         self.mesh.set_snapshot(Arc::clone(snapshot));
         if let Err(error) = self.enrol() {
             self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &before.bundles)));
+            self.certify(&before);
             self.mesh.set_snapshot(before);
             return Err(error);
         }
         Ok(proxy::recheck(&self.mesh))
     }
 
+    /// Sees to it that each local workload of `snapshot` has an SVID, and no other identity.
+    fn certify(&self, snapshot: &Snapshot) {
+        let local = snapshot.world.local_workloads().map(|w| w.spiffe_id.clone());
+        for (id, error) in self.mesh.svids.ensure(local) {
+            tracing::error!(%id, %error, "no SVID could be issued; connections of this identity are refused");
+        }
+    }
+
     /// Makes capture match the snapshot in force.
-    pub(super) fn enrol(&self) -> Result<(), CaptureError> {
+    fn enrol(&self) -> Result<(), CaptureError> {
         let snapshot = Arc::clone(&self.mesh.view().snapshot);
         let (plan, unplanned) = plan(&self.mesh, &snapshot.world);
         // An error midway leaves parts of this plan in force: the one that shall hold is applied again.
@@ -95,9 +199,15 @@ impl Runtime {
         *known = failed;
     }
 
-    pub(super) fn has_failed(&self) -> bool {
+    fn has_failed(&self) -> bool {
         self.unsettled.load(Ordering::Relaxed)
             || !self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+fn warn_of(snapshot: &Snapshot) {
+    for warning in &snapshot.warnings {
+        tracing::warn!("{warning}");
     }
 }
 

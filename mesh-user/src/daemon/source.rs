@@ -16,6 +16,7 @@ use crate::{
         },
         explain::explain,
     },
+    ca::SvidStoreStatus,
     config::Selector,
     discovery::FileSource,
     policy,
@@ -66,6 +67,7 @@ impl AdminSource for Source {
         if !files.needs_restart.is_empty() {
             problems.push(format!("a restart is needed to change {}", files.needs_restart.join(", ")));
         }
+        problems.extend(certificate_problems(&mesh.svids.summary(SystemTime::now())));
         let locals = view.world().local_workloads().count();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -82,7 +84,7 @@ impl AdminSource for Source {
             connections: mesh.connections.count() as u64,
             policies: view.snapshot.policy_status.iter().filter(|p| p.accepted).count() as u64,
             config_loaded_unix_s: files.loaded_at_seconds,
-            last_reload_error: files.last_error.unwrap_or_default(),
+            last_reload_error: files.last_error.or_else(|| self.runtime.refused()).unwrap_or_default(),
             bpf_maps: self.bpf_maps(),
         }
     }
@@ -122,6 +124,7 @@ impl AdminSource for Source {
     fn certs(&self) -> Vec<CertRow> {
         let now = unix_seconds(SystemTime::now());
         let mut rows: Vec<_> = self.runtime.mesh.svids.status().iter().map(|s| svid(s, now)).collect();
+        rows.extend(issuer(&self.runtime.mesh.svids.summary(SystemTime::now()), now));
         for (domain, roots) in &self.runtime.bundles.load().roots {
             rows.extend(roots.iter().map(|root| self::root(domain.as_str(), root, now)));
         }
@@ -152,17 +155,17 @@ impl AdminSource for Source {
     }
 
     fn reload(&self) -> Result<ReloadReport, String> {
-        let reload = self.files.reload().map_err(|error| error.to_string())?;
-        let mut warnings = self.files.snapshot().warnings.clone();
+        let reload = self.runtime.reload(&self.files)?;
+        let snapshot = self.files.snapshot();
+        let mut warnings = snapshot.warnings.clone();
         if !reload.needs_restart.is_empty() {
             warnings.push(format!("a restart is needed to change {}", reload.needs_restart.join(", ")));
         }
-        let snapshot = self.files.snapshot();
         Ok(ReloadReport {
             changed: reload.changed,
             workloads: snapshot.world.local_workloads().count() as u64,
             policies: snapshot.policy_status.len() as u64,
-            connections_closed: 0,
+            connections_closed: reload.closed as u64,
             warnings,
         })
     }
@@ -187,6 +190,9 @@ impl AdminSource for Source {
             UNIX_EPOCH + std::time::Duration::from_secs(s.not_after_seconds)
         };
         mesh.metrics.set_svids(svids.iter().map(|s| (s.spiffe_id.as_str(), expiry(s))));
+        let summary = mesh.svids.summary(SystemTime::now());
+        let states = [("valid", summary.valid), ("missing", summary.missing), ("failing", summary.failing)];
+        mesh.metrics.set_svid_states(states, summary.issuer_end_seconds);
         mesh.metrics.text()
     }
 
@@ -239,6 +245,40 @@ fn svid(status: &crate::ca::CertificateStatus, now: i64) -> CertRow {
         not_after_unix_s: to,
         state,
     }
+}
+
+/// The certificate that signs the SVIDs; none where the issuer does not tell.
+fn issuer(summary: &SvidStoreStatus, now: i64) -> Option<CertRow> {
+    let to = signed(summary.issuer_end_seconds?);
+    let state = match validity(i64::MIN, to, now) {
+        "valid" if summary.issuer_ends_soon => "valid, ends soon: replace the files in the CA's folder",
+        state => state,
+    };
+    Some(CertRow {
+        kind: "ca".to_owned(),
+        subject: "issuing certificate".to_owned(),
+        not_after_unix_s: to,
+        state: state.to_owned(),
+        ..CertRow::default()
+    })
+}
+
+/// What about certificates an operator must act on.
+fn certificate_problems(summary: &SvidStoreStatus) -> Vec<String> {
+    let mut problems = Vec::new();
+    if summary.missing > 0 {
+        problems.push(format!(
+            "{} identities have no valid SVID, so their connections are refused: meshctl certs says why",
+            summary.missing
+        ));
+    }
+    if summary.failing > 0 {
+        problems.push(format!("renewal fails for {} SVIDs: meshctl certs says why", summary.failing));
+    }
+    if summary.issuer_ends_soon {
+        problems.push("the CA's own certificate ends soon: replace the files in its folder".to_owned());
+    }
+    problems
 }
 
 fn root(domain: &str, der: &[u8], now: i64) -> CertRow {

@@ -17,7 +17,7 @@ use notify::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{DiscoveryError, Reload, Snapshot, SourceStatus, inputs, inputs::Inputs, restart};
+use super::{DiscoveryError, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
 use crate::{
     ca,
     config::Config,
@@ -38,7 +38,7 @@ const POLL: Duration = Duration::from_secs(15);
 pub struct FileSource {
     path: PathBuf,
     current: ArcSwap<Snapshot>,
-    published: watch::Sender<u64>,
+    published: watch::Sender<Told>,
     state: Mutex<State>,
     poll: Duration,
 }
@@ -68,7 +68,7 @@ impl FileSource {
         Ok(Self {
             path: path.to_owned(),
             current: ArcSwap::from_pointee(snapshot),
-            published: watch::Sender::new(1),
+            published: watch::Sender::new(Told { generation: 1, failures: 0 }),
             state: Mutex::new(State { inputs: Some(inputs), status }),
             poll: POLL,
         })
@@ -85,8 +85,9 @@ impl FileSource {
         self.current.load_full()
     }
 
-    /// Tells of each new generation, after [`FileSource::snapshot`] returns it.
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    /// Tells of each new generation, after [`FileSource::snapshot`] returns it, and of each failure, after
+    /// [`FileSource::status`] shows it.
+    pub fn subscribe(&self) -> watch::Receiver<Told> {
         self.published.subscribe()
     }
 
@@ -132,7 +133,7 @@ impl FileSource {
                     needs_restart: needs_restart.clone(),
                 };
                 self.current.store(Arc::new(snapshot));
-                self.published.send_replace(generation);
+                self.published.send_replace(Told { generation, failures: state.status.failures });
                 Ok(Reload { changed: true, generation, needs_restart })
             }
             Err(error) => {
@@ -140,6 +141,8 @@ impl FileSource {
                 if state.status.last_error.as_ref() != Some(&text) {
                     state.status.failures += 1;
                     state.status.last_error = Some(text);
+                    let failures = state.status.failures;
+                    self.published.send_modify(|told| told.failures = failures);
                 }
                 state.status.failing_since_seconds.get_or_insert_with(now_seconds);
                 Err(error)
@@ -164,7 +167,7 @@ impl FileSource {
                 () = tokio::time::sleep(self.poll) => {}
             }
             if self.settled().await {
-                self.reload_and_log().await;
+                self.reload_blocking().await;
             }
         }
         drop(watcher);
@@ -188,24 +191,11 @@ impl FileSource {
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    async fn reload_and_log(self: &Arc<Self>) {
-        let before = self.status().last_error;
+    /// What came of it is told to subscribers.
+    async fn reload_blocking(self: &Arc<Self>) {
         let source = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || source.reload()).await {
-            Ok(Ok(reload)) if reload.changed => {
-                tracing::info!(generation = reload.generation, "configuration and policies reloaded");
-                for field in reload.needs_restart {
-                    tracing::warn!(field, "changed; takes effect at the next start");
-                }
-                for warning in &self.snapshot().warnings {
-                    tracing::warn!("{warning}");
-                }
-            }
-            Ok(Err(error)) if before != Some(error.to_string()) => {
-                tracing::error!("reload failed, the old configuration stays: {error}");
-            }
-            Ok(_) => {}
-            Err(error) => tracing::error!(%error, "reload ended early, the old configuration stays"),
+        if let Err(error) = tokio::task::spawn_blocking(move || source.reload().is_ok()).await {
+            tracing::error!(%error, "reload ended early, the old configuration stays");
         }
     }
 }

@@ -52,6 +52,15 @@ pub struct Reload {
     pub needs_restart: Vec<&'static str>,
 }
 
+/// What the source last told its subscribers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// The snapshot in use.
+    pub generation: u64,
+    /// Reloads that failed, since the start.
+    pub failures: u64,
+}
+
 /// How the source is doing, for status and metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

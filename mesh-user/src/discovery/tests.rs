@@ -54,6 +54,24 @@ fn names(source: &FileSource) -> Vec<String> {
 }
 
 #[test]
+fn a_failure_is_told_on_the_channel_once_and_its_end_as_a_new_generation() {
+    let node = Node::new();
+    let source = node.open();
+    let mut told = source.subscribe();
+    node.configure("relay: kernel");
+    for tries in 0..2 {
+        assert!(source.reload().is_err());
+        assert_eq!(told.has_changed().unwrap(), tries == 0, "the same failure is no news");
+        let seen = *told.borrow_and_update();
+        assert_eq!((seen.generation, seen.failures), (1, 1));
+    }
+    node.configure("");
+    source.reload().unwrap();
+    let seen = *told.borrow_and_update();
+    assert_eq!((seen.generation, seen.failures), (2, 1));
+}
+
+#[test]
 fn a_change_makes_a_new_snapshot_and_no_change_makes_none() {
     let node = Node::new();
     let source = node.open();
@@ -64,7 +82,7 @@ fn a_change_makes_a_new_snapshot_and_no_change_makes_none() {
     std::fs::write(node.policies().join("README"), "not read").unwrap();
     assert!(source.reload().unwrap().changed);
     assert_eq!(names(&source), ["a", "b"]);
-    assert_eq!((source.snapshot().generation, *source.subscribe().borrow()), (2, 2));
+    assert_eq!((source.snapshot().generation, source.subscribe().borrow().generation), (2, 2));
 }
 
 #[test]

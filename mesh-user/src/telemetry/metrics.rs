@@ -95,6 +95,11 @@ struct ResultLabels {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
 /// The daemon's metrics. One instance, shared by `Arc`.
 #[derive(Debug)]
 pub struct Metrics {
@@ -112,6 +117,9 @@ pub struct Metrics {
     bpf_map_capacity: Family<MapLabels, Gauge>,
     bpf_events: Family<EventLabels, Counter>,
     svid_expiry: Family<SpiffeIdLabels, Gauge>,
+    svids: Family<StateLabels, Gauge>,
+    /// Without labels, and absent where the issuer does not know its end.
+    ca_expiry: Family<Vec<(String, String)>, Gauge>,
     svid_renewals: Family<ResultLabels, Counter>,
     config_reloads: Family<ResultLabels, Counter>,
     config_last_reload_success: Gauge,
@@ -187,6 +195,8 @@ impl Metrics {
                 "meshd_svid_expiry_seconds",
                 "End of validity of each SVID held, Unix time",
             ),
+            svids: register(r, "meshd_svids", "Identities by the state of their SVID"),
+            ca_expiry: register(r, "meshd_ca_expiry_seconds", "End of the issuing certificate, Unix time"),
             svid_renewals: register(r, "meshd_svid_renewals", "SVIDs issued or renewed, and failures to"),
             config_reloads: register(r, "meshd_config_reloads", "Reloads of configuration and policies"),
             config_last_reload_success: register(
@@ -200,7 +210,11 @@ impl Metrics {
                 "When configuration was last accepted, Unix time",
             ),
             workloads: register(r, "meshd_workloads", "Enrolled workloads on this node"),
-            admin_refused: register(r, "meshd_admin_refused", "Connections to the admin socket or the metrics endpoint refused"),
+            admin_refused: register(
+                r,
+                "meshd_admin_refused",
+                "Connections to the admin socket or the metrics endpoint refused",
+            ),
             access_log_lines: register(
                 r,
                 "meshd_access_log_lines",
@@ -233,6 +247,7 @@ impl Metrics {
             drop(self.svid_renewals.get_or_create_owned(&ResultLabels { result }));
         }
         self.config_last_reload_success.set(1);
+        self.config_last_reload_seconds.set(unix_seconds(SystemTime::now()));
     }
 
     /// Counts a connection as opened and gives its handle; dropping the handle counts it as closed.
@@ -317,6 +332,17 @@ impl Metrics {
         for (spiffe_id, not_after) in svids.into_iter().take(self.limits.other_label_sets) {
             let labels = SpiffeIdLabels { spiffe_id: spiffe_id.to_owned() };
             self.svid_expiry.get_or_create(&labels).set(unix_seconds(not_after));
+        }
+    }
+
+    /// Identities by what their SVID is (`valid`, `missing`, `failing`: its renewal fails), and when the
+    /// issuing certificate ends (Unix time), where that is known.
+    pub fn set_svid_states(&self, states: [(&'static str, usize); 3], issuer_end_seconds: Option<u64>) {
+        for (state, count) in states {
+            self.svids.get_or_create(&StateLabels { state }).set(as_gauge(count as u64));
+        }
+        if let Some(end) = issuer_end_seconds {
+            self.ca_expiry.get_or_create(&Vec::new()).set(as_gauge(end));
         }
     }
 

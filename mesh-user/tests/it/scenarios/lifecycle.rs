@@ -5,7 +5,9 @@ use nix::sys::signal::Signal;
 
 use crate::it::ground::{Ground, NETNS_DIR};
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{MARKER, Mesh, is_unserved, last_line, probe, serve, start_probe, wait_event};
+use crate::it::mesh::{
+    MARKER, Mesh, ONLY_CLIENT, STRICT, is_unserved, last_line, probe, serve, start_probe, wait_event,
+};
 use crate::it::nodefile::{Workload, node_file};
 use crate::it::process::{PATIENCE, wait_until};
 
@@ -17,6 +19,8 @@ pub(super) const STORIES: &[Story] = stories![
         cleanup_removes_what_a_killed_daemon_left,
         a_bad_file_on_reload_keeps_the_old_configuration,
         a_reload_enrols_a_new_workload_and_keeps_connections,
+        a_reload_says_how_many_connections_it_closed,
+        a_reload_that_does_not_fit_the_maps_is_refused_and_told,
         a_broken_policy_file_keeps_the_old_policies,
         two_daemons_do_not_touch_each_others_workloads,
         a_second_daemon_on_the_same_runtime_folder_is_refused,
@@ -186,6 +190,62 @@ fn a_reload_enrols_a_new_workload_and_keeps_connections(ground: &Ground) -> anyh
     })?;
     let seen = last_line(&live.finish(PATIENCE * 4)?)?;
     ensure!(seen["ended"] == "open" && seen["text"] == "first", "the reload cost a connection: {seen}");
+    Ok(())
+}
+
+fn a_reload_says_how_many_connections_it_closed(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    // A change behind a link is no event: nobody but the reload of this story looks there soon.
+    let policies = ground.dir().join("behind-a-link");
+    std::fs::write(&policies, STRICT)?;
+    std::fs::remove_file(mesh.b.policies_dir().join("story.yaml"))?;
+    std::os::unix::fs::symlink(&policies, mesh.b.policies_dir().join("linked.yaml"))?;
+    mesh.start()?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    let options = ["--send", "first", "--wait-ms", "60000"];
+    let cut = start_probe(&mesh.other, mesh.server.at(7000), &options)?;
+    let host = mesh.other.v4.to_string();
+    wait_event(&server, "the other", |event| event["peer"].to_string().contains(&host))?;
+    must_serve(&mesh)?;
+    let before = mesh.b.metric("meshd_config_reloads_total", &["success"])?;
+    let nothing = mesh.b.ctl_json(&["reload"])?;
+    ensure!(nothing["changed"] == false && nothing["connections_closed"] == 0, "{nothing}");
+    std::fs::write(&policies, format!("{STRICT}{ONLY_CLIENT}"))?;
+    let told = mesh.b.ctl_json(&["reload"])?;
+    ensure!(told["changed"] == true && told["connections_closed"] == 1, "{told}");
+    let seen = last_line(&cut.finish(PATIENCE)?)?;
+    ensure!(seen["ended"] == "reset", "{seen}");
+    let counted = mesh.b.metric("meshd_config_reloads_total", &["success"])? - before;
+    ensure!(counted == 1, "{counted} reloads counted when the answer is there");
+    must_serve(&mesh)
+}
+
+fn a_reload_that_does_not_fit_the_maps_is_refused_and_told(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    // Six addresses of workloads, and two to spare.
+    mesh.limits = serde_json::json!({ "destinations": 8 });
+    mesh.start()?;
+    let _server = serve(&mesh.server, 7000, &["--echo"])?;
+    must_serve(&mesh)?;
+    for last in 1..=3 {
+        mesh.service(&format!("s{last}"), &format!("10.96.0.{last}"), 80, 7000, "server");
+    }
+    mesh.configure()?;
+    let said = mesh.a.ctl(&["reload"])?.failed()?;
+    ensure!(said.contains("limits.destinations") && said.contains("limit of 8"), "{said}");
+    let status = mesh.a.ctl_json(&["status"])?;
+    let shown = status["last_reload_error"].as_str().unwrap_or_default();
+    ensure!(shown.contains("limits.destinations"), "{status}");
+    ensure!(mesh.a.metric("meshd_config_last_reload_success", &[])? == 0, "no metric shows it");
+    // What was in force still is.
+    must_serve(&mesh)?;
+    mesh.services.truncate(1);
+    mesh.configure()?;
+    mesh.a.ctl(&["reload"])?.succeeded()?;
+    let status = mesh.a.ctl_json(&["status"])?;
+    ensure!(status["last_reload_error"] == "", "{status}");
+    let seen = probe(&mesh.client, "10.96.0.1:80".parse()?, &["--send", MARKER, "--shutdown"])?;
+    ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{seen}");
     Ok(())
 }
 
