@@ -26,6 +26,9 @@ pub struct Config {
     /// Other trust domains that name the same workloads, accepted for peers and for principals in policies.
     #[serde(default)]
     pub trust_domain_aliases: Vec<TrustDomain>,
+    /// The cluster that this file's workloads run in: Istio's `source_cluster` and `destination_cluster` labels.
+    #[serde(default = "default_cluster_name")]
+    pub cluster_name: String,
     /// Policies in this namespace apply to the whole mesh.
     #[serde(default = "default_root_namespace")]
     pub root_namespace: String,
@@ -218,6 +221,9 @@ pub struct RemoteWorkloadConfig {
     /// The node it runs on.
     #[serde(default)]
     pub node: String,
+    /// The cluster it runs in; none: `clusterName`.
+    #[serde(default)]
+    pub cluster_name: Option<String>,
 }
 
 /// A virtual address in front of workloads of its namespace.
@@ -409,6 +415,10 @@ pub enum ShutdownHooks {
 
 fn default_trust_domain() -> TrustDomain {
     TrustDomain::cluster_local()
+}
+
+fn default_cluster_name() -> String {
+    "Kubernetes".to_owned()
 }
 
 fn default_root_namespace() -> String {

@@ -47,6 +47,12 @@ impl Check<'_> {
 pub(super) fn check(config: &Config, text: &str) -> Vec<Problem> {
     let mut check = Check { text, problems: Vec::new() };
     check.name("node", &config.node);
+    check.name("clusterName", &config.cluster_name);
+    for (i, remote) in config.remote_workloads.iter().enumerate() {
+        if let Some(cluster) = &remote.cluster_name {
+            check.name(&format!("remoteWorkloads[{i}].clusterName"), cluster);
+        }
+    }
     check.name("rootNamespace", &config.root_namespace);
     settings(&mut check, config);
     workloads(&mut check, config);

@@ -154,6 +154,8 @@ pub struct WorkloadLabels {
     pub canonical_service: Arc<str>,
     /// `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`, or `latest`.
     pub canonical_revision: Arc<str>,
+    /// The cluster it runs in.
+    pub cluster: Arc<str>,
 }
 
 impl WorkloadLabels {
@@ -179,7 +181,13 @@ impl WorkloadLabels {
             version: first(&["version"]).unwrap_or_else(|| UNKNOWN.to_owned()).into(),
             canonical_service: canonical.into(),
             canonical_revision: revision.into(),
+            cluster: UNKNOWN.into(),
         }
+    }
+
+    /// The same with the cluster it runs in.
+    pub fn in_cluster(self, cluster: &str) -> Self {
+        Self { cluster: cluster.into(), ..self }
     }
 
     /// Every label the same: `unknown`, or the overflow bucket's name.
@@ -192,7 +200,8 @@ impl WorkloadLabels {
             app: v.clone(),
             version: v.clone(),
             canonical_service: v.clone(),
-            canonical_revision: v,
+            canonical_revision: v.clone(),
+            cluster: v,
         }
     }
 
@@ -273,7 +282,7 @@ impl EncodeLabelSet for IstioLabels<'_> {
             ("source_version", &source.version),
             ("source_canonical_service", &source.canonical_service),
             ("source_canonical_revision", &source.canonical_revision),
-            ("source_cluster", UNKNOWN),
+            ("source_cluster", &source.cluster),
             ("destination_workload", &destination.workload),
             ("destination_workload_namespace", &destination.namespace),
             ("destination_principal", &destination.principal),
@@ -284,7 +293,7 @@ impl EncodeLabelSet for IstioLabels<'_> {
             ("destination_service_namespace", &c.service.namespace),
             ("destination_canonical_service", &destination.canonical_service),
             ("destination_canonical_revision", &destination.canonical_revision),
-            ("destination_cluster", UNKNOWN),
+            ("destination_cluster", &destination.cluster),
             ("request_protocol", "tcp"),
             ("response_flags", flags.as_str()),
         ];

@@ -14,7 +14,9 @@ fn labels(client: &str, server: &str) -> ConnectionLabels {
     let id = |name: &str| format!("spiffe://cluster.local/ns/shop/sa/{name}");
     ConnectionLabels {
         reporter: Reporter::Destination,
-        source: Arc::new(WorkloadLabels::new(client, "shop", Some(&id(client)), &app(client))),
+        source: Arc::new(
+            WorkloadLabels::new(client, "shop", Some(&id(client)), &app(client)).in_cluster("Kubernetes"),
+        ),
         destination: Arc::new(WorkloadLabels::new(server, "shop", Some(&id(server)), &app(server))),
         service: Arc::new(ServiceLabels::new("db.shop.svc.cluster.local", "db", "shop")),
         security: ConnectionSecurityPolicy::MutualTls,
@@ -47,7 +49,7 @@ fn a_connections_life_in_istios_names_and_labels() {
     let golden = "istio_tcp_received_bytes_total{reporter=\"destination\",source_workload=\"web\",\
         source_workload_namespace=\"shop\",source_principal=\"spiffe://cluster.local/ns/shop/sa/web\",\
         source_app=\"web\",source_version=\"unknown\",source_canonical_service=\"web\",\
-        source_canonical_revision=\"latest\",source_cluster=\"unknown\",destination_workload=\"db\",\
+        source_canonical_revision=\"latest\",source_cluster=\"Kubernetes\",destination_workload=\"db\",\
         destination_workload_namespace=\"shop\",destination_principal=\"spiffe://cluster.local/ns/shop/sa/db\",\
         destination_app=\"db\",destination_version=\"unknown\",destination_service=\"db.shop.svc.cluster.local\",\
         destination_service_name=\"db\",destination_service_namespace=\"shop\",\

@@ -2,6 +2,7 @@
 //! lookup ambiguous is refused here again, so that no other source can slip it in.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -151,53 +152,56 @@ fn canonical(addresses: &[IpAddr]) -> Vec<IpAddr> {
     addresses.iter().map(IpAddr::to_canonical).collect()
 }
 
-fn identity(config: &Config, name: &WorkloadName, account: &str) -> Result<SpiffeId, WorldError> {
-    SpiffeId::for_service_account(&config.trust_domain, &name.namespace, account)
-        .map_err(|source| WorldError::Identity { workload: name.to_string(), source })
-}
-
-fn local(config: &Config, workload: &WorkloadConfig) -> Result<Workload, WorldError> {
-    let name = name(&workload.namespace, &workload.name);
-    let ports = match &workload.selector {
-        Selector::Netns(_) => InboundPorts::AllBut(workload.exclude_inbound_ports.clone()),
-        Selector::Cgroup(_) | Selector::User(_) => {
-            let captured = workload.ports.iter().filter(|p| !workload.exclude_inbound_ports.contains(p));
-            InboundPorts::Only(captured.copied().collect())
-        }
-    };
+fn local(config: &Config, entry: &WorkloadConfig) -> Result<Workload, WorldError> {
+    let by_port = !matches!(entry.selector, Selector::Netns(_));
     Ok(Workload {
-        id: WorkloadId(0),
-        spiffe_id: identity(config, &name, &workload.service_account)?,
-        name,
-        service_account: workload.service_account.as_str().into(),
-        labels: workload.labels.clone(),
-        addresses: canonical(&workload.addresses),
-        ports,
+        labels: entry.labels.clone(),
+        addresses: canonical(&entry.addresses),
+        ports: captured(by_port, &entry.ports, &entry.exclude_inbound_ports),
         local: Some(LocalWorkload {
-            selector: workload.selector.clone(),
-            exclude_outbound_ports: workload.exclude_outbound_ports.clone(),
+            selector: entry.selector.clone(),
+            exclude_outbound_ports: entry.exclude_outbound_ports.clone(),
         }),
         node: config.node.as_str().into(),
+        ..named(config, &entry.namespace, &entry.name, &entry.service_account)?
     })
 }
 
-fn remote(config: &Config, workload: &RemoteWorkloadConfig) -> Result<Workload, WorldError> {
-    let name = name(&workload.namespace, &workload.name);
-    let ports = if workload.ports.is_empty() {
-        InboundPorts::AllBut(workload.exclude_inbound_ports.clone())
-    } else {
-        let captured = workload.ports.iter().filter(|p| !workload.exclude_inbound_ports.contains(p));
-        InboundPorts::Only(captured.copied().collect())
-    };
+fn remote(config: &Config, entry: &RemoteWorkloadConfig) -> Result<Workload, WorldError> {
+    let named = named(config, &entry.namespace, &entry.name, &entry.service_account)?;
+    Ok(Workload {
+        labels: entry.labels.clone(),
+        addresses: canonical(&entry.addresses),
+        ports: captured(!entry.ports.is_empty(), &entry.ports, &entry.exclude_inbound_ports),
+        node: entry.node.as_str().into(),
+        cluster: entry.cluster_name.as_deref().map_or(named.cluster, Arc::from),
+        ..named
+    })
+}
+
+/// A workload of which no more is known yet than who it is.
+fn named(config: &Config, namespace: &str, name: &str, account: &str) -> Result<Workload, WorldError> {
+    let name = self::name(namespace, name);
+    let spiffe_id = SpiffeId::for_service_account(&config.trust_domain, namespace, account)
+        .map_err(|source| WorldError::Identity { workload: name.to_string(), source })?;
     Ok(Workload {
         id: WorkloadId(0),
-        spiffe_id: identity(config, &name, &workload.service_account)?,
+        spiffe_id,
         name,
-        service_account: workload.service_account.as_str().into(),
-        labels: workload.labels.clone(),
-        addresses: canonical(&workload.addresses),
-        ports,
+        service_account: account.into(),
+        labels: BTreeMap::new(),
+        addresses: Vec::new(),
+        ports: InboundPorts::AllBut(Vec::new()),
         local: None,
-        node: Arc::from(workload.node.as_str()),
+        node: "".into(),
+        cluster: config.cluster_name.as_str().into(),
     })
+}
+
+fn captured(by_port: bool, ports: &[u16], excluded: &[u16]) -> InboundPorts {
+    if by_port {
+        InboundPorts::Only(ports.iter().filter(|port| !excluded.contains(port)).copied().collect())
+    } else {
+        InboundPorts::AllBut(excluded.to_vec())
+    }
 }

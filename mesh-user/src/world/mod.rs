@@ -59,6 +59,8 @@ pub struct Workload {
     pub local: Option<LocalWorkload>,
     /// The node it runs on.
     pub node: Arc<str>,
+    /// The cluster it runs in, for metrics.
+    pub cluster: Arc<str>,
 }
 
 impl Workload {
