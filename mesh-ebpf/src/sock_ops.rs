@@ -15,6 +15,7 @@ use mesh_common::{Counter, HostClientKey, OriginalDst, SockView, TupleKey, socke
 use crate::{
     context::{Ends, read_ends},
     maps::{BY_TUPLE, HOST_CLIENTS, PEER_OF, count, view, view_or_create},
+    read::read_field,
 };
 
 const TCP_CLOSE: u32 = 7;
@@ -63,9 +64,13 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     if view.flags & (socket_flags::CAPTURED | socket_flags::HOST_CLIENT) == 0 {
         return;
     }
-    // SAFETY: the helper takes this hook's own context. Without the flag an entry outlives its connection,
-    // and the next one from that port overwrites it.
-    unsafe { bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
+    // SAFETY: the program's own context; the helper takes it. The socket's flags are one word for all programs:
+    // those that another one has set stay. Without ours an entry outlives its connection, and the next one from
+    // that port overwrites it.
+    unsafe {
+        let flags = read_field!(ctx, bpf_sock_ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        bpf_sock_ops_cb_flags_set(ctx, flags as i32);
+    }
     let ends = read_ends(ctx);
     if view.flags & socket_flags::CAPTURED != 0 {
         let original =

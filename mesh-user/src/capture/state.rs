@@ -64,10 +64,6 @@ impl State {
             // An earlier run's maps stay with its programs until those are replaced.
             dir.unpin(&format!("{MAP_PREFIX}{name}"))?;
         }
-        // The earlier run's bind hooks would keep our listeners from their ports; nothing passes by them.
-        for name in ["bind4", "bind6"] {
-            dir.detach(&format!("{}{name}", hooks::LINK_PREFIX))?;
-        }
         let mut node = NodeObject::load(&dir.bpf(), &settings.limits, settings.log_programs)?;
         let program_log =
             if settings.log_programs { Some(ProgramLog::start(node.ebpf_mut())?) } else { None };
@@ -124,6 +120,9 @@ impl State {
     }
 
     fn carry_out(&mut self, plan: &CapturePlan, applied: &mut Applied) -> Result<(), CaptureError> {
+        if self.links.is_empty() {
+            self.free_listener_ports()?;
+        }
         let mut resolved = Vec::with_capacity(plan.workloads.len());
         let mut cookies = HashMap::new();
         for workload in &plan.workloads {
@@ -144,6 +143,15 @@ impl State {
             self.remove_stale_links()?;
         }
         applied.enrolled = resolved.iter().map(|found| found.workload.id).collect();
+        Ok(())
+    }
+
+    /// An earlier run's bind hooks would keep our listeners from their ports; nothing passes by them. They stay
+    /// until now, when all else that a start can fail for is done: where nobody listens, others could.
+    fn free_listener_ports(&self) -> Result<(), CaptureError> {
+        for name in ["bind4", "bind6"] {
+            self.dir.detach(&format!("{}{name}", hooks::LINK_PREFIX))?;
+        }
         Ok(())
     }
 

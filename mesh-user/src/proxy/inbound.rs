@@ -9,7 +9,7 @@ use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
     detect::{Opening, opening},
-    mesh::{handshake_limits, liveness},
+    mesh::{OVER_LIMIT, handshake_limits, liveness},
     stage::{Ends, Wire, carry},
 };
 use crate::{
@@ -30,10 +30,6 @@ pub(super) async fn inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: Worklo
         return; // reset before it was accepted: nobody to tell
     };
     let (client, local) = (canonical(client), canonical(local));
-    let Some(_admission) = mesh.admit() else {
-        tracing::warn!(%client, "limits.connections is reached; a connection is refused");
-        return reset_on_close(&stream);
-    };
     let view = mesh.view().clone();
     let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
         return reset_on_close(&stream);
@@ -47,6 +43,10 @@ pub(super) async fn inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: Worklo
         (client, source),
         (local, Some(workload)),
     );
+    let Some(_admission) = mesh.admit() else {
+        reset_on_close(&stream);
+        return attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
+    };
     let inbound = Inbound { mesh: &mesh, view: &view, workload, source, client, local };
     match inbound.open(&mut attempt, stream, &net).await {
         Ok(Opened { wire, app, sni, guard }) => {

@@ -137,6 +137,9 @@ impl Mesh {
     }
 }
 
+/// What the access log says of a connection that was not admitted.
+pub(super) const OVER_LIMIT: &str = "limits.connections is reached: raise it, or find who holds so many";
+
 /// Counts a connection against the node's limit until it is dropped.
 pub(super) struct Admission(Arc<Mesh>);
 

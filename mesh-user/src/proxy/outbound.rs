@@ -10,7 +10,7 @@ use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
     inbound::{canonical, connected, handshake_failure},
-    mesh::{handshake_limits, liveness},
+    mesh::{OVER_LIMIT, handshake_limits, liveness},
     stage::{Ends, Wire, carry},
 };
 use crate::{
@@ -34,10 +34,6 @@ pub(super) async fn outbound(
     original: OriginalDestination,
     app: TcpStream,
 ) {
-    let Some(_admission) = mesh.admit() else {
-        tracing::warn!(workload = %name, "limits.connections is reached; a connection is refused");
-        return reset_on_close(&app);
-    };
     let view = mesh.view().clone();
     let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
         return reset_on_close(&app);
@@ -52,6 +48,10 @@ pub(super) async fn outbound(
         (source, Some(workload)),
         (destination, view.world().by_socket(destination)),
     );
+    let Some(_admission) = mesh.admit() else {
+        reset_on_close(&app);
+        return attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
+    };
     let outbound =
         Outbound { mesh: &mesh, view: &view, workload, net: &net, source: original.source, destination };
     match outbound.open(&mut attempt, &app).await {

@@ -134,7 +134,7 @@ fn probe(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects as the arguments say: from a port, without blocking, through a v4-mapped address.
+/// Connects as the arguments say: from an address and port, without blocking, through a v4-mapped address.
 fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
     let to = match to {
         // A dual-stack program's way to an IPv4 host.
@@ -151,6 +151,10 @@ fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
         return Ok(stream);
     }
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(own) = args.option("--from") {
+        let own: SocketAddr = own.parse().map_err(std::io::Error::other)?;
+        socket.bind(&own.into())?;
+    }
     socket.connect(&to.into())?;
     Ok(socket.into())
 }

@@ -45,7 +45,11 @@ pub struct Capability {
 /// Removes what an earlier canary left that was killed.
 pub(super) fn clean_up(runtime_dir: &std::path::Path) -> Result<(), CaptureError> {
     let dir = runtime_dir.join(DIR_NAME);
-    if dir.exists() { cleanup(&dir) } else { Ok(()) }
+    if !dir.exists() {
+        return Ok(());
+    }
+    stage::ChildCgroup::remove_left(&dir);
+    cleanup(&dir)
 }
 
 /// Does everything once and says what was seen. An error means that the stage could not be set up; what was
@@ -61,7 +65,7 @@ pub fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError
         ..settings.clone()
     };
     let capture = Capture::start(&own)?;
-    let outcome = perform(&capture, &stage, settings);
+    let outcome = perform(&capture, &stage, &own);
     let ended = capture.shutdown();
     let mut proofs = outcome?;
     ended?;
@@ -83,7 +87,7 @@ fn perform(
         at.map(|at| applied.namespaces.swap_remove(at)).ok_or(CaptureError::Object("canary namespace"))
     };
     let (client, server) = (take(stage.client.cookie())?, take(stage.server.cookie())?);
-    let child = peer::Child::start(&settings.cgroup, stage)?;
+    let child = peer::Child::start(&settings.cgroup, &settings.runtime_dir, stage)?;
     Ok(script::play(client, server, child))
 }
 

@@ -21,6 +21,8 @@ use super::{
 };
 use crate::sys::netns::NetNs;
 
+/// How the child's line begins where its client could not connect.
+pub(super) const CONNECT_FAILED: &str = "connect failed";
 const IPPROTO_MPTCP: i32 = 262;
 
 /// Why the child could not play its part.
@@ -60,7 +62,7 @@ pub fn run(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Res
                 clients.push(stream);
                 line
             }
-            Err(error) => format!("connect failed: {error}"),
+            Err(error) => format!("{CONNECT_FAILED}: {error}"),
         };
         say(&line).map_err(peer_failed("report"))?;
     }
@@ -118,9 +120,10 @@ pub(super) struct Child {
 }
 
 impl Child {
-    pub(super) fn start(attached: &Path, stage: &Stage) -> Result<Self, CaptureError> {
+    /// `runtime_dir` is the canary's own.
+    pub(super) fn start(attached: &Path, runtime_dir: &Path, stage: &Stage) -> Result<Self, CaptureError> {
         // Where cgroups are read-only the child stays in meshd's own, which may be below the attached one.
-        let cgroup = ChildCgroup::create(attached)
+        let cgroup = ChildCgroup::create(attached, runtime_dir)
             .inspect_err(|error| tracing::info!(%error, "the canary runs in meshd's own cgroup"))
             .ok();
         let mut command = Command::new("/proc/self/exe");

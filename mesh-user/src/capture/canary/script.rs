@@ -13,7 +13,7 @@ use socket2::Socket;
 use super::{
     super::{EnrolledNamespace, PeerViewGuard},
     Capability, SERVER_PORT, STEP_LIMIT,
-    peer::Child,
+    peer::{CONNECT_FAILED, Child},
     stage::{CLIENT, SERVER},
 };
 
@@ -114,12 +114,17 @@ impl Play {
         view: &mut Seen,
     ) -> Option<SocketAddr> {
         let wanted = Self::server_address(family);
+        // The kernel completes the client's connect; a client that failed is not worth waiting for.
+        let line = self.child.line();
+        let limit = match &line {
+            Ok(line) if !line.starts_with(CONNECT_FAILED) => STEP_LIMIT,
+            _ => Duration::ZERO,
+        };
         let accepted = match self.client.listeners.outbound.get(family) {
-            Some(listener) => accept_within(listener, STEP_LIMIT)
+            Some(listener) => accept_within(listener, limit)
                 .map_err(|error| format!("connect to {wanted} did not reach meshd's listener: {error}")),
             None => Err("meshd has no listener of this family".to_owned()),
         };
-        let line = self.child.line();
         let app = accepted.as_ref().ok().map(|(_, app)| *app);
         note(redirect, accepted.as_ref().map_or_else(|why| Err(why.clone()), |_| Ok(wanted.to_string())));
         let found = app.and_then(|app| self.client.net.original_dst(app));

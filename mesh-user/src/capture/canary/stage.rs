@@ -1,9 +1,10 @@
 //! Two namespaces without names, joined by a veth pair, and the throwaway cgroup. All of it goes when dropped.
 
 use std::{
+    ffi::OsString,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::ffi::OsStringExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -75,22 +76,46 @@ fn lacks_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EACCES))
 }
 
+/// Where a canary notes the cgroup it makes, in its runtime directory: whoever cleans up after it finds it.
+const NOTE: &str = "cgroup";
+
 /// A cgroup for the child, below the one where the hooks are.
 #[derive(Debug)]
-pub(super) struct ChildCgroup(PathBuf);
+pub(super) struct ChildCgroup {
+    path: PathBuf,
+    note: PathBuf,
+}
 
 impl ChildCgroup {
-    /// One that a killed canary left is used again.
-    pub(super) fn create(parent: &Path) -> io::Result<Self> {
+    /// Makes it, noted in `runtime_dir` before it is there.
+    pub(super) fn create(parent: &Path, runtime_dir: &Path) -> io::Result<Self> {
         let path = parent.join(format!("meshd-canary-{}", std::process::id()));
+        let note = runtime_dir.join(NOTE);
+        fs::write(&note, path.as_os_str().as_encoded_bytes())?;
         match fs::create_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(Self(path)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&note)?;
+                Err(error)
+            }
+            _ => Ok(Self { path, note }),
         }
     }
 
+    /// Removes the one that a killed canary left, with the child in it, which may not have noticed yet.
+    pub(super) fn remove_left(runtime_dir: &Path) {
+        let note = runtime_dir.join(NOTE);
+        let Ok(path) = fs::read(&note) else { return };
+        let path = PathBuf::from(OsString::from_vec(path));
+        if path.is_dir()
+            && let Err(error) = fs::write(path.join("cgroup.kill"), "1")
+        {
+            tracing::warn!(cgroup = %path.display(), %error, "the child of a dead canary cannot be ended");
+        }
+        drop(Self { path, note });
+    }
+
     pub(super) fn processes(&self) -> PathBuf {
-        self.0.join("cgroup.procs")
+        self.path.join("cgroup.procs")
     }
 }
 
@@ -98,12 +123,18 @@ impl Drop for ChildCgroup {
     fn drop(&mut self) {
         // A process that has just ended may still count for a moment.
         let deadline = Instant::now() + Duration::from_secs(1);
-        while let Err(error) = fs::remove_dir(&self.0) {
+        while let Err(error) = fs::remove_dir(&self.path) {
+            if error.kind() == io::ErrorKind::NotFound {
+                break;
+            }
             if Instant::now() > deadline {
-                tracing::warn!(cgroup = %self.0.display(), %error, "the canary's cgroup could not be removed");
-                return;
+                let cgroup = self.path.display();
+                tracing::warn!(%cgroup, %error, "the canary's cgroup could not be removed");
+                break;
             }
             thread::sleep(Duration::from_millis(5));
         }
+        // Absent where it could not be written.
+        let _ = fs::remove_file(&self.note);
     }
 }

@@ -7,7 +7,9 @@ mod endings;
 mod hostile;
 mod http;
 mod lifecycle;
+mod limits;
 mod modes;
+mod neighbours;
 mod operating;
 mod policy;
 mod selectors;
@@ -17,7 +19,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 12] = [
+    let topics: [(&str, &'static [Story]); 14] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -28,6 +30,8 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("policy", policy::STORIES),
         ("hostile", hostile::STORIES),
         ("lifecycle", lifecycle::STORIES),
+        ("limits", limits::STORIES),
+        ("neighbours", neighbours::STORIES),
         ("selectors", selectors::STORIES),
         ("operating", operating::STORIES),
     ];

@@ -1,0 +1,71 @@
+//! Somebody else's programs on the same cgroup, for tests only: meshd never loads this object. They count what they
+//! see, ask for callbacks of their own, or refuse, as another agent of the node may.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    bindings::{BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops},
+    btf_maps::Array,
+    helpers::generated::bpf_sock_ops_cb_flags_set,
+    macros::{btf_map, cgroup_sock_addr, sock_ops},
+    programs::{SockAddrContext, SockOpsContext},
+};
+
+/// 127.0.0.1 as it lies in memory: where captured connections go.
+const LOOPBACK_V4_NET: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
+const CONNECTS: u32 = 0;
+const RTT_CALLBACKS: u32 = 1;
+
+#[btf_map]
+static SEEN: Array<u64, 2> = Array::new();
+
+#[inline(always)]
+fn count(slot: u32) {
+    if let Some(value) = SEEN.get_ptr_mut(slot) {
+        // SAFETY: the map's own value; two processors at once may lose a count, which the test does not mind.
+        unsafe { *value += 1 };
+    }
+}
+
+/// Sees every connect and leaves it alone.
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn watch_connect(_: SockAddrContext) -> i32 {
+    count(CONNECTS);
+    1
+}
+
+/// Refuses every connect.
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn refuse_connect(_: SockAddrContext) -> i32 {
+    count(CONNECTS);
+    0
+}
+
+/// Asks each socket that connects over loopback for round-trip callbacks, and counts those that come.
+#[sock_ops]
+pub(crate) fn watch_rtt(ctx: SockOpsContext) -> u32 {
+    let ops: *mut bpf_sock_ops = ctx.ops;
+    // SAFETY: the program's own context.
+    let op = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ops).op)) };
+    // SAFETY: as above.
+    let remote_v4_net = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ops).remote_ip4)) };
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB && remote_v4_net == LOOPBACK_V4_NET {
+        // SAFETY: as above; a polite neighbour keeps what others have asked for.
+        unsafe {
+            let flags = core::ptr::read_volatile(core::ptr::addr_of!((*ops).bpf_sock_ops_cb_flags));
+            bpf_sock_ops_cb_flags_set(ops, (flags | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
+        }
+    } else if op == BPF_SOCK_OPS_RTT_CB {
+        count(RTT_CALLBACKS);
+    }
+    1
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
