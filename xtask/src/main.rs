@@ -20,6 +20,7 @@ mod process;
 mod report;
 mod setup;
 mod story;
+mod systemd;
 mod test;
 mod toolchain;
 mod virtiofs;

@@ -1,5 +1,5 @@
 //! `cargo xtask test`: lint, unit, integration on this machine's kernel, then the same integration binary in a
-//! virtual machine per kernel. A level that cannot run is skipped with its reason; one that says nothing failed.
+//! virtual machine per kernel, and systemd's unit in one more. A level that cannot run is skipped with its reason; one that says nothing failed.
 
 use std::{
     io::{BufRead, BufReader},
@@ -19,7 +19,7 @@ use crate::{
     libtest::Summary,
     lint, paths,
     report::{self, Level},
-    setup, vm,
+    setup, systemd, vm,
 };
 
 /// An emulated kernel is ten to thirty times slower than this machine's own.
@@ -30,12 +30,14 @@ const RELAY: &str = "relay_kernel";
 
 /// Stories left out on the emulated 7.x machine, which has one processor only (`vm.rs` says why) and so takes a
 /// minute for each: they are told on this machine's kernel and on the other two.
-const LEFT_OUT_ON_7: [&str; 9] = [
+const LEFT_OUT_ON_7: [&str; 11] = [
     "bulk::",
     "hostile::",
     "http::",
     "lifecycle::",
+    "limits::",
     "modes::",
+    "neighbours::",
     "operating::",
     "policy::",
     "selectors::",
@@ -64,6 +66,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
             finish(&mut levels, native(&binaries.integration, args));
             for series in chosen_kernels(args) {
                 finish(&mut levels, in_vm(&binaries, series, args));
+            }
+            if chosen_kernels(args).contains(&systemd::KERNEL) && args.filter.is_none() {
+                finish(&mut levels, systemd::run(&binaries.integration));
             }
         }
         Err(error) => {

@@ -105,7 +105,7 @@ impl WorkloadNet {
     /// is under way when this returns: wait for writability, then read `SO_ERROR`.
     ///
     /// It leaves from `source` where that is possible, from that address with another port where only the
-    /// port is taken.
+    /// port cannot be had.
     pub fn wire_socket(&self, dst: SocketAddr, source: Option<SocketAddr>) -> io::Result<Socket> {
         let Some(source) = source.filter(|source| source.is_ipv4() == dst.is_ipv4()) else {
             let socket = self.own_socket(dst)?;
@@ -113,7 +113,7 @@ impl WorkloadNet {
             return Ok(socket);
         };
         match self.wire_socket_from(dst, source) {
-            Err(error) if source.port() != 0 && is_taken(&error) => {
+            Err(error) if source.port() != 0 && is_denied(&error) => {
                 self.wire_socket_from(dst, SocketAddr::new(source.ip(), 0))
             }
             result => result,
@@ -175,8 +175,10 @@ impl WorkloadNet {
     }
 }
 
-fn is_taken(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+/// The port is taken, or a privileged one that this process may not have.
+fn is_denied(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+    matches!(error.kind(), AddrInUse | AddrNotAvailable | PermissionDenied)
 }
 
 fn start_connect(socket: &Socket, dst: SocketAddr) -> io::Result<()> {

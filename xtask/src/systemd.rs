@@ -1,0 +1,52 @@
+//! The unit file at work: `mesh-user/tests/systemd_unit.sh` in a virtual machine, under a systemd of its own.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    command::{note, step},
+    kernels::Series,
+    libtest::Summary,
+    paths,
+    report::Level,
+    setup, vm,
+};
+
+/// One is enough: nothing in the unit depends on the kernel.
+pub(crate) const KERNEL: Series = Series::V6_12;
+const NAME: &str = "systemd unit";
+const LIMIT: Duration = Duration::from_secs(10 * 60);
+/// The machine sees this one's files, so its systemd is this one's.
+const SYSTEMD: &str = "/lib/systemd/systemd";
+
+/// Runs it with the programs beside `integration`, a test's executable.
+pub(crate) fn run(integration: &Path) -> Level {
+    step("systemd's unit (virtual machine)");
+    if !Path::new(SYSTEMD).exists() {
+        return Level::skipped(NAME, &format!("no systemd here to run the unit with: {SYSTEMD} is missing"));
+    }
+    let kernel = match setup::for_vm(KERNEL) {
+        Ok(kernel) => kernel,
+        Err(error) => return Level::skipped(NAME, &format!("no virtual machine: {error:#}")),
+    };
+    let started = Instant::now();
+    // `<target>/<profile>/deps/integration-<hash>`
+    let programs = integration.ancestors().nth(2).unwrap_or(integration);
+    let script = paths::workspace().join("mesh-user/tests/systemd_unit.sh");
+    let words = [Path::new("bash"), &script, programs, &paths::workspace().join("deploy")];
+    let command = words.map(|word| word.display().to_string()).into();
+    let guest = vm::Guest { kernel: &kernel, command, env: Vec::new(), timeout: LIMIT };
+    let failure = match guest.run(|line| println!("{line}")) {
+        Ok(outcome) if outcome.exit_code == 0 => None,
+        Ok(outcome) => Some(format!("{NAME}: exit code {}", outcome.exit_code)),
+        Err(error) => Some(format!("{NAME}: {error:#}")),
+    };
+    let mut summary = Summary { passed: 1, ..Summary::default() };
+    if let Some(failure) = failure {
+        note(&failure);
+        summary = Summary { failed: 1, failed_names: vec![failure], ..Summary::default() };
+    }
+    Level { name: NAME.to_owned(), summary, took: started.elapsed() }
+}
