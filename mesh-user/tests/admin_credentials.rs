@@ -1,64 +1,25 @@
 //! The admin socket's two walls against another user of the machine: the file's mode, and, where that is
 //! gone, the kernel's word on who connects. Needs root, to become somebody else; fails without.
 
+#[path = "../src/admin/fake.rs"]
+mod fake;
+
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::{Command, Output},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
 };
 
+use fake::Fake;
 use mesh_user::admin::{
     AdminLimits, AdminServer, AdminSource, CertRow, CheckRow, ConnectionRow, ExplainError, ExplainQuery,
-    Explanation, PolicyRow, ReloadReport, Status, WorkloadRow,
+    Explanation, Mode, PolicyRow, ReloadReport, Status, WorkloadRow,
 };
 use tokio_util::sync::CancellationToken;
 
 const NOBODY: u32 = 65534;
-
-#[derive(Default)]
-struct Daemon {
-    refused: AtomicUsize,
-    answered: AtomicUsize,
-}
-
-impl AdminSource for Daemon {
-    fn status(&self) -> Status {
-        self.answered.fetch_add(1, SeqCst);
-        Status { ready: true, ..Status::default() }
-    }
-    fn workloads(&self) -> Vec<WorkloadRow> {
-        Vec::new()
-    }
-    fn connections(&self) -> Vec<ConnectionRow> {
-        Vec::new()
-    }
-    fn certs(&self) -> Vec<CertRow> {
-        Vec::new()
-    }
-    fn policies(&self) -> Vec<PolicyRow> {
-        Vec::new()
-    }
-    fn check(&self) -> Vec<CheckRow> {
-        Vec::new()
-    }
-    fn explain(&self, _query: &ExplainQuery) -> Result<Explanation, ExplainError> {
-        Ok(Explanation::default())
-    }
-    fn reload(&self) -> Result<ReloadReport, String> {
-        Ok(ReloadReport::default())
-    }
-    fn metrics_text(&self) -> String {
-        String::new()
-    }
-    fn admin_refused(&self, _reason: &'static str) {
-        self.refused.fetch_add(1, SeqCst);
-    }
-}
 
 async fn status_as(uid: u32, meshctl: &Path, runtime_dir: &Path) -> Output {
     let (meshctl, runtime_dir) = (meshctl.to_owned(), runtime_dir.to_owned());
@@ -77,9 +38,9 @@ async fn another_user_is_refused_by_file_mode_and_by_credentials() {
     let meshctl = dir.path().join("meshctl");
     fs::copy(env!("CARGO_BIN_EXE_meshctl"), &meshctl).unwrap();
     let server = AdminServer::bind(dir.path(), AdminLimits::default()).unwrap();
-    let daemon = Arc::new(Daemon::default());
+    let daemon = Arc::new(Fake::default());
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(server.serve(Arc::<Daemon>::clone(&daemon), stop.clone()));
+    let serving = tokio::spawn(server.serve(Arc::<Fake>::clone(&daemon), stop.clone()));
 
     let root = status_as(0, &meshctl, dir.path()).await;
     assert!(root.status.success(), "{}", String::from_utf8_lossy(&root.stderr));

@@ -1,12 +1,12 @@
 //! The admin API over real sockets, with a daemon that only tells stories.
 
+#[path = "fake.rs"]
+mod fake;
+
 use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -16,15 +16,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::fake::Fake;
 use super::{api::ApiError, *};
 use crate::telemetry::{Direction, RelayKind};
-
-#[derive(Default)]
-struct Story {
-    refused: AtomicUsize,
-    reload_fails: bool,
-    not_ready: bool,
-}
 
 fn connection(id: u64) -> ConnectionRow {
     ConnectionRow {
@@ -49,58 +43,18 @@ fn connection(id: u64) -> ConnectionRow {
     }
 }
 
-impl AdminSource for Story {
-    fn status(&self) -> Status {
-        Status { node: "node-a".into(), ready: !self.not_ready, ..Status::default() }
-    }
-    fn workloads(&self) -> Vec<WorkloadRow> {
-        vec![WorkloadRow { name: "web".into(), mode: Mode::Strict, ..WorkloadRow::default() }]
-    }
-    fn connections(&self) -> Vec<ConnectionRow> {
-        (0..3).map(connection).collect()
-    }
-    fn certs(&self) -> Vec<CertRow> {
-        Vec::new()
-    }
-    fn policies(&self) -> Vec<PolicyRow> {
-        Vec::new()
-    }
-    fn check(&self) -> Vec<CheckRow> {
-        Vec::new()
-    }
-    fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
-        if query.port == 1 {
-            return Err(ExplainError::Unknown("workload shop/ghost".into()));
-        }
-        Ok(Explanation { allowed: true, decided_by: format!("{query:?}"), ..Explanation::default() })
-    }
-    fn reload(&self) -> Result<ReloadReport, String> {
-        if self.reload_fails {
-            Err("node.yaml:3:5: unknown field".into())
-        } else {
-            Ok(ReloadReport::default())
-        }
-    }
-    fn metrics_text(&self) -> String {
-        "# EOF\n".into()
-    }
-    fn admin_refused(&self, _reason: &'static str) {
-        self.refused.fetch_add(1, SeqCst);
-    }
-}
-
 struct Running {
     dir: tempfile::TempDir,
-    story: Arc<Story>,
+    story: Arc<Fake>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 
-fn start(story: Story, limits: AdminLimits) -> Running {
+fn start(story: Fake, limits: AdminLimits) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let server = AdminServer::bind(dir.path(), limits).unwrap();
     let (story, stop) = (Arc::new(story), CancellationToken::new());
-    let task = tokio::spawn(server.serve(Arc::<Story>::clone(&story), stop.clone()));
+    let task = tokio::spawn(server.serve(Arc::<Fake>::clone(&story), stop.clone()));
     Running { dir, story, stop, task }
 }
 
@@ -121,7 +75,8 @@ impl Running {
 
 #[tokio::test]
 async fn documents_come_back_as_the_types_they_are() {
-    let running = start(Story::default(), AdminLimits::default());
+    let connections = (0..3).map(connection).collect();
+    let running = start(Fake { connections, ..Fake::default() }, AdminLimits::default());
     let client = running.client();
     assert_eq!(client.get::<Status>("/v1/status").await.unwrap().node, "node-a");
     assert_eq!(client.get::<Vec<WorkloadRow>>("/v1/workloads").await.unwrap()[0].mode, Mode::Strict);
@@ -138,7 +93,7 @@ async fn documents_come_back_as_the_types_they_are() {
 #[tokio::test]
 async fn failures_carry_a_status_and_a_sentence() {
     let running =
-        start(Story { reload_fails: true, not_ready: true, ..Story::default() }, AdminLimits::default());
+        start(Fake { reload_fails: true, not_ready: true, ..Fake::default() }, AdminLimits::default());
     let client = running.client();
     let refused = |error: ClientError| match error {
         ClientError::Refused { status, message } => (status, message),
@@ -159,7 +114,7 @@ async fn failures_carry_a_status_and_a_sentence() {
 
 #[tokio::test]
 async fn oversized_requests_are_refused() {
-    let running = start(Story::default(), AdminLimits::default());
+    let running = start(Fake::default(), AdminLimits::default());
     let long_path = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(20_000));
     let answer = running.raw(long_path.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 4") || answer.is_empty(), "{answer}");
@@ -179,7 +134,7 @@ async fn oversized_requests_are_refused() {
 async fn a_client_that_sends_nothing_is_closed_and_frees_its_place() {
     let limits =
         AdminLimits { connections: 1, header_timeout: Duration::from_millis(200), ..AdminLimits::default() };
-    let running = start(Story::default(), limits);
+    let running = start(Fake::default(), limits);
     let mut silent = UnixStream::connect(running.dir.path().join("admin.sock")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(running.client().get::<Status>("/v1/status").await.is_err(), "the only place is taken");
@@ -191,7 +146,7 @@ async fn a_client_that_sends_nothing_is_closed_and_frees_its_place() {
 
 #[tokio::test]
 async fn the_socket_is_private_replaces_a_dead_one_and_goes_with_its_server() {
-    let running = start(Story::default(), AdminLimits::default());
+    let running = start(Fake::default(), AdminLimits::default());
     let path = running.dir.path().join("admin.sock");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let successor = AdminServer::bind(running.dir.path(), AdminLimits::default()).unwrap();
@@ -220,11 +175,11 @@ async fn an_absent_daemon_is_told_with_what_to_do() {
 }
 
 /// A metrics endpoint, its address, and what ends it.
-async fn metrics_endpoint(limits: AdminLimits) -> (std::net::SocketAddr, Arc<Story>, CancellationToken) {
+async fn metrics_endpoint(limits: AdminLimits) -> (std::net::SocketAddr, Arc<Fake>, CancellationToken) {
     let server = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), limits).await.unwrap();
     let (address, stop, story) =
-        (server.address().unwrap(), CancellationToken::new(), Arc::new(Story::default()));
-    tokio::spawn(server.serve(Arc::<Story>::clone(&story), stop.clone()));
+        (server.address().unwrap(), CancellationToken::new(), Arc::new(Fake::default()));
+    tokio::spawn(server.serve(Arc::<Fake>::clone(&story), stop.clone()));
     (address, story, stop)
 }
 

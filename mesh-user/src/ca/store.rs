@@ -100,6 +100,7 @@ impl SvidStore {
     }
 
     /// Issues and renewals, and failures to, are counted there.
+    #[must_use]
     pub fn counted_by(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics: Some(metrics), ..self }
     }

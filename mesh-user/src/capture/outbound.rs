@@ -1,11 +1,12 @@
 //! How captured connections reach the proxy. The `listener` form accepts them on loopback; a form that holds
 //! the application's `connect` until the upstream is proven will implement the same trait.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{OriginalDestination, WorkloadNet};
+use crate::sys::socket::{self, reset_on_close};
 
 /// A captured connection on its way out.
 #[derive(Debug)]
@@ -45,15 +46,7 @@ impl ListenerCapture {
 impl OutboundCapture for ListenerCapture {
     async fn accept(&self) -> io::Result<Captured> {
         loop {
-            let (stream, app_addr) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) if is_passing(&error) => {
-                    // Out of descriptors or memory: the connection stays queued; do not spin.
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let (stream, app_addr) = socket::accept(&self.listener).await?;
             if let Some(original) = self.net.original_dst(app_addr) {
                 return Ok(Captured { stream, original, app_addr });
             }
@@ -66,24 +59,8 @@ impl OutboundCapture for ListenerCapture {
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(
-            libc::EMFILE
-                | libc::ENFILE
-                | libc::ENOBUFS
-                | libc::ENOMEM
-                | libc::ECONNABORTED
-                | libc::EINTR
-                | libc::EPROTO
-        )
-    )
-}
-
 /// Closes a connection with RST.
 pub fn reset(stream: TcpStream) {
-    // If even that fails the socket is dead already.
-    let _: io::Result<()> = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    reset_on_close(&stream);
     drop(stream);
 }

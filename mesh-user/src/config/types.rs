@@ -315,46 +315,27 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
-    /// `handshakeTimeoutMs`.
-    pub fn handshake_timeout(&self) -> Duration {
-        Duration::from_millis(self.handshake_timeout_ms)
-    }
+/// Each limit in milliseconds as what it is.
+macro_rules! durations {
+    ($($field:ident => $name:ident),+ $(,)?) => {
+        impl Limits {$(
+            #[doc = concat!("The limit `", stringify!($field), "`.")]
+            pub fn $name(&self) -> Duration {
+                Duration::from_millis(self.$field)
+            }
+        )+}
+    };
+}
 
-    /// `connectTimeoutMs`.
-    pub fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.connect_timeout_ms)
-    }
-
-    /// `idleTimeoutMs`.
-    pub fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.idle_timeout_ms)
-    }
-
-    /// `detectTimeoutMs`.
-    pub fn detect_timeout(&self) -> Duration {
-        Duration::from_millis(self.detect_timeout_ms)
-    }
-
-    /// `drainTimeMs`.
-    pub fn drain_time(&self) -> Duration {
-        Duration::from_millis(self.drain_time_ms)
-    }
-
-    /// `userTimeoutMs`.
-    pub fn user_timeout(&self) -> Duration {
-        Duration::from_millis(self.user_timeout_ms)
-    }
-
-    /// `keepaliveIdleMs`.
-    pub fn keepalive_idle(&self) -> Duration {
-        Duration::from_millis(self.keepalive_idle_ms)
-    }
-
-    /// `clockSkewMs`.
-    pub fn clock_skew(&self) -> Duration {
-        Duration::from_millis(self.clock_skew_ms)
-    }
+durations! {
+    handshake_timeout_ms => handshake_timeout,
+    connect_timeout_ms => connect_timeout,
+    idle_timeout_ms => idle_timeout,
+    detect_timeout_ms => detect_timeout,
+    drain_time_ms => drain_time,
+    user_timeout_ms => user_timeout,
+    keepalive_idle_ms => keepalive_idle,
+    clock_skew_ms => clock_skew,
 }
 
 /// The access log.

@@ -5,7 +5,6 @@ use std::{
     io,
     net::TcpListener as StdListener,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tokio::net::{TcpListener, TcpStream};
@@ -14,13 +13,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Mesh, Workers, inbound::inbound, outbound::outbound};
 use crate::{
     capture::{EnrolledNamespace, ListenerCapture, OutboundCapture, WorkloadNet},
-    sys::socket::reset_on_close,
+    sys::socket::{self, reset_on_close},
 };
 
 /// Workers that accept on one listener. More would all be woken by each connection.
 const ACCEPTORS: usize = 4;
-/// Pause after an accept that failed for want of descriptors or memory: the connection stays queued.
-const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
 /// The accept loops of all namespaces.
 #[derive(Debug, Default)]
@@ -128,13 +125,9 @@ async fn accept_inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, listener: StdLis
         Err(error) => return tracing::error!(%error, "an inbound listener cannot be served"),
     };
     loop {
-        let stream = match listener.accept().await {
+        let stream = match socket::accept(&listener).await {
             Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::debug!(%error, "accept failed; the connection stays queued or is gone");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-                continue;
-            }
+            Err(error) => return tracing::error!(%error, "an inbound listener failed"),
         };
         match owner(&mesh, &net, &stream) {
             Some(name) => {

@@ -1,11 +1,14 @@
-//! Socket options and reads that tokio does not offer: keepalive and user timeout, reset on close, peeking.
-//! Every helper works on a borrowed descriptor and never closes it.
+//! What tokio does not offer of sockets: keepalive and user timeout, reset on close, peeking, and an accept that
+//! outlasts bad moments. Every helper works on a borrowed descriptor and never closes it.
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
 
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
 
+/// Pause after an accept that failed for want of descriptors or memory: the connection stays queued.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// Probes sent before a silent peer is given up.
 const KEEPALIVE_PROBES: u32 = 3;
 
@@ -38,6 +41,25 @@ pub fn prepare_leg(socket: &impl AsFd, liveness: Liveness) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(liveness.user_timeout))
 }
 
+/// Accepts the next connection, whatever became of the one before it. An error is the listener's own and lasting.
+///
+/// accept(2): a new connection's own errors, network ones among them, are told here and mean "try again".
+pub async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    loop {
+        match listener.accept().await {
+            Err(error) if !is_lasting(&error) => {
+                tracing::debug!(%error, "accept failed; the connection stays queued or is gone");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_lasting(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK))
+}
+
 /// Makes the coming close a reset. An error means that the socket is gone already.
 pub fn reset_on_close(socket: &impl AsFd) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
@@ -52,4 +74,26 @@ pub fn take_error(socket: &impl AsFd) -> Option<io::Error> {
 pub fn peek(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     Ok(recv(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), buffer, flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_listeners_own_errors_end_an_accept_loop() {
+        for (error, lasting) in [
+            (libc::EMFILE, false),
+            (libc::ENOMEM, false),
+            (libc::ECONNABORTED, false),
+            (libc::EPERM, false),
+            (libc::ENETUNREACH, false),
+            (libc::EHOSTDOWN, false),
+            (libc::EBADF, true),
+            (libc::EINVAL, true),
+        ] {
+            let error = io::Error::from_raw_os_error(error);
+            assert_eq!(is_lasting(&error), lasting, "{error}");
+        }
+    }
 }

@@ -186,6 +186,7 @@ impl WorkloadLabels {
     }
 
     /// The same with the cluster it runs in.
+    #[must_use]
     pub fn in_cluster(self, cluster: &str) -> Self {
         Self { cluster: cluster.into(), ..self }
     }

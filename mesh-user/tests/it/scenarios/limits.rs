@@ -54,8 +54,8 @@ fn a_connection_above_the_limit_is_reset_and_counted(ground: &Ground) -> anyhow:
     mesh.limits = json!({ "connections": 2 });
     mesh.start()?;
     let server = serve(&mesh.server, 7000, &["--echo"])?;
-    let hold = || start_probe(&mesh.client, mesh.server.at(7000), &["--send", "x", "--wait-ms", "60000"]);
-    let held = [hold()?, hold()?];
+    let start = || start_probe(&mesh.client, mesh.server.at(7000), &["--send", "x", "--wait-ms", "60000"]);
+    let held = [start()?, start()?];
     for peer in &held {
         wait_event(peer, "to be connected", |event| event["event"] == "connected")?;
     }
@@ -84,8 +84,8 @@ fn a_connection_above_the_limit_is_reset_and_counted(ground: &Ground) -> anyhow:
 }
 
 fn a_full_table_of_original_destinations_resets_what_does_not_fit(ground: &Ground) -> anyhow::Result<()> {
-    const FIT: usize = 4;
-    const COME: usize = 10;
+    const FIT: i64 = 4;
+    const COME: i64 = 10;
     let mut mesh = Mesh::given(ground)?;
     mesh.limits = json!({ "connections": FIT });
     mesh.start()?;
@@ -103,14 +103,16 @@ fn a_full_table_of_original_destinations_resets_what_does_not_fit(ground: &Groun
     mesh.a.meshd()?.signal(Signal::SIGCONT)?;
     let ends = come.into_iter().map(|peer| last_line(&peer.finish(PATIENCE * 2)?));
     let ends = ends.collect::<anyhow::Result<Vec<Value>>>()?;
-    let served = ends.iter().filter(|end| end["text"] == MARKER && end["ended"] == "eof").count();
-    let refused = ends.iter().filter(|end| is_unserved(end)).count();
+    let count =
+        |is_it: &dyn Fn(&Value) -> bool| ends.iter().filter(|end| is_it(end)).map(|_| 1_i64).sum::<i64>();
+    let served = count(&|end| end["text"] == MARKER && end["ended"] == "eof");
+    let refused = count(&|end| is_unserved(end));
     ensure!(served == FIT && refused == COME - FIT, "{served} served, {refused} refused: {ends:?}");
     capture.stop()?.must_not_show(MARKER)?;
     let full = mesh.a.metric("meshd_bpf_events_total", &["event=\"original_dst_table_full\""])?;
-    ensure!(full == (COME - FIT) as i64, "{full} counted");
+    ensure!(full == COME - FIT, "{full} counted");
     let capacity = mesh.a.metric("meshd_bpf_map_capacity", &["map=\"BY_TUPLE\""])?;
-    ensure!(capacity == FIT as i64, "{capacity}");
+    ensure!(capacity == FIT, "{capacity}");
     let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", "x", "--shutdown"])?;
     ensure!(seen["text"] == "x", "the table was not emptied: {seen}");
     Ok(())
