@@ -32,7 +32,7 @@ counters! {
     PeerStorageFailed => "peer_storage_failed",
     /// Sockets shown their real client.
     PeerShown => "peer_shown",
-    /// Host clients that did not fit the table; their probes meet meshd's inbound listener.
+    /// Host clients that could not be recorded; their probes meet meshd's inbound listener.
     HostClientTableFull => "host_client_table_full",
     /// Connections of the host's own clients to a local workload.
     HostClient => "host_client",

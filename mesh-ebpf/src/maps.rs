@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
@@ -39,8 +39,9 @@ pub(crate) static LOCAL_ADDRESSES: HashMap<LocalAddressKey, u32, PLACEHOLDER, SP
 pub(crate) static BY_TUPLE: HashMap<TupleKey, OriginalDst, PLACEHOLDER> = HashMap::new();
 #[btf_map]
 pub(crate) static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::new();
+/// The oldest make room: entries outlive their connection where another program took our callback away.
 #[btf_map]
-pub(crate) static HOST_CLIENTS: HashMap<HostClientKey, u64, PLACEHOLDER> = HashMap::new();
+pub(crate) static HOST_CLIENTS: LruHashMap<HostClientKey, u64, PLACEHOLDER> = LruHashMap::new();
 
 /// Adds one to this CPU's share of a counter.
 #[inline(always)]

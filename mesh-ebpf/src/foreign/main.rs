@@ -61,6 +61,18 @@ pub(crate) fn watch_rtt(ctx: SockOpsContext) -> u32 {
     1
 }
 
+/// Takes away what others have asked for, as a careless program does.
+#[sock_ops]
+pub(crate) fn forget_callbacks(ctx: SockOpsContext) -> u32 {
+    // SAFETY: the program's own context.
+    let op = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx.ops).op)) };
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        // SAFETY: as above.
+        unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, 0) };
+    }
+    1
+}
+
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -9,7 +9,7 @@ mod read;
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
-    btf_maps::{Array, HashMap, PerCpuArray, SockMap},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SockMap},
     macros::{btf_map, sk_lookup},
     programs::SkLookupContext,
 };
@@ -38,7 +38,7 @@ static PORTS: HashMap<PortKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
 static STATS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 /// Shared with the node-wide programs.
 #[btf_map]
-static HOST_CLIENTS: HashMap<HostClientKey, u64, PLACEHOLDER> = HashMap::new();
+static HOST_CLIENTS: LruHashMap<HostClientKey, u64, PLACEHOLDER> = LruHashMap::new();
 /// Shared with the node-wide programs.
 #[btf_map]
 static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::new();

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-/// First wait after a failed renewal; doubles up to [`MAX_BACKOFF`].
-const MIN_BACKOFF: Duration = Duration::from_secs(1);
+/// First wait after a failed renewal, which doubles up to [`MAX_BACKOFF`], and the shortest after a good one.
+pub(super) const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
 /// How long before its end an issuing certificate is complained about.
@@ -25,12 +25,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Half of the life, give or take a tenth of it, so that SVIDs issued together are not renewed together.
-    /// `jitter` is in `0.0..1.0`.
-    pub(super) fn after_issue(not_before: SystemTime, not_after: SystemTime, jitter: f64) -> Self {
-        let life = not_after.duration_since(not_before).unwrap_or_default();
+    /// Half of the life that is left, give or take a tenth of it, so that SVIDs issued together are not renewed
+    /// together. What an SVID's start is backdated by does not count: of a short life it could be more than half,
+    /// and the plan would be due at once, for ever. `jitter` is in `0.0..1.0`.
+    pub(super) fn after_issue(now: SystemTime, not_after: SystemTime, jitter: f64) -> Self {
+        let life = not_after.duration_since(now).unwrap_or_default();
         let part = 0.4 + 0.2 * jitter.clamp(0.0, 1.0);
-        Self { next: not_before + life.mul_f64(part), failures: 0 }
+        Self { next: now + life.mul_f64(part).max(MIN_BACKOFF), failures: 0 }
     }
 
     /// Exponential backoff, half of it random; the old SVID stays in use.

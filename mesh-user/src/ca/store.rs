@@ -246,7 +246,7 @@ impl Entry {
         let jitter = rand::random::<f64>();
         match issuer.issue(id) {
             Ok(svid) => {
-                self.plan = Plan::after_issue(svid.not_before, svid.not_after, jitter);
+                self.plan = Plan::after_issue(SystemTime::now(), svid.not_after, jitter);
                 self.last_error = None;
                 Ok(Arc::new(svid))
             }

@@ -14,13 +14,17 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::{extensions::GeneralName, prelude::*};
 
-use super::{plan::Plan, *};
+use super::{
+    plan::{MIN_BACKOFF, Plan},
+    *,
+};
 use crate::{
     identity::TrustDomain,
     telemetry::{Metrics, MetricsLimits},
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn open(directory: &Path) -> Result<EmbeddedCa, CaError> {
     EmbeddedCa::open(directory, TrustDomain::cluster_local(), DAY)
@@ -243,6 +247,22 @@ fn the_store_renews_and_keeps_the_old_svid_when_renewal_fails() {
     fails.store(false, Ordering::Relaxed);
     store.renew_due(later);
     assert!(store.get(&id("new")).is_some());
+}
+
+#[test]
+fn a_short_life_is_not_renewed_again_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = EmbeddedCa::open(&folder.path().join("ca"), TrustDomain::cluster_local(), MINUTE).unwrap();
+    let store = SvidStore::new(ca);
+    // Jitter differs: one of many would show a plan that lies in the past.
+    store.ensure((0..50).map(|i| id(&format!("w{i}"))));
+    assert_eq!(store.renew_due(SystemTime::now() + MINUTE / 4).len(), 0);
+    assert_eq!(store.renew_due(SystemTime::now() + MINUTE).len(), 50);
+    // The last moments of an issuer that is about to end.
+    let now = SystemTime::UNIX_EPOCH + DAY;
+    for left in [Duration::ZERO, Duration::from_millis(10), MIN_BACKOFF] {
+        assert!(Plan::after_issue(now, now + left, 0.0).wait(now) >= MIN_BACKOFF, "{left:?}");
+    }
 }
 
 #[test]

@@ -19,8 +19,8 @@ static LOOKUP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// Maps that both objects use, pinned under the runtime directory so that the second finds the first's.
 pub(super) const SHARED_MAPS: [&str; 3] = ["STATS", "HOST_CLIENTS", "PEER_OF"];
 pub(super) const MAP_PREFIX: &str = "map-";
-/// Connections of the host's own clients to local workloads at one time.
-const HOST_CLIENTS: u32 = 16384;
+/// Bound on the host's own clients' connections to local workloads that are known at one time.
+const MAX_HOST_CLIENTS: u32 = 16384;
 /// aya-log's info; 0 is none.
 const LOG_LEVEL: u8 = 3;
 const LOG_BYTES: u32 = 1 << 17;
@@ -36,7 +36,8 @@ fn loader<'a>(pins: &'a Path, limits: &CaptureLimits) -> EbpfLoader<'a> {
     for name in SHARED_MAPS {
         loader.map_pin_path(name, pins.join(format!("{MAP_PREFIX}{name}")));
     }
-    loader.map_max_entries("HOST_CLIENTS", HOST_CLIENTS).map_max_entries("PEER_OF", limits.connections);
+    let host_clients = limits.connections.min(MAX_HOST_CLIENTS);
+    loader.map_max_entries("HOST_CLIENTS", host_clients).map_max_entries("PEER_OF", limits.connections);
     loader
 }
 

@@ -38,7 +38,7 @@ pub struct Config {
     /// Admin socket, lock, pinned eBPF objects.
     #[serde(default = "default_runtime_dir")]
     pub runtime_dir: PathBuf,
-    /// Folder of Istio documents, `*.yaml` and `*.yml`.
+    /// Folder of Istio documents, `*.yaml` and `*.yml`. One that is named here must exist at start.
     #[serde(default = "default_policies_dir")]
     pub policies_dir: PathBuf,
     /// How connections are captured.
@@ -414,7 +414,8 @@ fn default_runtime_dir() -> PathBuf {
     "/run/meshd".into()
 }
 
-fn default_policies_dir() -> PathBuf {
+/// Where policies lie unless the file says otherwise; it may be missing.
+pub fn default_policies_dir() -> PathBuf {
     "/etc/meshd/policies".into()
 }
 

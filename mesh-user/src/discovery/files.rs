@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{DiscoveryError, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
 use crate::{
     ca,
-    config::Config,
+    config::{self, Config},
     identity::TrustBundles,
     policy::{CompiledPolicies, PolicySet},
     world::World,
@@ -62,6 +62,9 @@ impl FileSource {
     /// When the files make none: there is nothing to fall back to yet.
     pub fn open(path: &Path) -> Result<Self, DiscoveryError> {
         let (inputs, config) = Inputs::read(path)?;
+        if inputs.policies.is_none() && config.policies_dir != config::default_policies_dir() {
+            return Err(DiscoveryError::NoPolicies(config.policies_dir));
+        }
         let snapshot = build(1, config, &inputs)?;
         let status =
             SourceStatus { generation: 1, loaded_at_seconds: now_seconds(), ..SourceStatus::default() };

@@ -104,6 +104,9 @@ pub enum DiscoveryError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The file names a folder of policies and there is none: a mount that is late would leave all open.
+    #[error("{}: no such folder; make it, empty for no policies, or mend policiesDir", .0.display())]
+    NoPolicies(PathBuf),
     /// Policies were there and their folder is gone: dropping them all would open what they close.
     #[error("{}: the policies folder has gone; an empty one means no policies", .0.display())]
     PoliciesGone(PathBuf),

@@ -104,6 +104,19 @@ fn a_bad_file_keeps_the_old_snapshot_and_is_reported_until_mended() {
 }
 
 #[test]
+fn a_start_without_the_policies_folder_that_the_file_names_is_refused() {
+    let node = Node::new();
+    std::fs::remove_dir_all(node.policies()).unwrap();
+    let error = FileSource::open(&node.path()).unwrap_err().to_string();
+    assert!(
+        error.contains(&node.policies().display().to_string()) && error.contains("policiesDir"),
+        "{error}"
+    );
+    std::fs::create_dir(node.policies()).unwrap();
+    FileSource::open(&node.path()).unwrap();
+}
+
+#[test]
 fn policies_do_not_vanish_with_their_folder() {
     let node = Node::new();
     node.policy("a");

@@ -1,15 +1,17 @@
 //! What happens at the edge of a table, a port or a limit: a clear refusal, counted, and nothing in the clear.
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::mesh::{
-    MARKER, Mesh, is_unserved, json_lines, last_line, probe, serve, serve_at, start_probe, wait_event,
+    MARKER, Mesh, is_unserved, last_line, probe, serve, serve_at, start_probe, wait_event,
 };
 use crate::it::process::{PATIENCE, Program};
+
+use super::truth::{field, views};
 
 pub(super) const STORIES: &[Story] = stories![
     Daemon 90:
@@ -18,16 +20,6 @@ pub(super) const STORIES: &[Story] = stories![
         a_full_table_of_original_destinations_resets_what_does_not_fit,
 ];
 
-/// What a client was told at `connect`, and what the server said to it.
-fn both_views(mesh: &Mesh, from: &str) -> anyhow::Result<(Value, Value)> {
-    let options = ["--from", from];
-    let finished = start_probe(&mesh.client, mesh.server.at(7000), &options)?.finish(PATIENCE)?;
-    let lines = json_lines(&finished.stdout);
-    let client = lines.iter().find(|line| line["event"] == "connected").context(finished.stdout.clone())?;
-    let told = lines.last().and_then(|line| line["text"].as_str()).context(finished.stdout.clone())?;
-    Ok((client.clone(), serde_json::from_str(told).with_context(|| format!("the server said {told:?}"))?))
-}
-
 fn a_source_port_that_is_taken_is_replaced_on_the_wire_only(ground: &Ground) -> anyhow::Result<()> {
     let mesh = Mesh::strict(ground)?;
     let _server = serve(&mesh.server, 7000, &["--truth"])?;
@@ -35,17 +27,16 @@ fn a_source_port_that_is_taken_is_replaced_on_the_wire_only(ground: &Ground) -> 
     let taken = mesh.client.at(7777);
     let _holder = serve_at(&mesh.client, &taken.to_string(), &[])?;
     let tap = mesh.watched("taken", || {
-        let (client, server) = both_views(&mesh, "127.0.0.1:7777")?;
-        ensure!(client["local"] == taken.to_string(), "the client was told {client}");
-        let seen: std::net::SocketAddr = server["peer"].as_str().context("no peer")?.parse()?;
-        ensure!(seen.ip().to_canonical() == mesh.client.v4, "the server was told {server}");
+        let (client, server) = views(&mesh, mesh.server.at(7000), &["--from", "127.0.0.1:7777"])?;
+        ensure!(field(&client, "local")? == taken, "the client was told {client}");
+        let seen = field(&server, "peer")?;
+        ensure!(seen.ip() == mesh.client.v4, "the server was told {server}");
         ensure!(seen.port() != 7777, "two sockets have {taken}: {server}");
         Ok(())
     })?;
     tap.must_be_tls_between(mesh.client.v4.into(), mesh.server.at(7000))?;
-    let (_, server) = both_views(&mesh, "127.0.0.1:7778")?;
-    let seen: std::net::SocketAddr = server["peer"].as_str().context("no peer")?.parse()?;
-    ensure!(seen.port() == 7778, "a free port is not kept: {server}");
+    let (_, server) = views(&mesh, mesh.server.at(7000), &["--from", "127.0.0.1:7778"])?;
+    ensure!(field(&server, "peer")?.port() == 7778, "a free port is not kept: {server}");
     Ok(())
 }
 

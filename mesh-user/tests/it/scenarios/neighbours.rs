@@ -8,12 +8,13 @@ use anyhow::ensure;
 use crate::it::foreign::{Count, Foreign};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{MARKER, Mesh, is_unserved, probe, serve};
+use crate::it::mesh::{MARKER, Mesh, is_unserved, last_line, probe, serve};
 use crate::it::process::{PATIENCE, wait_until};
 
 pub(super) const STORIES: &[Story] = stories![
     Daemon 90:
         programs_attached_before_and_after_meshd_go_on_working,
+        a_program_that_takes_our_callbacks_costs_the_node_no_probe,
         a_canary_killed_midway_leaves_nothing_after_the_next_start,
         a_canary_that_fails_stops_the_start_and_opens_nothing,
 ];
@@ -56,6 +57,24 @@ fn programs_attached_before_and_after_meshd_go_on_working(ground: &Ground) -> an
         "meshd took them along: {connects:?} {later:?}"
     );
     Ok(())
+}
+
+fn a_program_that_takes_our_callbacks_costs_the_node_no_probe(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    // So many connections of the node's own are remembered; without callbacks none is ever forgotten.
+    mesh.limits = serde_json::json!({ "connections": 64 });
+    mesh.start()?;
+    let _careless = Foreign::attach(ground.cgroup(), &["forget_callbacks"])?;
+    let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
+    let to = mesh.server.at(7000).to_string();
+    let probes = crate::it::peer::command_line(&["short", &to, "--count", "300"]);
+    let seen = last_line(&mesh.b.place.launch("probes", &probes).finish(PATIENCE * 2)?)?;
+    ensure!(seen["failed"] == 0, "probes of the node were refused: {seen}");
+    ensure!(
+        mesh.b.metric("meshd_bpf_events_total", &["passed_host_client"])? >= 300,
+        "they did not pass as such"
+    );
+    must_serve(&mesh)
 }
 
 /// Cgroups that canaries made.

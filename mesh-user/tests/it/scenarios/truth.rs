@@ -14,24 +14,29 @@ pub(super) const STORIES: &[Story] = stories![
     Daemon 90:
         client_and_server_are_told_each_others_real_addresses,
         a_server_older_than_meshd_is_told_the_truth,
+        a_client_with_several_addresses_is_told_the_one_on_the_wire,
         every_listener_of_a_shared_port_is_reached,
         a_destination_outside_the_mesh_is_left_alone,
         a_program_outside_the_mesh_is_left_alone,
         an_mptcp_socket_is_refused_to_the_enrolled_only,
 ];
 
-/// Connects and compares what both sides were told.
-fn told_the_truth(mesh: &Mesh, to: SocketAddr, options: &[&str]) -> anyhow::Result<()> {
+/// Connects to a server that tells the truth; what the client was told, and what the server.
+pub(super) fn views(mesh: &Mesh, to: SocketAddr, options: &[&str]) -> anyhow::Result<(Value, Value)> {
     let finished = start_probe(&mesh.client, to, options)?.finish(PATIENCE)?;
     let lines = json_lines(&finished.stdout);
-    let connected =
-        lines.iter().find(|line| line["event"] == "connected").context(finished.stdout.clone())?;
+    let client = lines.iter().find(|line| line["event"] == "connected").context(finished.stdout.clone())?;
     let told = lines.last().and_then(|line| line["text"].as_str()).context(finished.stdout.clone())?;
-    let server: Value = serde_json::from_str(told).with_context(|| format!("the server said {told:?}"))?;
-    let own: SocketAddr = field(connected, "local")?;
+    Ok((client.clone(), serde_json::from_str(told).with_context(|| format!("the server said {told:?}"))?))
+}
+
+/// Connects and compares what both sides were told.
+fn told_the_truth(mesh: &Mesh, to: SocketAddr, options: &[&str]) -> anyhow::Result<()> {
+    let (connected, server) = views(mesh, to, options)?;
+    let own: SocketAddr = field(&connected, "local")?;
     let client_host: std::net::IpAddr =
         if to.is_ipv4() { mesh.client.v4.into() } else { mesh.client.v6.into() };
-    ensure!(field(connected, "peer")? == to, "getpeername of the client: {connected}");
+    ensure!(field(&connected, "peer")? == to, "getpeername of the client: {connected}");
     ensure!(own.ip() == client_host, "getsockname of the client: {connected}");
     ensure!(field(&server, "accepted")? == own, "accept of the server says {server}, the client is {own}");
     ensure!(field(&server, "peer")? == own, "getpeername of the server says {server}, the client is {own}");
@@ -40,7 +45,7 @@ fn told_the_truth(mesh: &Mesh, to: SocketAddr, options: &[&str]) -> anyhow::Resu
 }
 
 /// A socket address; one that is v4-mapped counts as the IPv4 one it means.
-fn field(seen: &Value, name: &str) -> anyhow::Result<SocketAddr> {
+pub(super) fn field(seen: &Value, name: &str) -> anyhow::Result<SocketAddr> {
     let text = seen[name].as_str().with_context(|| format!("no {name} in {seen}"))?;
     let address: SocketAddr = text.parse()?;
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
@@ -68,6 +73,32 @@ fn a_server_older_than_meshd_is_told_the_truth(ground: &Ground) -> anyhow::Resul
     mesh.start()?;
     told_the_truth(&mesh, mesh.server.at(7000), &[])?;
     mesh.must_have_relayed_by(ground.relay())
+}
+
+fn a_client_with_several_addresses_is_told_the_one_on_the_wire(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    let second = std::net::Ipv4Addr::new(10, 201, 0, 99);
+    mesh.client.run(&["ip", "addr", "add", &format!("{second}/24"), "dev", "eth0"])?.succeeded()?;
+    // The file's first address of a family is the workload's, whatever the kernel would pick.
+    mesh.workloads[0].addresses.insert(0, second.into());
+    mesh.start()?;
+    let _server = serve(&mesh.server, 7000, &["--truth"])?;
+    let own = mesh.client.v4;
+    // Unbound; bound by the program to either address, which it keeps.
+    let bound = [format!("{own}:0"), format!("{second}:0")];
+    let cases = [(&[][..], second), (&["--from", &bound[0]], own), (&["--from", &bound[1]], second)];
+    for (options, expected) in cases {
+        let capture = mesh.capture("addresses")?;
+        let (client, server) = views(&mesh, mesh.server.at(7000), options)?;
+        let local = field(&client, "local")?;
+        ensure!(local.ip() == expected, "getsockname with {options:?}: {client}");
+        let peer = field(&server, "peer")?;
+        ensure!(peer.ip() == expected, "with {options:?} the server says {server}");
+        // A program that bound an address holds the port there itself: the wire leg must have another.
+        ensure!((peer.port() == local.port()) == options.is_empty(), "with {options:?}: {client} {server}");
+        capture.stop()?.must_be_tls_between(expected.into(), mesh.server.at(7000))?;
+    }
+    Ok(())
 }
 
 fn every_listener_of_a_shared_port_is_reached(ground: &Ground) -> anyhow::Result<()> {
