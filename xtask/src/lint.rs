@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    command::{command, note, step},
+    command::{command, follow, step},
     ebpf,
     libtest::Summary,
     paths,
@@ -35,16 +35,13 @@ pub(crate) fn run() -> Level {
     check(&mut summary, "clippy", &mut cargo(clippy));
     match ebpf::lint() {
         Ok((name, mut command)) => check_silence(&mut summary, name, &mut command),
-        Err(error) => fail(&mut summary, &format!("clippy mesh-ebpf: {error:#}")),
+        Err(error) => summary.fail("clippy mesh-ebpf", &format!("{error:#}")),
     }
     if paths::find_program("cargo-deny").is_some() {
         // Advisories change without any change here; they are a release's check, not a commit's.
         check(&mut summary, "cargo deny", &mut cargo(["deny", "check", "licenses", "bans", "sources"]));
     } else {
-        summary.skipped += 1;
-        summary
-            .skipped_names
-            .push("cargo deny: not installed (cargo install cargo-deny --locked)".to_owned());
+        summary.skip("cargo deny", "not installed (cargo install cargo-deny --locked)");
     }
     Level { name: "lint".to_owned(), summary, took: started.elapsed() }
 }
@@ -56,34 +53,20 @@ fn cargo<const N: usize>(args: [&str; N]) -> Command {
 }
 
 fn check(summary: &mut Summary, name: &str, command: &mut Command) {
-    step(name);
-    match command.status() {
-        Ok(status) if status.success() => summary.passed += 1,
-        Ok(status) => fail(summary, &format!("{name} ({status})")),
-        Err(error) => fail(summary, &format!("{name}: cannot start it: {error}")),
-    }
+    judge(summary, name, command, |_| true);
 }
 
 /// For a compiler that cannot be told to deny warnings: any warning fails the check.
 fn check_silence(summary: &mut Summary, name: &str, command: &mut Command) {
-    step(name);
-    match command.output() {
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            eprint!("{said}");
-            let warned = said.lines().any(|line| line.starts_with("warning"));
-            if output.status.success() && !warned {
-                summary.passed += 1;
-            } else {
-                fail(summary, &format!("{name} ({})", if warned { "there are some" } else { "it failed" }));
-            }
-        }
-        Err(error) => fail(summary, &format!("{name}: cannot start it: {error}")),
-    }
+    judge(summary, name, command, |complaint| !complaint.lines().any(|line| line.starts_with("warning")));
 }
 
-fn fail(summary: &mut Summary, what: &str) {
-    note(what);
-    summary.failed += 1;
-    summary.failed_names.push(what.to_owned());
+fn judge(summary: &mut Summary, name: &str, command: &mut Command, is_good: fn(&str) -> bool) {
+    step(name);
+    let mut said = String::new();
+    match follow(command, |line| said.push_str(line)) {
+        Ok(ended) if ended.ended_well && is_good(&ended.complaint) => summary.passed += 1,
+        Ok(ended) => summary.fail(name, &(said + &ended.complaint)),
+        Err(error) => summary.fail(name, &format!("{error:#}")),
+    }
 }

@@ -2,7 +2,6 @@
 //! virtual machine per kernel, and systemd's unit in one more. A level that cannot run is skipped with its reason; one that says nothing failed.
 
 use std::{
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -13,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     TestArgs,
-    command::{command, note, step},
+    command::{command, follow, note, step},
     ebpf, host,
     kernels::{self, Series},
     libtest::Summary,
@@ -177,10 +176,10 @@ fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
     let guest = vm::Guest { kernel: &kernel, command: words, env, timeout: VM_LIMIT };
     let mut summary = Summary::default();
     for topic in left_out {
-        summary.skipped += 1;
-        summary
-            .skipped_names
-            .push(format!("{topic}*: left out on this emulated kernel, which has one processor"));
+        summary.skip(
+            &format!("{topic}*"),
+            "topics left out on this emulated kernel, which has one processor; told on the others",
+        );
     }
     let outcome = guest.run(|line| {
         println!("{line}");
@@ -189,16 +188,14 @@ fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
     match outcome {
         Ok(outcome) => {
             note(&format!("{} booted in {:.1} s", kernel.release, outcome.boot.as_secs_f64()));
-            summary.close(outcome.exit_code == 0, &name);
+            summary.close(outcome.exit_code == 0, &name, "");
             if summary.results == 1 {
-                summary.failed += 1;
-                summary.failed_names.push(format!("{name}: one of its two programs printed no result line"));
+                summary.fail("one of its two programs printed no result line", "");
             }
         }
         Err(error) => {
             note(&format!("{error:#}"));
-            summary.failed += 1;
-            summary.failed_names.push(format!("{error:#}"));
+            summary.fail("the virtual machine", &format!("{error:#}"));
         }
     }
     Level { name, summary, took: started.elapsed() }
@@ -207,31 +204,11 @@ fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
 /// Runs a program that prints like libtest, showing and counting its lines.
 fn run_tests(command: &mut Command, what: &str, total: &mut Summary) {
     let mut summary = Summary::default();
-    let ended_well = follow(command, &mut summary).unwrap_or_else(|error| {
-        note(&format!("{error:#}"));
-        false
-    });
-    summary.close(ended_well, what);
-    total.add(summary);
-}
-
-fn follow(command: &mut Command, summary: &mut Summary) -> Result<bool> {
-    let line = crate::command::line(command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    let stdout = child.stdout.take().context("no output to read")?;
-    let mut reader = BufReader::new(stdout);
-    let mut bytes = Vec::new();
-    while reader.read_until(b'\n', &mut bytes)? > 0 {
-        let line = String::from_utf8_lossy(&bytes);
-        print!("{line}");
-        summary.read(&line);
-        bytes.clear();
+    match follow(command, |line| summary.read(line)) {
+        Ok(ended) => summary.close(ended.ended_well, what, &ended.complaint),
+        Err(error) => summary.fail(what, &format!("{error:#}")),
     }
-    Ok(child.wait()?.success())
+    total.add(summary);
 }
 
 /// Builds the tests that run in virtual machines and finds the executables in cargo's messages.
