@@ -1,15 +1,17 @@
 //! The demo's set-up: everything built, and a way to run a command on this machine or in a virtual machine.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsStr, io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
-    command::{self, command, note},
+    command::{self, note},
     host,
     kernels::{self, Kernel, Series},
-    paths, setup, vm,
+    paths,
+    process::dying_with_us,
+    setup, vm,
 };
 
 /// Longer than the demo takes on an emulated kernel.
@@ -41,16 +43,23 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let place = place(args)?;
     let paths = prepare(&place)?;
     let story = std::env::current_exe().context("cannot find this program's own file")?;
-    let words = [
+    let mut words = vec![
         story.display().to_string(),
         "story".into(),
         "--bin-dir".into(),
         paths.bin_dir.display().to_string(),
     ];
-    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let env: &[(String, String)] = if colour { &[("CLICOLOR_FORCE".into(), "1".into())] } else { &[] };
-    place.run(&words, env)?;
+    let no_colour = std::env::var_os("NO_COLOR");
+    if speaks_in_colour(std::io::stdout().is_terminal(), no_colour.as_deref()) {
+        words.push("--colour".into());
+    }
+    place.run(&words)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Colours on a terminal, unless `NO_COLOR` says no (no-color.org: set and not empty).
+fn speaks_in_colour(on_terminal: bool, no_colour: Option<&OsStr>) -> bool {
+    on_terminal && no_colour.is_none_or(OsStr::is_empty)
 }
 
 /// Does all set-up for a place and builds meshd.
@@ -69,13 +78,13 @@ pub(crate) fn prepare(place: &Place) -> Result<Paths> {
 
 impl Place {
     /// Runs a command there with our own output; fails when it does.
-    pub(crate) fn run(&self, words: &[String], env: &[(String, String)]) -> Result<()> {
+    pub(crate) fn run(&self, words: &[String]) -> Result<()> {
         let Some((program, args)) = words.split_first() else { bail!("no command to run") };
         match self {
-            Self::Host => command::run(command(program, args).envs(env.iter().cloned())),
+            Self::Host => command::run(dying_with_us(program).args(args)),
             Self::Vm(kernel) => {
-                let guest =
-                    vm::Guest { kernel, command: words.to_vec(), env: env.to_vec(), timeout: VM_LIMIT };
+                note("booting it");
+                let guest = vm::Guest { kernel, command: words.to_vec(), env: Vec::new(), timeout: VM_LIMIT };
                 let outcome = guest.run(|line| println!("{line}"))?;
                 if outcome.exit_code != 0 {
                     bail!(
@@ -101,5 +110,16 @@ fn place(args: &DemoArgs) -> Result<Place> {
             );
             Ok(Place::Vm(Box::new(setup::for_vm(Series::V6_12)?)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_that_did_not_decline() {
+        assert!(speaks_in_colour(true, None) && speaks_in_colour(true, Some(OsStr::new(""))));
+        assert!(!speaks_in_colour(true, Some(OsStr::new("1"))) && !speaks_in_colour(false, None));
     }
 }

@@ -12,6 +12,7 @@ mod host;
 mod initramfs;
 mod kernel_packages;
 mod kernels;
+mod leftovers;
 mod libtest;
 mod lint;
 mod packages;
@@ -28,7 +29,7 @@ mod vm;
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 /// Set-up, build, tests, demo and virtual machines of meshd.
@@ -59,6 +60,9 @@ enum Task {
         /// Where meshd and meshctl are
         #[arg(long)]
         bin_dir: std::path::PathBuf,
+        /// In colours
+        #[arg(long)]
+        colour: bool,
     },
     /// Run a command in a virtual machine that sees this machine's files read-only under a scratch layer
     Vm(VmArgs),
@@ -106,6 +110,10 @@ fn main() -> ExitCode {
 }
 
 fn run(task: Task) -> Result<ExitCode> {
+    // The story has a stagehand, who clears the stage when it is gone.
+    if !matches!(task, Task::Story { .. }) {
+        leftovers::remove_on_signal().context("cannot wait for signals")?;
+    }
     match task {
         Task::Setup { no_vm } => {
             setup::for_tests()?;
@@ -118,7 +126,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => setup::build()?,
         Task::Test(args) => return test::run(&args),
         Task::Demo(args) => return demo::run(&args),
-        Task::Story { bin_dir } => story::run(&bin_dir)?,
+        Task::Story { bin_dir, colour } => story::run(&bin_dir, colour)?,
         Task::Vm(args) => return run_vm(&args),
         Task::Lint => return lint::run_alone(),
         Task::Clean => setup::clean()?,

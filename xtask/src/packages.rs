@@ -1,18 +1,14 @@
 //! Debian packages: which are missing, and installing them through apt.
 //! Never starts or enables a service on the machine, and never touches a package that is there already.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{command, note, output, run, step},
     host::{self, Distribution},
+    leftovers::Leftover,
     paths,
 };
 
@@ -175,7 +171,7 @@ pub(crate) fn update() -> Result<()> {
 
 fn install(packages: &[String]) -> Result<()> {
     step(&format!("apt-get install {}", packages.join(" ")));
-    let policy = ServicePolicy::deny()?;
+    let policy = deny_services()?;
     let attempt = || {
         let mut apt = command("apt-get", ["-q", "-y", "--no-install-recommends", "install"]);
         apt.args(packages).env("DEBIAN_FRONTEND", "noninteractive").env("NEEDRESTART_SUSPEND", "1");
@@ -203,28 +199,19 @@ fn disable_services(packages: &[String]) {
     }
 }
 
-/// Keeps maintainer scripts from starting services while it lives; a policy that is there already stays.
-struct ServicePolicy(Option<PathBuf>);
-
-impl ServicePolicy {
-    fn deny() -> Result<Self> {
-        let path = Path::new("/usr/sbin/policy-rc.d");
-        if path.exists() {
-            return Ok(Self(None));
-        }
-        fs::write(path, "#!/bin/sh\n# cargo xtask setup, while it installs packages\nexit 101\n")
-            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self(Some(path.to_path_buf())))
+/// Keeps maintainer scripts from starting services until the guard is dropped; a policy of the machine's own
+/// stays, one that a killed set-up left is ours.
+fn deny_services() -> Result<Option<Leftover>> {
+    const POLICY: &str = "#!/bin/sh\n# cargo xtask setup, while it installs packages\nexit 101\n";
+    let path = Path::new("/usr/sbin/policy-rc.d");
+    if path.exists() && fs::read_to_string(path).is_ok_and(|text| text != POLICY) {
+        return Ok(None);
     }
-}
-
-impl Drop for ServicePolicy {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = fs::remove_file(path);
-        }
-    }
+    let guard = Leftover::new(path.to_path_buf());
+    fs::write(path, POLICY)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(Some(guard))
 }
 
 #[cfg(test)]

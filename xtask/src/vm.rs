@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
@@ -18,6 +18,7 @@ use crate::{
     console::{self, Line},
     initramfs,
     kernels::Kernel,
+    leftovers::Leftover,
     paths,
     process::{Process, dying_with_us},
     virtiofs,
@@ -56,8 +57,10 @@ impl Guest<'_> {
     /// Fails when the guest did not boot, ran out of time, or its kernel reported a bug, warning or panic:
     /// the text is in the error.
     pub(crate) fn run(&self, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
-        let run_dir =
-            tempfile::Builder::new().prefix("meshd-vm-").tempdir().context("cannot create a folder")?;
+        sweep_dead_runs();
+        let run_dir = Leftover::new(run_folder(std::process::id()));
+        fs::create_dir(run_dir.path())
+            .with_context(|| format!("cannot create {}", run_dir.path().display()))?;
         let marker = format!("@@guest-{}-{}@@", std::process::id(), self.kernel.release);
         let archive =
             initramfs::write(self.kernel, run_dir.path(), &self.settings(&marker), &self.program())?;
@@ -172,6 +175,26 @@ impl Guest<'_> {
         qemu.args(["-device", "vhost-user-fs-pci,chardev=files,tag=root", "-device", "virtio-rng-pci"]);
         qemu.stdin(Stdio::null()).stdout(Stdio::piped());
         qemu
+    }
+}
+
+const RUN_PREFIX: &str = "meshd-vm-";
+
+/// Where one run keeps its socket, console and archive.
+fn run_folder(pid: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("{RUN_PREFIX}{pid}"))
+}
+
+/// Removes what runs left that were killed.
+fn sweep_dead_runs() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(RUN_PREFIX)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another run may be sweeping too.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -130,9 +130,12 @@ pub(super) fn denied_caller(stage: &Stage, cast: &Cast, nodes: &Nodes, speech: &
     speech.quote(ONLY_FRONTEND, SECRET);
     nodes.set_policies(ONLY_FRONTEND)?;
     wait_for("the policy to be in force", || Ok(!fetch(stage, &cast.reports, cast)?.0))?;
+    let tap = Wiretap::start(stage, "denied")?;
     let (_, said) = fetch(stage, &cast.reports, cast)?;
+    let packets = tap.stop()?;
     speech.command(cast.reports.name, &format!("curl {}", cast.page()));
     speech.quote(&said, SECRET);
+    conversation(&packets, &cast.reports, speech)?;
     speech.claim(!said.contains(SECRET), "reports is enrolled and proves who it is, and is refused")?;
     let line = nodes.b.wait_access_log("the denial", |line| {
         line["verdict"] == "deny" && line["peer_spiffe_id"] == "spiffe://cluster.local/ns/shop/sa/reports"
@@ -152,6 +155,7 @@ pub(super) fn outsider(stage: &Stage, cast: &Cast, nodes: &Nodes, speech: &Speec
     let packets = tap.stop()?;
     speech.command(cast.outsider.name, &format!("curl {}", cast.page()));
     speech.quote(&said, SECRET);
+    conversation(&packets, &cast.outsider, speech)?;
     speech.claim(!served, "the outsider is refused")?;
     must_be_hidden(&packets, speech)?;
     let line = nodes.b.wait_access_log("the refusal", |line| {
@@ -169,28 +173,39 @@ pub(super) fn policy_change(stage: &Stage, cast: &Cast, nodes: &Nodes, speech: &
     speech.title("Act 5 of 5. A policy change cuts a live connection");
     speech.command(
         cast.frontend.name,
-        &format!("curl --limit-rate 20k {}large   # goes on for minutes", cast.page()),
+        &format!("curl --limit-rate 1m {}large   # 1 GiB: goes on for minutes", cast.page()),
     );
     let mut downloading = download(stage, &cast.frontend, cast, "cut")?;
+    wait_for("the download to be under way", || {
+        Ok(nodes.b.ctl(stage, &["connections"])?.1.contains("sa/frontend"))
+    })?;
     std::thread::sleep(Duration::from_secs(1));
     speech.claim(downloading.child.try_wait()?.is_none(), "it is under way")?;
+    let tap = Wiretap::start(stage, "cut")?;
     Speech::say("Now a policy that allows nobody:");
     speech.quote(NOBODY, SECRET);
     nodes.set_policies(NOBODY)?;
     let changed = Instant::now();
     wait_for("the connection to be cut", || Ok(downloading.child.try_wait()?.is_some()))?;
+    let took = changed.elapsed();
+    let packets = tap.stop()?;
     let status = downloading.child.wait()?;
     speech.quote(downloading.said().trim_end(), SECRET);
-    speech.claim(
-        !status.success(),
-        &format!("cut {} ms after the file changed", changed.elapsed().as_millis()),
-    )?;
+    conversation(&packets, &cast.frontend, speech)?;
+    speech.claim(!status.success(), &format!("curl knows {} ms after the file changed", took.as_millis()))?;
     let line = nodes.b.wait_access_log("the cut", |line| {
         line["verdict"] == "deny"
             && line["response_flags"] == "POLICY_CHANGED"
             && line["peer_spiffe_id"] == "spiffe://cluster.local/ns/shop/sa/frontend"
     })?;
     Speech::say(&format!("  {}'s access log: {}", nodes.b.name(), brief(&line)));
+    Ok(())
+}
+
+/// The packets between a place and the others.
+fn conversation(packets: &Packets, of: &Place, speech: &Speech) -> Result<()> {
+    speech.command("wire", &format!("tcpdump host {}", of.address));
+    speech.quote(&packets.conversation_of(&of.address)?, SECRET);
     Ok(())
 }
 
@@ -204,7 +219,7 @@ fn fetch(stage: &Stage, from: &Place, cast: &Cast) -> Result<(bool, String)> {
 /// A download that takes minutes.
 fn download(stage: &Stage, from: &Place, cast: &Cast, label: &str) -> Result<super::stage::Running> {
     let url = format!("{}large", cast.page());
-    stage.start(from, label, &["curl", "-sS", "--limit-rate", "20k", "-o", "/dev/null", &url])
+    stage.start(from, label, &["curl", "-sS", "--limit-rate", "1m", "-o", "/dev/null", &url])
 }
 
 /// The telling fields of an access-log line.

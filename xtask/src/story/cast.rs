@@ -11,6 +11,8 @@ use super::stage::{Place, Running, Stage, wait_for};
 /// What the wire must not show once meshd runs.
 pub(super) const SECRET: &str = "card-4242-4242-4242-4242";
 
+const LARGE_BYTES: u64 = 1 << 30;
+
 /// Pods and running servers.
 pub(super) struct Cast {
     pub(super) frontend: Place,
@@ -46,7 +48,8 @@ fn nginx(stage: &Stage, place: &Place) -> Result<Running> {
     fs::create_dir(&dir)?;
     let here = dir.display();
     fs::write(dir.join("index.html"), format!("{SECRET}\n"))?;
-    fs::write(dir.join("large"), format!("{SECRET}\n").repeat(100_000))?;
+    // No blocks on disk, and more than all buffers on the way hold: a download of it lasts.
+    fs::File::create(dir.join("large"))?.set_len(LARGE_BYTES)?;
     let config = format!(
         "daemon off; worker_processes 1; pid {here}/pid;\nevents {{ }}\nhttp {{\n  access_log off;\n  \
          client_body_temp_path {here}/body; proxy_temp_path {here}/proxy; fastcgi_temp_path {here}/fcgi;\n  \

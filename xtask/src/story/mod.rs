@@ -19,14 +19,14 @@ use speech::Speech;
 use stage::Stage;
 
 /// Plays the story with the `meshd` and `meshctl` in `bin_dir`. An error if any act did not show what it claims.
-pub(crate) fn run(bin_dir: &Path) -> Result<()> {
+pub(crate) fn run(bin_dir: &Path, colour: bool) -> Result<()> {
     // Programs on the stage run in another folder than this one.
     let bin_dir = &bin_dir.canonicalize()?;
     for name in ["meshd", "meshctl"] {
         ensure!(bin_dir.join(name).exists(), "{} is not built", bin_dir.join(name).display());
     }
     let begun = Instant::now();
-    let speech = Speech::new();
+    let speech = Speech::new(colour);
     let stage = Stage::build()?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     speech.title(&format!("meshd on Linux {}", kernel.trim()));

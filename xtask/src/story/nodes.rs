@@ -18,6 +18,9 @@ metadata: { name: default, namespace: istio-system }
 spec: { mtls: { mode: STRICT } }
 ";
 
+/// Lines of a daemon's log shown when the story fails.
+const LAST_LINES: usize = 12;
+
 /// Both nodes.
 pub(super) struct Nodes {
     pub(super) a: Node,
@@ -141,8 +144,16 @@ impl Node {
             let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             found = lines.filter(|line| line.get("verdict").is_some()).find(&is_it);
             Ok(found.is_some())
-        })?;
+        })
+        .with_context(|| format!("{}'s log ends:\n{}", self.name(), self.last_lines()))?;
         found.context("the line was found")
+    }
+
+    /// The end of the daemon's log, for a failure.
+    fn last_lines(&self) -> String {
+        let log = self.meshd.as_ref().map(Running::said).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
     pub(super) fn name(&self) -> &'static str {

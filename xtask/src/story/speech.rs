@@ -1,4 +1,4 @@
-//! How the story is told: headings, commands, quoted output and claims, coloured unless `NO_COLOR` is set.
+//! How the story is told: headings, commands, quoted output and claims, coloured if asked for.
 
 use anyhow::{Result, bail};
 
@@ -8,8 +8,8 @@ pub(super) struct Speech {
 }
 
 impl Speech {
-    pub(super) fn new() -> Self {
-        Self { colour: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+    pub(super) fn new(colour: bool) -> Self {
+        Self { colour }
     }
 
     fn paint(&self, code: &str, text: &str) -> String {

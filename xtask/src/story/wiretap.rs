@@ -8,6 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::stage::{Running, Stage};
 
+/// Packets shown of a conversation's beginning, and of its end.
+const ENDS: usize = 5;
+
 /// A running capture of everything on the bridge.
 pub(super) struct Wiretap {
     tcpdump: Running,
@@ -89,6 +92,17 @@ impl Packets {
         Ok(all.lines().take(9).collect::<Vec<_>>().join("\n"))
     }
 
+    /// The conversations of one host by packets, without bytes: the first and last few of them.
+    pub(super) fn conversation_of(&self, address: &str) -> Result<String> {
+        let all = self.read(&["host", address])?;
+        let brief: Vec<String> = all.lines().map(without_options).collect();
+        if brief.len() <= 2 * ENDS {
+            return Ok(brief.join("\n"));
+        }
+        let left_out = format!("... {} packets ...", brief.len() - 2 * ENDS);
+        Ok([&brief[..ENDS], &[left_out], &brief[brief.len() - ENDS..]].concat().join("\n"))
+    }
+
     fn read(&self, args: &[&str]) -> Result<String> {
         let output = Command::new("tcpdump").args(["-n", "-r"]).arg(&self.file).args(args).output()?;
         ensure!(output.status.success(), "tcpdump: {}", String::from_utf8_lossy(&output.stderr));
@@ -96,8 +110,28 @@ impl Packets {
     }
 }
 
+/// A packet's line without its TCP options and absolute numbers, which tell nothing here.
+fn without_options(line: &str) -> String {
+    let shown = |part: &&str| ["seq ", "ack ", "win ", "options "].iter().all(|key| !part.starts_with(key));
+    let told = line.split(", ").filter(shown).collect::<Vec<_>>().join(", ");
+    // tcpdump's guess by the port; where it read a request it says more.
+    told.strip_suffix(": HTTP").map_or(told.clone(), str::to_owned)
+}
+
 fn printable(line: &str) -> String {
     let clean: String =
         line.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '.' }).collect();
     clean.chars().take(110).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_is_told_by_its_ends_flags_and_length() {
+        let line = "06:02:27.0 IP 10.201.0.31.4 > 10.201.0.21.80: Flags [S], seq 12, win 642, options [mss 1460,sackOK,TS val 1 ecr 0], length 0";
+        let told = "06:02:27.0 IP 10.201.0.31.4 > 10.201.0.21.80: Flags [S], length 0";
+        assert_eq!(without_options(line), told);
+    }
 }
