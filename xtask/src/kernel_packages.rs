@@ -1,51 +1,24 @@
-//! Finds and downloads Debian's kernel packages with an apt state of our own, which knows the suites they live
-//! in and verifies them with Debian's archive keys. The machine's own sources, lists and packages are neither
-//! read nor changed, so it works on any release and on Ubuntu.
+//! Finds and downloads Debian's kernel packages: which one is the newest of a series, and what it is split into.
 
-use std::{cmp::Reverse, fs, path::Path, process::Command};
+use std::{cmp::Reverse, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::{
-    command::{command, output, run_quietly},
-    kernels::{Series, remove_folder},
-};
-
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// Archive and suite of every series.
-const SUITES: [(&str, &str); 4] = [
-    ("http://deb.debian.org/debian", "bookworm"),
-    ("http://deb.debian.org/debian", "bookworm-backports"),
-    ("http://deb.debian.org/debian-security", "bookworm-security"),
-    ("http://deb.debian.org/debian", "trixie-backports"),
-];
+use crate::{debian_archive::Archive, kernels::Series};
 
 /// Downloads the newest kernel of a series and unpacks it.
-pub(crate) fn download(series: Series, apt_dir: &Path, into: &Path) -> Result<()> {
-    let debs = into.join("debs");
-    fs::create_dir_all(&debs)?;
-    prepare_apt(apt_dir)?;
-    run_quietly(apt(apt_dir, "apt-get").arg("update"), "read the package lists of Debian's kernel suites")?;
-    let names =
-        output(apt(apt_dir, "apt-cache").args(["search", "--names-only", "^linux-image-.*-cloud-amd64"]))?;
-    let Some(image) = newest_image(series, names.lines().filter_map(|line| line.split(' ').next())) else {
+pub(crate) fn download(series: Series, archive: &Archive, into: &Path) -> Result<()> {
+    let names = archive.search("^linux-image-.*-cloud-amd64")?;
+    let Some(image) = newest_image(series, names.iter().map(String::as_str)) else {
         bail!(
             "Debian's suites have no package like {}*{}",
             series.package_pattern().0,
             series.package_pattern().1
         );
     };
-    let depends = output(apt(apt_dir, "apt-cache").args(["depends", "--important", &image]))?;
+    let depends = archive.depends(&image)?;
     let packages: Vec<String> = std::iter::once(image).chain(parts(&depends)).collect();
-    let mut fetch = apt(apt_dir, "apt-get");
-    run_quietly(
-        fetch.arg("download").args(&packages).current_dir(&debs),
-        &format!("download {}", packages.join(" ")),
-    )?;
-    for entry in fs::read_dir(&debs)? {
-        output(command("dpkg", ["-x"]).arg(entry?.path()).arg(into))?;
-    }
-    remove_folder(&debs)
+    archive.unpack(&packages, into)
 }
 
 /// The newest image package of a series; of two of one version the signed one, which is the shorter name.
@@ -67,44 +40,6 @@ fn parts(depends: &str) -> impl Iterator<Item = String> {
     const PARTS: [&str; 3] = ["linux-base-", "linux-binary-", "linux-modules-"];
     let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     names.filter(|name| PARTS.iter().any(|part| name.starts_with(part))).map(str::to_owned)
-}
-
-fn prepare_apt(apt_dir: &Path) -> Result<()> {
-    if !Path::new(KEYRING).is_file() {
-        bail!("no {KEYRING} to verify Debian's packages with: install debian-archive-keyring");
-    }
-    for folder in ["state/lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(apt_dir.join(folder))?;
-    }
-    let line = |(archive, suite): (&str, &str)| {
-        format!("deb [signed-by={KEYRING} arch=amd64] {archive} {suite} main\n")
-    };
-    fs::write(apt_dir.join("sources.list"), SUITES.map(line).concat())
-        .context("cannot write the list of suites")
-}
-
-/// apt with our own state: the machine's sources and lists are neither read nor changed, its proxy settings are.
-fn apt(apt_dir: &Path, program: &str) -> Command {
-    let mut apt = Command::new(program);
-    let folder = |name: &str, path: &str| format!("{name}={}", apt_dir.join(path).display());
-    let options = [
-        folder("Dir::State", "state"),
-        folder("Dir::Cache", "cache"),
-        folder("Dir::Etc::SourceList", "sources.list"),
-        "Dir::Etc::SourceParts=/dev/null".into(),
-        "Dir::Etc::Preferences=/dev/null".into(),
-        "Dir::Etc::PreferencesParts=/dev/null".into(),
-        "Dir::State::status=/dev/null".into(),
-        "APT::Architecture=amd64".into(),
-        "APT::Sandbox::User=root".into(),
-        "Acquire::Languages=none".into(),
-        "Acquire::Retries=3".into(),
-        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
-    ];
-    for option in options {
-        apt.arg("-o").arg(option);
-    }
-    apt
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     command::{command, note, output, step},
+    debian_archive::Archive,
     kernel_packages, paths,
 };
 
@@ -74,8 +75,9 @@ pub(crate) fn ensure(series: Series) -> Result<Kernel> {
     step(&format!("kernel {} (download, unpack; once)", series.name()));
     let unpacking = folder.join(format!("{}.part", series.name()));
     remove_folder(&unpacking)?;
-    kernel_packages::download(series, &folder.join("apt"), &unpacking)
-        .with_context(|| format!("cannot get kernel {}; is there a network?", series.name()))?;
+    Archive::open(&folder.join("apt"))
+        .and_then(|archive| kernel_packages::download(series, &archive, &unpacking))
+        .with_context(|| format!("cannot get kernel {}", series.name()))?;
     index_modules(&unpacking)?;
     remove_folder(&root)?;
     fs::rename(&unpacking, &root).context("cannot put the kernel in place")?;

@@ -6,6 +6,7 @@
 mod command;
 mod compilers;
 mod console;
+mod debian_archive;
 mod demo;
 mod ebpf;
 mod host;
@@ -18,6 +19,7 @@ mod lint;
 mod packages;
 mod paths;
 mod process;
+mod qemu;
 mod report;
 mod setup;
 mod story;

@@ -10,7 +10,7 @@ use crate::{
     ebpf, host,
     kernels::{self, Kernel, Series},
     packages::{self, FOR_TESTS, FOR_VM, Need},
-    paths, vm,
+    paths, qemu, vm,
 };
 
 /// What building and the tests and demo on this machine's own kernel need.
@@ -27,7 +27,11 @@ pub(crate) fn for_vm(series: Series) -> Result<Kernel> {
     if let Some(missing) = vm::missing() {
         bail!("{missing}");
     }
-    kernels::ensure(series)
+    let kernel = kernels::ensure(series)?;
+    if !vm::is_accelerated() {
+        qemu::ensure();
+    }
+    Ok(kernel)
 }
 
 /// The eBPF object, then meshd and meshctl.

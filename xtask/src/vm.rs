@@ -5,6 +5,7 @@
 //! this process, whatever ends it.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -21,6 +22,7 @@ use crate::{
     leftovers::Leftover,
     paths,
     process::{Process, dying_with_us},
+    qemu::{self, Qemu},
     virtiofs,
 };
 
@@ -67,7 +69,8 @@ impl Guest<'_> {
         let console_path = run_dir.path().join("console.log");
         let socket = run_dir.path().join("fs.sock");
         let _files = virtiofs::share_root(&socket)?;
-        let mut qemu = Process::spawn(&mut self.qemu(&archive, &console_path, &socket))?;
+        let qemu = qemu::find().context("no qemu-system-x86_64")?;
+        let mut qemu = Process::spawn(&mut self.command(&qemu, &archive, &console_path, &socket))?;
         let result = self.follow(&mut qemu, &marker, &mut on_line);
         drop(qemu);
         let console = fs::read(&console_path).unwrap_or_default();
@@ -160,12 +163,14 @@ impl Guest<'_> {
         format!("{}\ncd {workspace} || exit 127\nexec {}\n", exports.join("\n"), words.join(" "))
     }
 
-    fn qemu(&self, archive: &Path, console: &Path, socket: &Path) -> Command {
+    fn command(&self, qemu: &Qemu, archive: &Path, console: &Path, socket: &Path) -> Command {
         let cmdline = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr mitigations=off nowatchdog \
                        random.trust_cpu=on";
-        let Machine { accel, cpu, cpus } = accelerator(&self.kernel.release);
+        let Machine { accel, cpu, cpus } = machine(&self.kernel.release, qemu);
         let memory = format!("memory-backend-memfd,id=mem,size={MEMORY},share=on");
-        let mut qemu = dying_with_us("qemu-system-x86_64");
+        let firmware = qemu.firmware.iter();
+        let mut qemu = dying_with_us(&qemu.program);
+        qemu.args(firmware.flat_map(|folder| [OsStr::new("-L"), folder.as_os_str()]));
         qemu.args(["-accel", accel, "-cpu", cpu, "-smp", cpus, "-m", MEMORY, "-nodefaults", "-no-reboot"]);
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]);
         qemu.args(["-object", &memory, "-numa", "node,memdev=mem"]);
@@ -203,7 +208,7 @@ pub(crate) fn missing() -> Option<String> {
     if std::env::consts::ARCH != "x86_64" {
         return Some(format!("the kernels are x86_64's, this machine is {}", std::env::consts::ARCH));
     }
-    if paths::find_program("qemu-system-x86_64").is_none() {
+    if qemu::find().is_none() {
         return Some("no qemu-system-x86_64 (package qemu-system-x86)".to_owned());
     }
     let without = virtiofs::daemon().is_none();
@@ -220,16 +225,21 @@ pub(crate) fn is_accelerated() -> bool {
     allowed && has_flag && usable()
 }
 
-fn accelerator(release: &str) -> Machine {
+/// Whether a guest with this kernel can have both processors.
+pub(crate) fn has_two_processors(kernel: &Kernel) -> bool {
+    qemu::find().is_some_and(|qemu| machine(&kernel.release, &qemu).cpus == "2")
+}
+
+fn machine(release: &str, qemu: &Qemu) -> Machine {
     if is_accelerated() {
         return Machine { accel: "kvm", cpu: "host", cpus: "2" };
     }
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
     let accel = "tcg,thread=multi";
     if major.is_some_and(|major| major >= 7) {
-        // With cx16 and a second processor QEMU 7.2 stumbles over the kernel's patching of its own code
-        // (an int3 that nobody handles, at boot).
-        return Machine { accel, cpu: EMULATED_CPU_LINUX_7, cpus: "1" };
+        // `qemu.rs` says what happens to an old one with cx16 and a second processor.
+        let cpus = if qemu.patches_code_well() { "2" } else { "1" };
+        return Machine { accel, cpu: EMULATED_CPU_LINUX_7, cpus };
     }
     Machine { accel, cpu: EMULATED_CPU, cpus: "2" }
 }
