@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::diagnosis;
+
 /// What a failed program's last lines are worth keeping: a compiler's errors fit.
 const COMPLAINT_LINES: usize = 60;
 
@@ -54,10 +56,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs quietly; the step's last lines of output are shown only when it fails.
+/// Runs a package manager quietly; what it complained of is in the error when it fails.
 pub(crate) fn run_quietly(command: &mut Command, what: &str) -> Result<()> {
     let started = Instant::now();
-    output(command).with_context(|| format!("cannot {what}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| cannot_start(command))?;
+    if !output.status.success() {
+        return Err(diagnosis::explain(what, &String::from_utf8_lossy(&output.stderr)));
+    }
     note(&format!("{what}: {:.1} s", started.elapsed().as_secs_f64()));
     Ok(())
 }

@@ -34,7 +34,10 @@ impl Archive {
     pub(crate) fn open(apt_dir: &Path) -> Result<Self> {
         prepare_apt(apt_dir)?;
         let archive = Self { apt_dir: apt_dir.to_path_buf() };
-        run_quietly(archive.apt("apt-get").arg("update"), "read the package lists of Debian's archive")?;
+        // Without it apt counts a suite that it could not reach as success.
+        let mut update = archive.apt("apt-get");
+        update.args(["-o", "APT::Update::Error-Mode=any", "update"]);
+        run_quietly(&mut update, "read the package lists of Debian's archive")?;
         Ok(archive)
     }
 

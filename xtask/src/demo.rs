@@ -40,6 +40,9 @@ pub(crate) struct Paths {
 }
 
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
+    if !host::is_root() {
+        bail!("the demo creates network namespaces and loads eBPF programs: run it as root");
+    }
     let place = place(args)?;
     let paths = prepare(&place)?;
     let story = std::env::current_exe().context("cannot find this program's own file")?;
@@ -64,9 +67,6 @@ fn speaks_in_colour(on_terminal: bool, no_colour: Option<&OsStr>) -> bool {
 
 /// Does all set-up for a place and builds meshd.
 pub(crate) fn prepare(place: &Place) -> Result<Paths> {
-    if !host::is_root() {
-        bail!("the demo creates network namespaces and loads eBPF programs: run it as root");
-    }
     setup::for_tests()?;
     setup::build()?;
     match place {

@@ -8,6 +8,7 @@ mod compilers;
 mod console;
 mod debian_archive;
 mod demo;
+mod diagnosis;
 mod ebpf;
 mod host;
 mod initramfs;

@@ -6,7 +6,8 @@ use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::Path};
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    command::{command, note, output, run, step},
+    command::{Followed, command, follow, note, output, step},
+    diagnosis::{self, Cause},
     host::{self, Distribution},
     leftovers::Leftover,
     paths,
@@ -92,12 +93,15 @@ pub(crate) fn ensure(needs: &[Need], what_for: &str) -> Result<()> {
     }
     let listed = missing.iter().map(|need| need.alternatives.join(" or ")).collect::<Vec<_>>().join(", ");
     if let Distribution::Other(name) = host::distribution() {
-        bail!("{what_for} needs these packages, and set-up knows apt only (this is {name}): {listed}");
+        bail!("{}", unknown_distribution(&name, what_for, &listed));
     }
     let mut chosen = choose(&missing);
     if chosen.is_err() && host::is_root() {
-        update()?;
-        chosen = choose(&missing);
+        let complaint = update()?;
+        chosen = choose(&missing).map_err(|error| match Cause::of(&complaint) {
+            Some(_) => diagnosis::explain("read apt's package lists", &complaint),
+            None => error,
+        });
     }
     let chosen = chosen?;
     if chosen.is_empty() {
@@ -110,9 +114,14 @@ pub(crate) fn ensure(needs: &[Need], what_for: &str) -> Result<()> {
             chosen.join(" ")
         );
     }
-    install(&chosen).with_context(|| {
-        format!("cannot install packages for {what_for}; is there a network? Needed: {}", chosen.join(" "))
-    })
+    install(&chosen).with_context(|| format!("{what_for} needs packages: {}", chosen.join(" ")))
+}
+
+fn unknown_distribution(name: &str, what_for: &str, listed: &str) -> String {
+    format!(
+        "{what_for} needs packages that set-up can install on Debian and Ubuntu only, and this is {name}. By \
+         Debian's names they are: {listed}"
+    )
 }
 
 /// The version apt would install, if it knows the package.
@@ -163,29 +172,39 @@ fn parse_candidate(policy: &str) -> Option<String> {
     (version != "(none)").then(|| version.to_owned())
 }
 
-/// Reads the package lists anew.
-pub(crate) fn update() -> Result<()> {
+/// Reads the package lists anew and returns apt's complaints: it counts an archive that it cannot reach as success,
+/// and one that we do not need may be out of reach.
+pub(crate) fn update() -> Result<String> {
     step("apt-get update");
-    run(command("apt-get", ["-q", "update"]).env("DEBIAN_FRONTEND", "noninteractive"))
+    let mut apt = command("apt-get", ["-q", "update"]);
+    Ok(follow(apt.env("DEBIAN_FRONTEND", "noninteractive"), |_| ())?.complaint)
 }
 
 fn install(packages: &[String]) -> Result<()> {
     step(&format!("apt-get install {}", packages.join(" ")));
     let policy = deny_services()?;
-    let attempt = || {
-        let mut apt = command("apt-get", ["-q", "-y", "--no-install-recommends", "install"]);
-        apt.args(packages).env("DEBIAN_FRONTEND", "noninteractive").env("NEEDRESTART_SUSPEND", "1");
-        run(&mut apt)
-    };
-    // Stale lists name versions that the mirror no longer has: update, then try once more.
-    if let Err(error) = attempt() {
-        note(&format!("{error:#}; trying again after apt-get update"));
+    let first = apt_install(packages)?;
+    if !first.ended_well {
+        // Stale lists name versions that the mirror no longer has.
+        if Cause::of(&first.complaint).is_some_and(|cause| !cause.may_pass()) {
+            return Err(diagnosis::explain("install them", &first.complaint));
+        }
+        note("it failed; trying again after apt-get update");
         update()?;
-        attempt()?;
+        let second = apt_install(packages)?;
+        if !second.ended_well {
+            return Err(diagnosis::explain("install them", &second.complaint));
+        }
     }
     drop(policy);
     disable_services(packages);
     Ok(())
+}
+
+fn apt_install(packages: &[String]) -> Result<Followed> {
+    let mut apt = command("apt-get", ["-q", "-y", "--no-install-recommends", "-o", "Acquire::Retries=3"]);
+    apt.arg("install").args(packages);
+    follow(apt.env("DEBIAN_FRONTEND", "noninteractive").env("NEEDRESTART_SUSPEND", "1"), |_| ())
 }
 
 /// Packages enable their services at boot; the ones we brought are for tests only.
@@ -230,6 +249,12 @@ mod tests {
         let installed = BTreeSet::from(["nginx".to_owned()]);
         assert_eq!(missing(&needs, &installed), [&needs[1], &needs[2]]);
         assert!(needs[2].optional && !needs[1].optional);
+    }
+
+    #[test]
+    fn an_unknown_distribution_is_told_the_packages() {
+        let text = unknown_distribution("Fedora Linux 42", "building meshd", "cmake, wrk");
+        assert!(text.contains("this is Fedora Linux 42") && text.ends_with("cmake, wrk"));
     }
 
     #[test]

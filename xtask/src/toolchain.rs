@@ -7,11 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
-    command::{command, note, output, run, step},
+    command::{command, follow, note, output, step},
     compilers::{self, Compiler},
+    diagnosis,
     packages::{self, Need},
     paths,
 };
@@ -112,7 +113,10 @@ fn install_linker(llvm: u32) -> Result<PathBuf> {
         command(paths::cargo(), ["install", "bpf-linker", "--locked", "--version", BPF_LINKER_VERSION]);
     install.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]).arg(&root);
     install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
-    run(&mut install).context("cannot install bpf-linker: is there a network?")?;
+    let ended = follow(&mut install, |_| ())?;
+    if !ended.ended_well {
+        return Err(diagnosis::explain("install bpf-linker", &ended.complaint));
+    }
     note(&format!("bpf-linker is in {}", root.join("bin").display()));
     Ok(root.join("bin/bpf-linker"))
 }
