@@ -44,20 +44,16 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "python3",
     "bpftool | linux-tools-generic?",
     "tcpdump",
-    "tshark",
     "nginx-light | nginx",
     "redis-server",
     "postgresql",
     "postgresql-contrib?",
-    "haproxy",
     "wrk",
     "iperf3",
     "nghttp2-client",
     "openssl",
     "openssh-server",
     "openssh-client",
-    "socat",
-    "netcat-openbsd",
     "strace",
 ];
 
@@ -79,7 +75,6 @@ const SERVICES: &[(&str, &str)] = &[
     ("nginx-light", "nginx.service"),
     ("redis-server", "redis-server.service"),
     ("postgresql", "postgresql.service"),
-    ("haproxy", "haproxy.service"),
     ("openssh-server", "ssh.service"),
     ("iperf3", "iperf3.service"),
 ];

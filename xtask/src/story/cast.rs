@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::stage::{Place, Running, Stage, wait_for};
 
@@ -26,12 +26,15 @@ pub(super) struct Cast {
 impl Cast {
     /// Everybody enters; servers answer when this returns.
     pub(super) fn enter(stage: &Stage) -> Result<Self> {
-        let (web, db) = (stage.place("web", 21)?, stage.place("db", 22)?);
+        let db = stage.place("db", 22)?;
+        // The longest of all: the others enter meanwhile.
+        let database = Database::create(stage, &db)?;
+        let web = stage.place("web", 21)?;
         Ok(Self {
             frontend: stage.place("frontend", 11)?,
             reports: stage.place("reports", 12)?,
             outsider: stage.place("outsider", 31)?,
-            _servers: [nginx(stage, &web)?, redis(stage, &db)?, postgres(stage, &db)?],
+            _servers: [nginx(stage, &web)?, redis(stage, &db)?, database.serve(stage, &db)?],
             web,
             db,
         })
@@ -80,34 +83,44 @@ fn redis(stage: &Stage, place: &Place) -> Result<Running> {
     Ok(program)
 }
 
-fn postgres(stage: &Stage, place: &Place) -> Result<Running> {
-    let bin = postgres_bin()?;
-    let dir = stage.dir().join("postgres").to_string_lossy().into_owned();
-    stage.must_run(place, &["install", "-d", "-o", "postgres", "-g", "postgres", &dir])?;
-    let as_postgres = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"];
-    let data = format!("{dir}/data");
-    let initdb = bin.join("initdb").to_string_lossy().into_owned();
-    let mut line = as_postgres.to_vec();
-    line.extend([initdb.as_str(), "-D", &data, "-A", "trust", "-N", "--no-locale"]);
-    stage.must_run(place, &line)?;
-    fs::write(format!("{data}/pg_hba.conf"), "local all all trust\nhost all all 0.0.0.0/0 trust\n")?;
-    let server = bin.join("postgres").to_string_lossy().into_owned();
-    let sockets = format!("unix_socket_directories={dir}");
-    let mut line = as_postgres.to_vec();
-    line.extend([
-        server.as_str(),
-        "-D",
-        &data,
-        "-c",
-        "listen_addresses=*",
-        "-c",
-        &sockets,
-        "-c",
-        "fsync=off",
-    ]);
-    let mut program = stage.start(place, "postgres", &line)?;
-    program.wait_to_say("ready to accept connections")?;
-    Ok(program)
+const AS_POSTGRES: [&str; 7] =
+    ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"];
+
+/// A `PostgreSQL` that is being made.
+struct Database {
+    initdb: Running,
+    bin: PathBuf,
+    dir: String,
+}
+
+impl Database {
+    fn create(stage: &Stage, place: &Place) -> Result<Self> {
+        let bin = postgres_bin()?;
+        let dir = stage.dir().join("postgres").to_string_lossy().into_owned();
+        fs::set_permissions(stage.dir(), fs::Permissions::from_mode(0o755))?;
+        stage.must_run(place, &["install", "-d", "-o", "postgres", "-g", "postgres", &dir])?;
+        let (program, data) = (bin.join("initdb").display().to_string(), format!("{dir}/data"));
+        let mut line = AS_POSTGRES.to_vec();
+        line.extend([&program, "-D", &data, "-A", "trust", "-N", "--no-locale"]);
+        line.extend(["--no-instructions", "--wal-segsize=1"]);
+        let initdb = stage.start(place, "initdb", &line)?;
+        Ok(Self { initdb, bin, dir })
+    }
+
+    fn serve(mut self, stage: &Stage, place: &Place) -> Result<Running> {
+        let status = self.initdb.child.wait()?;
+        ensure!(status.success(), "initdb failed: {}", self.initdb.said());
+        let program = self.bin.join("postgres").display().to_string();
+        let data = format!("{}/data", self.dir);
+        fs::write(format!("{data}/pg_hba.conf"), "local all all trust\nhost all all 0.0.0.0/0 trust\n")?;
+        let sockets = format!("unix_socket_directories={}", self.dir);
+        let mut line = AS_POSTGRES.to_vec();
+        line.extend([&program, "-D", &data, "-c", "listen_addresses=*"]);
+        line.extend(["-c", &sockets, "-c", "fsync=off"]);
+        let mut server = stage.start(place, "postgres", &line)?;
+        server.wait_to_say("ready to accept connections")?;
+        Ok(server)
+    }
 }
 
 fn postgres_bin() -> Result<PathBuf> {
