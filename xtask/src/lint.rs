@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::{
     command::{command, follow, step},
-    ebpf,
+    deny, ebpf,
     libtest::Summary,
     paths,
     report::{self, Level},
@@ -37,11 +37,14 @@ pub(crate) fn run() -> Level {
         Ok((name, mut command)) => check_silence(&mut summary, name, &mut command),
         Err(error) => summary.fail("clippy mesh-ebpf", &format!("{error:#}")),
     }
-    if paths::find_program("cargo-deny").is_some() {
+    match deny::ensure() {
         // Advisories change without any change here; they are a release's check, not a commit's.
-        check(&mut summary, "cargo deny", &mut cargo(["deny", "check", "licenses", "bans", "sources"]));
-    } else {
-        summary.skip("cargo deny", "not installed (cargo install cargo-deny --locked)");
+        Ok(deny) => check(
+            &mut summary,
+            "cargo deny",
+            command(deny, ["check", "licenses", "bans", "sources"]).current_dir(paths::workspace()),
+        ),
+        Err(error) => summary.skip("cargo deny", &format!("{error:#}")),
     }
     Level { name: "lint".to_owned(), summary, took: started.elapsed() }
 }

@@ -8,6 +8,7 @@ mod compilers;
 mod console;
 mod debian_archive;
 mod demo;
+mod deny;
 mod diagnosis;
 mod ebpf;
 mod host;
@@ -45,7 +46,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building, testing and the demo need: packages, bpf-linker, kernels for the VMs
+    /// Install what building, testing and the demo need: packages, compiler and linker for eBPF, kernels for the VMs
     Setup {
         /// Leave out what only the virtual machines need
         #[arg(long)]
@@ -120,6 +121,8 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup { no_vm } => {
             setup::for_tests()?;
+            toolchain::ensure()?;
+            deny::ensure()?;
             if !no_vm {
                 for series in kernels::ALL {
                     setup::for_vm(series)?;

@@ -113,6 +113,7 @@ fn install_linker(llvm: u32) -> Result<PathBuf> {
         command(paths::cargo(), ["install", "bpf-linker", "--locked", "--version", BPF_LINKER_VERSION]);
     install.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]).arg(&root);
     install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
+    install.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
     let ended = follow(&mut install, |_| ())?;
     if !ended.ended_well {
         return Err(diagnosis::explain("install bpf-linker", &ended.complaint));
