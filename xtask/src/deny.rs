@@ -15,7 +15,7 @@ const VERSION: &str = "0.20.2";
 /// The program, installed under target/ if it is nowhere.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let root = paths::target()?.join("tools");
-    let ours = root.join("bin/cargo-deny");
+    let ours = paths::tools()?.join("cargo-deny");
     let found = paths::find_program("cargo-deny").or_else(|| ours.is_file().then(|| ours.clone()));
     if let Some(program) = found {
         return Ok(program);

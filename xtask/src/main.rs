@@ -3,6 +3,7 @@
 //! This file only parses arguments and hands over. Set-up is idempotent and cached; what it cannot do
 //! (no root, no network, another distribution) it says, it never guesses.
 
+mod bpftool;
 mod command;
 mod compilers;
 mod console;

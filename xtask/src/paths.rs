@@ -3,6 +3,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -37,6 +38,18 @@ pub(crate) fn target() -> Result<&'static Path> {
     let json = output(metadata.current_dir(workspace()))?;
     let metadata: Metadata = serde_json::from_str(&json).context("cargo metadata printed something else")?;
     Ok(TARGET.get_or_init(|| metadata.target_directory))
+}
+
+/// Where set-up puts programs that no package brings.
+pub(crate) fn tools() -> Result<PathBuf> {
+    Ok(target()?.join("tools/bin"))
+}
+
+/// PATH with those programs first.
+pub(crate) fn search_path() -> OsString {
+    let path = env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let folders = tools().into_iter().chain(env::split_paths(&path));
+    env::join_paths(folders).unwrap_or(path)
 }
 
 /// The cargo that runs us.

@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    bpftool,
     command::{command, note, run, step},
     ebpf, host,
     kernels::{self, Kernel, Series},
@@ -15,7 +16,8 @@ use crate::{
 
 /// What building and the tests and demo on this machine's own kernel need.
 pub(crate) fn for_tests() -> Result<()> {
-    packages::ensure(&needs(FOR_TESTS), "building and testing meshd")
+    packages::ensure(&needs(FOR_TESTS), "building and testing meshd")?;
+    bpftool::ensure()
 }
 
 /// What a virtual machine with this kernel needs.

@@ -142,7 +142,10 @@ fn native(binary: &Path, args: &TestArgs) -> Level {
     let mut summary = Summary::default();
     let mut tests = command(binary, &args.filter);
     run_tests(
-        tests.current_dir(paths::workspace()).env_remove("MESHD_TEST_CGROUP"),
+        tests
+            .current_dir(paths::workspace())
+            .env_remove("MESHD_TEST_CGROUP")
+            .env("PATH", paths::search_path()),
         "integration tests",
         &mut summary,
     );

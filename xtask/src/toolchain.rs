@@ -77,7 +77,7 @@ fn llvm_available(llvm: u32) -> bool {
 
 /// Where a bpf-linker may be: ours first, then PATH, then cargo's folder when PATH lacks it.
 fn linker_candidates() -> Vec<PathBuf> {
-    let ours = paths::target().ok().map(|target| target.join("tools/bin/bpf-linker"));
+    let ours = paths::tools().ok().map(|tools| tools.join("bpf-linker"));
     let cargos = cargo_home().map(|home| home.join("bin/bpf-linker"));
     let candidates = [ours, paths::find_program("bpf-linker"), cargos];
     candidates.into_iter().flatten().filter(|path| path.is_file()).collect()

@@ -151,7 +151,7 @@ impl Guest<'_> {
 
     /// The program as a shell script: environment, folder, command.
     fn program(&self) -> String {
-        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+        let path = paths::search_path().to_string_lossy().into_owned();
         let fixed =
             [("PATH", path), ("HOME", "/root".into()), ("TERM", "dumb".into()), ("LC_ALL", "C.UTF-8".into())];
         let fixed = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
