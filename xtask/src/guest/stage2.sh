@@ -25,4 +25,7 @@ $b setsid /bin/bash /run/guest/program </dev/null >/dev/ttyS1 2>&1
 code=$?
 # A newline first: the program's last line may lack one.
 printf '\n%s exit %s tainted %s\n' "$MARKER" "$code" "$($b cat /proc/sys/kernel/tainted)" >/dev/ttyS1
+# Setting a terminal waits until it has sent everything; what the program left running may hold it open, so that
+# closing it does not.
+$b stty -F /dev/ttyS1 raw -echo
 $b poweroff -f
