@@ -44,12 +44,17 @@ impl Default for HandshakeLimits {
 pub struct Established {
     pub(crate) stream: TcpStream,
     pub(crate) session: Session,
-    /// Read from the socket, not yet decrypted: at most the beginning of a record.
+    /// Read from the socket, not yet consumed: at most the beginning of a record, or of a handshake message that
+    /// goes on in later ones.
     pub(crate) ciphertext: Vec<u8>,
+    /// Sealed, and due before anything else is sent.
+    pub(crate) outgoing: Vec<u8>,
     /// Decrypted already; belongs to the application before anything else.
     pub(crate) plaintext: Vec<u8>,
     /// The peer has already sent `close_notify`.
     pub(crate) peer_closed: bool,
+    /// The peer has already broken the protocol, after its handshake; `outgoing` ends with the alert.
+    pub(crate) failed: Option<rustls::Error>,
     peer: Arc<VerifiedPeer>,
     facts: SessionFacts,
 }
@@ -150,7 +155,17 @@ async fn drive(
         return Err(HandshakeError::Local("the session does not say what it negotiated".to_owned()));
     };
     let facts = SessionFacts { version, cipher_suite, resumed: session.resumed() };
-    Ok(Established { stream, session, ciphertext: input, plaintext, peer_closed, peer, facts })
+    Ok(Established {
+        stream,
+        session,
+        ciphertext: input,
+        outgoing: Vec::new(),
+        plaintext,
+        peer_closed,
+        failed: None,
+        peer,
+        facts,
+    })
 }
 
 struct Handshake {
@@ -222,9 +237,7 @@ impl Handshake {
 
     /// Sends the alert that rustls prepared, so that the peer's log names the cause too.
     async fn fail(&mut self, error: rustls::Error, mut outgoing: Vec<u8>) -> HandshakeError {
-        // One step hands out the alert and reads nothing; a second one would make rustls process the input
-        // that it has just refused.
-        let _ = self.session.process(&mut self.input, &mut |_| {}, &mut outgoing);
+        self.session.last_words(&mut self.input, &mut outgoing);
         let sent: io::Result<()> = self.stream.write_all(&outgoing).await;
         let cause = HandshakeError::from_rustls(error, self.received > READ_BYTES);
         if let Err(error) = sent {

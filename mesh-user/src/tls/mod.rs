@@ -9,6 +9,7 @@ mod offload;
 mod probe;
 mod rustls_verifiers;
 mod session;
+mod settle;
 #[cfg(test)]
 pub(crate) mod test_pki;
 #[cfg(test)]

@@ -4,10 +4,10 @@
 use std::{io, sync::Arc, time::Duration};
 
 use rustls::{CipherSuite, ConnectionTrafficSecrets, ProtocolVersion, SupportedCipherSuite};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::net::TcpStream;
 
 use super::{
-    Established, KernelSession, MAX_RECORD_BYTES, SessionFacts, Step,
+    Established, KernelSession, SessionFacts,
     verify::{PeerRole, VerifiedPeer},
 };
 use crate::sys::ktls::{self, Direction};
@@ -77,6 +77,11 @@ impl KernelCipher {
             Self::Tls12Aes128Gcm => (TLS_1_2_VERSION, aes128, 16),
             Self::Tls12Aes256Gcm => (TLS_1_2_VERSION, aes256, 32),
         }
+    }
+
+    /// Whether the version is 1.3.
+    pub fn is_tls13(self) -> bool {
+        self.uapi().0 == libc::TLS_1_3_VERSION
     }
 
     /// Records that one key may protect (RFC 8446 section 5.5: 2^24.5 for AES-GCM; rounded down).
@@ -172,7 +177,7 @@ pub enum OffloadError {
 
 impl Established {
     /// Gives the connection to the kernel. Waits at most `patience` for the rest of a record that has been
-    /// read in part.
+    /// read in part, and for what must be sent before the keys go.
     pub async fn offload(self, kernel: &KernelTls, patience: Duration) -> Result<Offloaded, OffloadError> {
         let mut established = self;
         let cipher = KernelCipher::of(established.facts().cipher_suite);
@@ -180,61 +185,15 @@ impl Established {
         else {
             return Err(not_offloaded(established, "the kernel does not carry this cipher".to_owned()));
         };
-        let boundary = tokio::time::timeout(patience, established.reach_record_boundary()).await;
-        match boundary {
+        match tokio::time::timeout(patience, established.settle()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(not_offloaded(established, error.to_string())),
+            Ok(Err(unsettled)) => return Err(not_offloaded(established, unsettled.to_string())),
             Err(_) => return Err(not_offloaded(established, "a record stays incomplete".to_owned())),
         }
         if let Err(error) = ktls::attach_ulp(&established.stream) {
             return Err(not_offloaded(established, format!("TCP_ULP: {error}")));
         }
         established.into_offloaded(cipher, kernel).map_err(OffloadError::Lost)
-    }
-
-    /// Reads exactly to the end of the record begun, so that nothing read lies beyond it.
-    pub(crate) async fn reach_record_boundary(&mut self) -> io::Result<()> {
-        while !self.ciphertext.is_empty() {
-            let have = self.ciphertext.len();
-            let whole = match self.ciphertext[..] {
-                [_, _, _, high, low, ..] => 5 + usize::from(u16::from_be_bytes([high, low])),
-                _ => 5,
-            };
-            if whole > MAX_RECORD_BYTES {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the peer's record is too large"));
-            }
-            if have < whole {
-                self.ciphertext.resize(whole, 0);
-                let read = self.stream.read(&mut self.ciphertext[have..]).await;
-                self.ciphertext.truncate(have + *read.as_ref().unwrap_or(&0));
-                if read? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                continue;
-            }
-            self.decrypt_whole_records().await?;
-        }
-        Ok(())
-    }
-
-    async fn decrypt_whole_records(&mut self) -> io::Result<()> {
-        use tokio::io::AsyncWriteExt as _;
-        let mut outgoing = Vec::new();
-        loop {
-            let plaintext = &mut self.plaintext;
-            let done = self.session.process(
-                &mut self.ciphertext,
-                &mut |bytes| plaintext.extend_from_slice(bytes),
-                &mut outgoing,
-            );
-            self.ciphertext.drain(..done.discard.min(self.ciphertext.len()));
-            match done.outcome.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
-                Step::Progress => {}
-                Step::PeerClosed => self.peer_closed = true,
-                Step::NeedsInput | Step::Ready | Step::Closed => break,
-            }
-        }
-        self.stream.write_all(&outgoing).await
     }
 
     fn into_offloaded(self, cipher: KernelCipher, kernel: &KernelTls) -> io::Result<Offloaded> {

@@ -17,6 +17,9 @@ pub const MAX_RECORD_BYTES: usize = 5 + MAX_RECORD_PLAINTEXT_BYTES + 2048;
 /// What sealing adds to a record at most: header, TLS 1.2's explicit nonce or TLS 1.3's content type, tag.
 pub const RECORD_OVERHEAD_BYTES: usize = 5 + 8 + 1 + 16;
 
+/// A sealed `KeyUpdate`: header, message, content type, tag (RFC 8446 sections 4.6.3 and 5.2).
+const KEY_UPDATE_RECORD_BYTES: usize = 5 + 5 + 1 + 16;
+
 /// What the session did with the bytes given to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -160,7 +163,36 @@ impl Session {
         }
     }
 
-    /// Gives the keys away. The caller has processed every byte it has read and sent all of `outgoing`.
+    /// Appends the answer to a `KeyUpdate`, which rustls keeps back until there is data to seal: without it the
+    /// peer cannot read what another hand seals with the next key. Call it where [`Self::seal`] may be called.
+    pub(crate) fn answer_key_update(
+        &mut self,
+        input: &mut [u8],
+        outgoing: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        match &mut self.side {
+            Side::Client(c) => ask_for_pending(c.process_tls_records(input))?,
+            Side::Server(c) => ask_for_pending(c.process_tls_records(input))?,
+        }
+        while self.process(input, &mut |_| {}, outgoing).outcome? == Step::Progress {}
+        Ok(())
+    }
+
+    /// Appends what rustls has to say after [`Self::process`] has failed: an alert, where the protocol has one for
+    /// the cause, and the answer to a `KeyUpdate` that came before. Nothing may be processed after it.
+    pub(crate) fn last_words(&mut self, input: &mut [u8], outgoing: &mut Vec<u8>) {
+        let start = outgoing.len();
+        // One step hands out one record and reads nothing; one more than there are records would make rustls
+        // process the input that it has just refused.
+        let _ = self.process(input, &mut |_| {}, outgoing);
+        let is_tls13 = self.version() == Some(ProtocolVersion::TLSv1_3);
+        if is_tls13 && outgoing.len() - start == KEY_UPDATE_RECORD_BYTES {
+            let _ = self.process(input, &mut |_| {}, outgoing);
+        }
+    }
+
+    /// Gives the keys away. The caller has processed every byte it has read, called [`Self::answer_key_update`]
+    /// and sent all of `outgoing`.
     pub(crate) fn into_kernel(self) -> Result<(rustls::ExtractedSecrets, KernelSession), Error> {
         match self.side {
             Side::Client(c) => c
@@ -211,6 +243,14 @@ fn settle<D>(
         _ => Err(Error::General("rustls reports a state unknown to us".to_owned())),
     });
     Processed { discard, outcome }
+}
+
+/// Sealing begins with what is pending; without room for a byte of data it also ends there.
+fn ask_for_pending<D>(status: UnbufferedStatus<'_, '_, D>) -> Result<(), Error> {
+    if let ConnectionState::WriteTraffic(mut writer) = status.state? {
+        let _ = writer.encrypt(&[0], &mut []);
+    }
+    Ok(())
 }
 
 fn with_writer<D>(

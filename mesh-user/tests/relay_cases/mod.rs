@@ -3,6 +3,8 @@
 
 mod mesh;
 mod peer;
+mod protocol;
+mod raw;
 
 use std::{future::Future, io::ErrorKind, pin::Pin, sync::Arc, time::Duration};
 
@@ -17,6 +19,11 @@ use tokio::{
 
 use mesh::{Mesh, scaled};
 use peer::RustlsPeer;
+use protocol::{
+    a_breach_of_the_protocol_is_answered_by_an_alert, a_breach_with_the_handshake_is_answered_by_an_alert,
+    a_fatal_alert_of_the_peer_ends_both_legs, a_key_update_with_the_handshake_is_answered,
+    a_message_split_around_the_offload_is_understood, what_follows_close_notify_is_ignored,
+};
 
 /// Which kinds the two relays are.
 #[derive(Clone)]
@@ -57,6 +64,12 @@ pub(crate) fn cases() -> Vec<(&'static str, Case)> {
         tickets_after_the_handshake_resume_the_next_one,
         a_key_update_of_the_peer_is_followed_or_ends_the_connection,
         a_live_connection_changes_hands,
+        a_key_update_with_the_handshake_is_answered,
+        a_message_split_around_the_offload_is_understood,
+        what_follows_close_notify_is_ignored,
+        a_breach_with_the_handshake_is_answered_by_an_alert,
+        a_breach_of_the_protocol_is_answered_by_an_alert,
+        a_fatal_alert_of_the_peer_ends_both_legs,
     ]
 }
 

@@ -1,5 +1,5 @@
-//! A TLS server made of plain rustls, which can do what our relays never do: truncate, send garbage, change
-//! keys at will. Blocking calls on loopback: short, and the relay's task runs between them.
+//! TLS peers made of plain rustls, which can do what our relays never do: truncate, send garbage, change keys at
+//! will. Blocking calls on loopback: short, and the relay's task runs between them.
 
 use std::{
     io::{Read, Write},
@@ -8,21 +8,28 @@ use std::{
 };
 
 use mesh_user::proxy::relay::{RelayOptions, RelayOutcome};
-use rustls::{ServerConfig, ServerConnection, sign::CertifiedKey, sign::SingleCertAndKey};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ServerConfig, ServerConnection,
+    SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{net::TcpStream, task::JoinHandle};
 
 use super::{
     Kinds,
-    mesh::{SERVER, Trust, leg, spawn, tcp_pair},
+    mesh::{CLIENT, SERVER, Trust, leg, spawn, tcp_pair},
+    raw::RawPeer,
 };
 
 pub(crate) struct RustlsPeer {
-    tls: ServerConnection,
+    tls: Connection,
     tcp: std::net::TcpStream,
 }
 
 impl RustlsPeer {
-    /// The application's end, its relay, and the peer that the relay talks to.
+    /// The application's end, its relay, and the server that the relay talks to.
     pub(crate) async fn behind(kinds: &Kinds) -> (TcpStream, JoinHandle<RelayOutcome>, Self) {
         let trust = Trust::new();
         let svid = trust.ca.svid(SERVER);
@@ -33,10 +40,10 @@ impl RustlsPeer {
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(resolver));
         config.alpn_protocols = vec![b"meshd/1".to_vec()];
+        config.enable_secret_extraction = true;
         let (near, far) = tcp_pair().await;
         let handshake = tokio::task::spawn_blocking(move || {
-            let mut tcp = far.into_std().unwrap();
-            tcp.set_nonblocking(false).unwrap();
+            let mut tcp = blocking(far);
             let mut tls = ServerConnection::new(Arc::new(config)).unwrap();
             while tls.is_handshaking() {
                 tls.complete_io(&mut tcp).unwrap();
@@ -44,13 +51,18 @@ impl RustlsPeer {
             while tls.wants_write() {
                 tls.write_tls(&mut tcp).unwrap();
             }
-            Self { tls, tcp }
+            Self { tls: Connection::Server(tls), tcp }
         });
         let (established, peer) = tokio::join!(trust.connect(near), handshake);
         let (app, app_leg) = tcp_pair().await;
         let wire = leg(established, kinds.client, &kinds.kernel).await;
         let relay = spawn(app_leg, wire, RelayOptions::default(), Arc::default());
         (app, relay, peer.unwrap())
+    }
+
+    /// From here on records are made by hand.
+    pub(crate) fn into_raw(self) -> RawPeer {
+        RawPeer::new(self.tcp, self.tls.dangerous_extract_secrets().unwrap())
     }
 
     fn flush(&mut self) {
@@ -93,5 +105,108 @@ impl RustlsPeer {
         }
         self.tcp.set_nonblocking(false).unwrap();
         got
+    }
+}
+
+/// A client whose last flight is made, but not sent: whatever is to come with it in one segment can be added.
+pub(crate) struct LastFlight {
+    tls: ClientConnection,
+    tcp: std::net::TcpStream,
+    flight: Vec<u8>,
+}
+
+impl LastFlight {
+    pub(crate) async fn of(trust: &Trust, tcp: TcpStream) -> Self {
+        let svid = trust.ca.svid(CLIENT);
+        let resolver = SingleCertAndKey::from(CertifiedKey::new(svid.chain.clone(), Arc::clone(&svid.key)));
+        let mut config = ClientConfig::builder_with_provider(Arc::new(mesh_user::tls::provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer))
+            .with_client_cert_resolver(Arc::new(resolver));
+        config.alpn_protocols = vec![b"meshd/1".to_vec()];
+        config.enable_secret_extraction = true;
+        let handshake = move || {
+            let mut tcp = blocking(tcp);
+            let name = ServerName::try_from("10.0.0.1").unwrap();
+            let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
+            while tls.is_handshaking() {
+                while tls.wants_write() {
+                    tls.write_tls(&mut tcp).unwrap();
+                }
+                tls.read_tls(&mut tcp).unwrap();
+                tls.process_new_packets().unwrap();
+            }
+            let mut flight = Vec::new();
+            while tls.wants_write() {
+                tls.write_tls(&mut flight).unwrap();
+            }
+            Self { tls, tcp, flight }
+        };
+        tokio::task::spawn_blocking(handshake).await.unwrap()
+    }
+
+    /// Sends it with what `more` makes rustls say.
+    pub(crate) fn with(mut self, more: impl FnOnce(&mut ClientConnection)) -> RustlsPeer {
+        more(&mut self.tls);
+        while self.tls.wants_write() {
+            self.tls.write_tls(&mut self.flight).unwrap();
+        }
+        self.tcp.write_all(&self.flight).unwrap();
+        RustlsPeer { tls: Connection::Client(self.tls), tcp: self.tcp }
+    }
+
+    /// Sends it with bytes made by hand.
+    pub(crate) async fn with_raw(self, more: impl FnOnce(&mut RawPeer) -> Vec<u8>) -> RawPeer {
+        let mut peer = RawPeer::new(self.tcp, self.tls.dangerous_extract_secrets().unwrap());
+        let more = more(&mut peer);
+        peer.write(&[self.flight, more].concat()).await;
+        peer
+    }
+}
+
+fn blocking(tcp: TcpStream) -> std::net::TcpStream {
+    let tcp = tcp.into_std().unwrap();
+    tcp.set_nonblocking(false).unwrap();
+    tcp
+}
+
+/// Nothing is judged by this end.
+#[derive(Debug)]
+struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        mesh_user::tls::provider().signature_verification_algorithms.supported_schemes()
     }
 }

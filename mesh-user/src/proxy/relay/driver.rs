@@ -3,13 +3,15 @@
 
 use std::{
     future::poll_fn,
-    io,
+    io::{self, Read as _},
+    net::Shutdown,
     pin::pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{io::Interest, net::TcpStream};
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use super::{
     Pump, WireLeg,
@@ -20,7 +22,12 @@ use super::{
     stats::{EndedBy, LiveStats, RelayOptions, RelayOutcome},
     userspace::Userspace,
 };
-use crate::sys::socket::reset_on_close;
+use crate::sys::socket::{reset_on_close, take_error};
+
+/// How long a peer may take to be told why its connection ends, and again to hear it.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
+/// Read at a time from a peer that is not listened to any more.
+const IGNORED_BYTES: usize = 4096;
 
 /// Relays until both directions have ended, or one leg fails. Both sockets are closed at return, unless they
 /// are in the outcome's hand-over.
@@ -81,7 +88,12 @@ pub(super) async fn relay_pump(
     };
     match ended {
         Ended::By(ended_by) => {
-            close(legs, pump, &ended_by);
+            let ended_by = match (ended_by, take_error(&wire)) {
+                // The kernel says so too when it cannot even find the next record.
+                (EndedBy::WireReset, Some(error)) => pump.wire_failed(&error),
+                (ended_by, _) => ended_by,
+            };
+            part(app, wire, pump, &ended_by, live).await;
             RelayOutcome::of(ended_by, live)
         }
         Ended::Quiet(state) => match Handover::new(app, wire, state) {
@@ -94,17 +106,39 @@ pub(super) async fn relay_pump(
     }
 }
 
-fn close(legs: Legs<'_>, pump: &mut impl Pump, ended_by: &EndedBy) {
-    match ended_by {
-        EndedBy::Finished => {}
-        // The peer did nothing wrong, and nothing that it was sent is missing.
-        EndedBy::KeyExhausted | EndedBy::KeyUpdateUnsupported => {
-            pump.say_goodbye(legs);
-            reset_on_close(legs.app);
+/// Closes both legs. The application learns of a bad end at once, by a reset; a peer that can still be spoken to is
+/// told why in TLS's own words.
+async fn part(app: TcpStream, wire: TcpStream, pump: &mut impl Pump, ended_by: &EndedBy, live: &LiveStats) {
+    if *ended_by == EndedBy::Finished {
+        return;
+    }
+    reset_on_close(&app);
+    drop(app);
+    let said = match ended_by {
+        EndedBy::WireProtocol(_) | EndedBy::KeyExhausted | EndedBy::KeyUpdateUnsupported => {
+            timeout(LAST_WORDS_PATIENCE, pump.say_last_words(&wire, ended_by, live)).await
         }
-        _ => {
-            reset_on_close(legs.app);
-            reset_on_close(legs.wire);
+        _ => Ok(Ok(false)),
+    };
+    let heard = matches!(said, Ok(Ok(true))) && timeout(LAST_WORDS_PATIENCE, let_hear(&wire)).await.is_ok();
+    if !heard {
+        reset_on_close(&wire);
+    }
+}
+
+/// Ends our direction and waits for the peer to end its own: a reset may overtake what was sent before it.
+async fn let_hear(wire: &TcpStream) {
+    // A peer that is gone needs no waiting for, and is told nothing by a failed shutdown.
+    if SockRef::from(wire).shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let mut ignored = vec![0; IGNORED_BYTES];
+    loop {
+        match wire.async_io(Interest::READABLE, || (&*SockRef::from(wire)).read(&mut ignored)).await {
+            Ok(0) => return,
+            Ok(_) => {}
+            // The kernel reads no further after a bad record: the caller's patience decides.
+            Err(_) => std::future::pending().await,
         }
     }
 }

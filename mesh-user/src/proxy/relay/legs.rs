@@ -94,6 +94,17 @@ impl Legs<'_> {
     }
 }
 
+/// Sends all of `bytes` as they are.
+pub(super) async fn send_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let sent = stream
+            .async_io(Interest::WRITABLE, || SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL))
+            .await?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
 fn retryable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

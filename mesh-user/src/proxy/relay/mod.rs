@@ -32,8 +32,20 @@ trait Pump {
     fn handover(&self) -> Option<HandoverState> {
         None
     }
-    /// Tells the peer that an orderly end follows, after an end that only our side sees as an error.
-    fn say_goodbye(&mut self, _legs: legs::Legs<'_>) {}
+    /// What a pending error of the wire leg's socket means.
+    fn wire_failed(&mut self, error: &std::io::Error) -> EndedBy {
+        legs::ended_by(legs::Leg::Wire, error)
+    }
+    /// After an end that is not clean, but not the network's either: completes what the peer was being sent and says
+    /// why nothing follows (RFC 8446 section 6). False when there is nothing to say.
+    async fn say_last_words(
+        &mut self,
+        _wire: &TcpStream,
+        _ended_by: &EndedBy,
+        _live: &LiveStats,
+    ) -> std::io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// How the wire leg's records are made.

@@ -1,13 +1,18 @@
 //! The relay that encrypts with rustls: records are made and opened in borrowed buffers. It never gives the
 //! application a byte after an error, nor a clean end that the peer has not declared.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    io,
+    task::{Context, Poll, ready},
+};
+
+use tokio::net::TcpStream;
 
 use super::{
     Pump,
     buffers::{Buffer, PLAINTEXT_BYTES},
-    legs::{Leg, Legs, Moved},
-    stats::EndedBy,
+    legs::{Leg, Legs, Moved, send_all},
+    stats::{EndedBy, LiveStats},
 };
 use crate::tls::{Established, MAX_RECORD_PLAINTEXT_BYTES, Session, Step};
 
@@ -18,6 +23,8 @@ pub(super) struct Userspace {
     sealed: Option<Buffer>,
     /// Records that rustls wants sent after `sealed`: key updates, alerts.
     control: Vec<u8>,
+    /// What the peer did wrong before this relay had the connection; `control` ends with the alert.
+    failed: Option<rustls::Error>,
     close_notify_sealed: bool,
     /// Ciphertext being opened, only while there is more than the beginning of a record.
     ciphertext: Option<Buffer>,
@@ -36,12 +43,14 @@ pub(super) struct Userspace {
 
 impl Userspace {
     pub(super) fn new(established: Established) -> (tokio::net::TcpStream, Self) {
-        let Established { stream, session, mut ciphertext, plaintext, peer_closed, .. } = established;
+        let Established { stream, session, mut ciphertext, outgoing, plaintext, peer_closed, failed, .. } =
+            established;
         ciphertext.shrink_to_fit();
         let state = Self {
             session,
             sealed: None,
-            control: Vec::new(),
+            control: outgoing,
+            failed,
             close_notify_sealed: false,
             ciphertext: None,
             partial: ciphertext,
@@ -90,9 +99,20 @@ impl Userspace {
                 Ok(())
             }
             Ok(None) => Err(EndedBy::Local("the TLS session was not ready to seal".to_owned())),
-            Err(rustls::Error::EncryptError) => Err(EndedBy::KeyExhausted),
+            Err(rustls::Error::EncryptError) => {
+                self.take_last_words();
+                Err(EndedBy::KeyExhausted)
+            }
             Err(error) => Err(EndedBy::Local(error.to_string())),
         }
+    }
+
+    fn take_last_words(&mut self) {
+        let input = match &mut self.ciphertext {
+            Some(buffer) => buffer.filled_mut(),
+            None => &mut self.partial,
+        };
+        self.session.last_words(input, &mut self.control);
     }
 
     /// One step over the received bytes; false when nothing more can be opened without more bytes.
@@ -122,7 +142,10 @@ impl Userspace {
                 Ok(false)
             }
             Ok(Step::Ready | Step::NeedsInput) => Ok(false),
-            Err(error) => Err(EndedBy::WireProtocol(error.to_string())),
+            Err(error) => {
+                self.take_last_words();
+                Err(EndedBy::WireProtocol(error.to_string()))
+            }
         }
     }
 
@@ -203,6 +226,9 @@ impl Pump for Userspace {
     }
 
     fn poll_inbound(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(EndedBy::WireProtocol(error.to_string())));
+        }
         loop {
             ready!(self.poll_deliver(cx, legs))?;
             while !self.peer_closed && !self.plaintext_is_full() && self.open_one()? {}
@@ -215,5 +241,17 @@ impl Pump for Userspace {
             }
             ready!(self.poll_receive(cx, legs))?;
         }
+    }
+    async fn say_last_words(
+        &mut self,
+        wire: &TcpStream,
+        _ended_by: &EndedBy,
+        _live: &LiveStats,
+    ) -> io::Result<bool> {
+        // Records are numbered: the alert is none without those sealed before it.
+        let mut due = self.sealed.take().map(|sealed| sealed.filled().to_vec()).unwrap_or_default();
+        due.append(&mut self.control);
+        send_all(wire, &due).await?;
+        Ok(!due.is_empty())
     }
 }

@@ -10,28 +10,36 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use tokio::{io::Interest, net::TcpStream};
+
 use super::{
     Pump, RelayOptions,
     buffers::{Buffer, PLAINTEXT_BYTES},
     handover::HandoverState,
-    legs::{Leg, Legs, Moved, ended_by},
+    legs::{Leg, Legs, Moved, ended_by, send_all},
     pipes,
-    stats::EndedBy,
+    stats::{EndedBy, LiveStats},
 };
 use crate::{
     sys::ktls::{self, RECORD_ALERT, RECORD_DATA, RECORD_HANDSHAKE, Received},
-    sys::splice::Pipe,
+    sys::splice::{PIPE_BYTES, Pipe},
     tls::{KernelCipher, KernelSession, MAX_RECORD_PLAINTEXT_BYTES, Offloaded},
 };
 
-/// warning, `close_notify`.
-const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 /// Records in reserve below a key's limit: control records, and what one pass may send.
 const RECORD_RESERVE: u64 = 4096;
 
 /// Less than the AEAD allows, or what the options say.
 fn records_per_key(cipher: KernelCipher, options: &RelayOptions) -> u64 {
     (cipher.record_limit() - RECORD_RESERVE).min(options.records_per_key)
+}
+
+/// At most so many records are made of a spliced pipe: each ends full, with the call, or with the fragments that one
+/// can have (`MAX_SKB_FRAGS`, net/tls/tls_sw.c), of which the pipe holds a page's worth each.
+fn spliced_records(bytes: usize) -> u64 {
+    const FRAGMENTS_PER_RECORD: usize = 17;
+    let by_fragments = (PIPE_BYTES / 4096).div_ceil(FRAGMENTS_PER_RECORD);
+    (bytes.div_ceil(MAX_RECORD_PLAINTEXT_BYTES) + by_fragments).min(bytes) as u64
 }
 
 /// State of a connection whose records the kernel makes.
@@ -50,6 +58,10 @@ pub(in crate::proxy::relay) struct Ktls {
     key_update_due: bool,
     /// Part of a handshake message that came over several records.
     handshake: Vec<u8>,
+    /// What a peer may send besides data, before it is refused.
+    patience: control::Patience,
+    /// What the peer is told when it has broken the protocol, unless it knows.
+    alert: Option<u8>,
     inbound: Stage,
     /// How the wire leg ended, while bytes that came before are being delivered.
     ended: Option<EndedBy>,
@@ -83,7 +95,7 @@ impl Ktls {
         wire: Offloaded,
         splice: bool,
         options: &RelayOptions,
-    ) -> (tokio::net::TcpStream, Self) {
+    ) -> (TcpStream, Self) {
         let Offloaded { stream, session, cipher, plaintext, peer_closed, records_sent, can_rekey, .. } = wire;
         let state = Self {
             session: Some(session),
@@ -95,6 +107,8 @@ impl Ktls {
             outbound: Stage::Empty,
             key_update_due: false,
             handshake: Vec::new(),
+            patience: control::Patience::default(),
+            alert: Some(control::BAD_RECORD_MAC),
             inbound: Stage::Empty,
             ended: None,
             early: plaintext,
@@ -117,6 +131,8 @@ impl Ktls {
             outbound: Stage::Empty,
             key_update_due: false,
             handshake: Vec::new(),
+            patience: control::Patience::default(),
+            alert: Some(control::BAD_RECORD_MAC),
             inbound: Stage::Empty,
             ended: None,
             early: Vec::new(),
@@ -141,8 +157,7 @@ impl Ktls {
                 Stage::Pipe(pipe) if pipe.filled() > 0 => {
                     let sent = legs.poll_write_with(Leg::Wire, cx, |stream| pipe.drain_to(stream, false));
                     let written = ready!(sent).map_err(|error| ended_by(Leg::Wire, &error))?;
-                    // Records of spliced pages may end at any page.
-                    self.records_sent += written.div_ceil(4096) as u64;
+                    self.records_sent += spliced_records(written);
                     written
                 }
                 _ => break,
@@ -151,6 +166,24 @@ impl Ktls {
         }
         self.outbound.release();
         Poll::Ready(Ok(()))
+    }
+
+    async fn flush(&mut self, wire: &TcpStream, live: &LiveStats) -> io::Result<()> {
+        match &mut self.outbound {
+            Stage::Empty => {}
+            Stage::Buffer(buffer) => {
+                send_all(wire, buffer.filled()).await?;
+                live.add_app_to_wire(buffer.filled().len());
+            }
+            Stage::Pipe(pipe) => {
+                while pipe.filled() > 0 {
+                    let sent = wire.async_io(Interest::WRITABLE, || pipe.drain_to(wire, false)).await?;
+                    live.add_app_to_wire(sent);
+                }
+            }
+        }
+        self.outbound.release();
+        Ok(())
     }
 
     fn poll_send_record(
@@ -220,7 +253,9 @@ impl Ktls {
             return Poll::Ready(Err(ended));
         }
         ready!(legs.wire.poll_read_ready(cx)).map_err(|_| EndedBy::WireReset)?;
+        // In the middle of a handshake message there must be no data.
         if self.splice
+            && self.handshake.is_empty()
             && let Ok(mut pipe) = pipes::borrow()
         {
             match legs.poll_read_with(Leg::Wire, cx, |wire| pipe.fill_from(wire)) {
@@ -237,7 +272,7 @@ impl Ktls {
                 Poll::Ready(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
                     pipes::give_back(pipe);
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(ended_by(Leg::Wire, &error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.receive_error(&error))),
             }
         }
         let mut buffer = Buffer::borrow();
@@ -269,10 +304,15 @@ impl Ktls {
     ) -> Moved<()> {
         let received: io::Result<Received> =
             ready!(legs.poll_read_with(Leg::Wire, cx, |wire| ktls::receive_record(wire, buffer.room())));
-        let Received { record_type, length } = received.map_err(|error| ended_by(Leg::Wire, &error))?;
+        let Received { record_type, length } = received.map_err(|error| self.receive_error(&error))?;
         Poll::Ready(match record_type {
             None => Err(EndedBy::Truncated),
+            // RFC 8446 section 5.1.
+            Some(RECORD_DATA | RECORD_ALERT) if !self.handshake.is_empty() => {
+                Err(self.refuse(control::UNEXPECTED_MESSAGE, "a record within a handshake message"))
+            }
             Some(RECORD_DATA) => {
+                self.patience = control::Patience::default();
                 buffer.commit(length);
                 Ok(())
             }
@@ -281,7 +321,9 @@ impl Ktls {
                 self.handshake.extend_from_slice(&buffer.room()[..length]);
                 self.take_handshake(legs)
             }
-            Some(other) => Err(EndedBy::WireProtocol(format!("a record of type {other}"))),
+            Some(other) => {
+                Err(self.refuse(control::UNEXPECTED_MESSAGE, &format!("a record of type {other}")))
+            }
         })
     }
 }
@@ -293,7 +335,7 @@ impl Pump for Ktls {
             ready!(self.poll_rekey(cx, legs))?;
             if self.app_closed {
                 if !self.close_notify_sent {
-                    ready!(self.poll_send_record(cx, legs, RECORD_ALERT, &CLOSE_NOTIFY))?;
+                    ready!(self.poll_send_record(cx, legs, RECORD_ALERT, &control::CLOSE_NOTIFY))?;
                     self.close_notify_sent = true;
                 }
                 return Poll::Ready(legs.finish(Leg::Wire));
@@ -329,9 +371,27 @@ impl Pump for Ktls {
         })
     }
 
-    fn say_goodbye(&mut self, legs: Legs<'_>) {
-        if !self.close_notify_sent {
-            let _ = ktls::send_record(legs.wire, RECORD_ALERT, &CLOSE_NOTIFY);
-        }
+    fn wire_failed(&mut self, error: &io::Error) -> EndedBy {
+        self.receive_error(error)
+    }
+
+    async fn say_last_words(
+        &mut self,
+        wire: &TcpStream,
+        ended_by: &EndedBy,
+        live: &LiveStats,
+    ) -> io::Result<bool> {
+        let alert = match (ended_by, self.alert) {
+            (EndedBy::WireProtocol(_), Some(description)) => control::fatal(description),
+            (EndedBy::WireProtocol(_), None) => return Ok(false),
+            _ if self.close_notify_sent => return Ok(true),
+            // An orderly end says that all was sent.
+            _ => {
+                self.flush(wire, live).await?;
+                control::CLOSE_NOTIFY
+            }
+        };
+        wire.async_io(Interest::WRITABLE, || ktls::send_record(wire, RECORD_ALERT, &alert)).await?;
+        Ok(true)
     }
 }
