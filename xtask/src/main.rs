@@ -12,6 +12,7 @@ mod demo;
 mod deny;
 mod diagnosis;
 mod ebpf;
+mod envoy;
 mod host;
 mod initramfs;
 mod kernel_packages;
@@ -124,6 +125,7 @@ fn run(task: Task) -> Result<ExitCode> {
             setup::for_tests()?;
             toolchain::ensure()?;
             deny::ensure()?;
+            envoy::ensure();
             if !no_vm {
                 for series in kernels::ALL {
                     setup::for_vm(series)?;

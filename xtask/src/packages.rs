@@ -42,6 +42,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "kmod",
     "util-linux",
     "python3",
+    "python3-venv",
     "bpftool | linux-tools-generic?",
     "tcpdump",
     "nginx-light | nginx",

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::{
     TestArgs,
     command::{command, follow, note, step},
-    ebpf, host,
+    ebpf, envoy, host,
     kernels::{self, Series},
     libtest::Summary,
     lint, paths,
@@ -29,10 +29,11 @@ const RELAY: &str = "relay_kernel";
 
 /// Stories left out on the emulated 7.x machine, which has one processor only (`vm.rs` says why) and so takes a
 /// minute for each: they are told on this machine's kernel and on the other two.
-const LEFT_OUT_ON_7: [&str; 11] = [
+const LEFT_OUT_ON_7: [&str; 12] = [
     "bulk::",
     "hostile::",
     "http::",
+    "interop::",
     "lifecycle::",
     "limits::",
     "modes::",
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         bail!("the tests create network namespaces and load eBPF programs: run them as root");
     }
     setup::for_tests()?;
+    envoy::ensure();
     ebpf::build()?;
     let mut levels = Vec::new();
     if args.filter.is_none() {

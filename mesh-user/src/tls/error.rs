@@ -1,7 +1,7 @@
 //! Why a handshake or a certificate was refused: typed causes with a label that metrics and the access log
 //! may rely on. Never carries key material or bytes that the peer sent, other than its claimed names.
 
-use std::{io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use crate::identity::{SpiffeId, TrustDomain};
 
@@ -65,7 +65,10 @@ pub enum HandshakeError {
     /// The first bytes are no TLS record.
     #[error("the peer does not speak TLS")]
     NotTls,
-    /// No protocol version, cipher suite, group or ALPN name in common, or a protocol violation.
+    /// Both speak TLS, but no dialect of it that both allow.
+    #[error("nothing in common with the peer: {0}")]
+    Incompatible(Dialect, #[source] rustls::Error),
+    /// A protocol violation.
     #[error("TLS protocol error: {0}")]
     Protocol(#[source] rustls::Error),
     /// Not finished in time.
@@ -85,6 +88,67 @@ pub enum HandshakeError {
     Local(String),
 }
 
+/// What two ends of a handshake must have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// The application protocol's name.
+    Alpn,
+    /// The version of TLS.
+    Version,
+    /// The cipher suite.
+    CipherSuite,
+    /// The group of the key exchange, or its other parameters.
+    KeyExchange,
+}
+
+impl Dialect {
+    fn missing(error: &rustls::Error) -> Option<Self> {
+        use rustls::{Error, PeerIncompatible as Peer};
+        match error {
+            Error::NoApplicationProtocol => Some(Self::Alpn),
+            Error::PeerIncompatible(
+                Peer::ServerDoesNotSupportTls12Or13
+                | Peer::ServerTlsVersionIsDisabledByOurConfig
+                | Peer::SupportedVersionsExtensionRequired
+                // Every client of TLS 1.2 or later that can prove itself here sends it.
+                | Peer::SignatureAlgorithmsExtensionRequired
+                | Peer::Tls12NotOffered
+                | Peer::Tls12NotOfferedOrEnabled,
+            ) => Some(Self::Version),
+            Error::PeerIncompatible(Peer::NoCipherSuitesInCommon) => Some(Self::CipherSuite),
+            Error::PeerIncompatible(
+                Peer::NoKxGroupsInCommon
+                | Peer::NoEcPointFormatsInCommon
+                | Peer::NoSignatureSchemesInCommon
+                | Peer::ExtendedMasterSecretExtensionRequired,
+            ) => Some(Self::KeyExchange),
+            _ => None,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Alpn => "alpn",
+            Self::Version => "tls_version",
+            Self::CipherSuite => "cipher_suite",
+            Self::KeyExchange => "key_exchange",
+        }
+    }
+}
+
+impl fmt::Display for Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Alpn => "no ALPN name; it must offer meshd/1 or istio, or none",
+            Self::Version => "no version of TLS; it must be 1.3 or 1.2",
+            Self::CipherSuite => "no cipher suite; it must be AES-GCM with ECDHE or ChaCha20-Poly1305",
+            Self::KeyExchange => {
+                "no way to exchange keys; see its groups, signatures, extended master secret"
+            }
+        })
+    }
+}
+
 impl HandshakeError {
     /// A stable name for metrics and the access log.
     pub fn label(&self) -> &'static str {
@@ -93,6 +157,7 @@ impl HandshakeError {
             Self::NoCertificate => "no_certificate",
             Self::PeerAlert(_) => "peer_alert",
             Self::NotTls => "not_tls",
+            Self::Incompatible(dialect, _) => dialect.label(),
             Self::Protocol(_) => "protocol",
             Self::Timeout(_) => "timeout",
             Self::TooLarge(_) => "too_large",
@@ -118,7 +183,10 @@ impl HandshakeError {
             Error::InvalidMessage(
                 InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
             ) if !past_first_record => Self::NotTls,
-            other => Self::Protocol(other),
+            other => match Dialect::missing(&other) {
+                Some(dialect) => Self::Incompatible(dialect, other),
+                None => Self::Protocol(other),
+            },
         }
     }
 }

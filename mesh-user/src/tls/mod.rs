@@ -20,7 +20,7 @@ mod verify;
 use crate as meshd_library;
 pub use client_hello::{ClientHello, Detected, MAX_CLIENT_HELLO_BYTES, detect};
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
-pub use error::{HandshakeError, VerifyError};
+pub use error::{Dialect, HandshakeError, VerifyError};
 pub use handshake::{Established, HandshakeLimits, SessionFacts};
 pub(crate) use offload::set_secrets;
 pub use offload::{KernelCipher, KernelTls, OffloadError, Offloaded};

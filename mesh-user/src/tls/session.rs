@@ -17,8 +17,8 @@ pub const MAX_RECORD_BYTES: usize = 5 + MAX_RECORD_PLAINTEXT_BYTES + 2048;
 /// What sealing adds to a record at most: header, TLS 1.2's explicit nonce or TLS 1.3's content type, tag.
 pub const RECORD_OVERHEAD_BYTES: usize = 5 + 8 + 1 + 16;
 
-/// A sealed `KeyUpdate`: header, message, content type, tag (RFC 8446 sections 4.6.3 and 5.2).
-const KEY_UPDATE_RECORD_BYTES: usize = 5 + 5 + 1 + 16;
+/// A sealed alert in TLS 1.3: header, alert, content type, tag (RFC 8446 sections 5.2 and 6).
+const SEALED_ALERT_BYTES: usize = 5 + 2 + 1 + 16;
 
 /// What the session did with the bytes given to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,15 +179,16 @@ impl Session {
     }
 
     /// Appends what rustls has to say after [`Self::process`] has failed: an alert, where the protocol has one for
-    /// the cause, and the answer to a `KeyUpdate` that came before. Nothing may be processed after it.
+    /// the cause, and what was queued before it. Nothing may be processed after it.
     pub(crate) fn last_words(&mut self, input: &mut [u8], outgoing: &mut Vec<u8>) {
-        let start = outgoing.len();
-        // One step hands out one record and reads nothing; one more than there are records would make rustls
-        // process the input that it has just refused.
-        let _ = self.process(input, &mut |_| {}, outgoing);
-        let is_tls13 = self.version() == Some(ProtocolVersion::TLSv1_3);
-        if is_tls13 && outgoing.len() - start == KEY_UPDATE_RECORD_BYTES {
+        loop {
+            let start = outgoing.len();
+            // One step hands out one record; one more than there are would make rustls process the input that it
+            // has just refused.
             let _ = self.process(input, &mut |_| {}, outgoing);
+            if outgoing.len() == start || is_alert(&outgoing[start..]) {
+                return;
+            }
         }
     }
 
@@ -243,6 +244,12 @@ fn settle<D>(
         _ => Err(Error::General("rustls reports a state unknown to us".to_owned())),
     });
     Processed { discard, outcome }
+}
+
+/// Nothing else is as short as a sealed alert, and before TLS 1.3 the content type is for all to see.
+fn is_alert(record: &[u8]) -> bool {
+    const ALERT: u8 = 21;
+    record.first() == Some(&ALERT) || record.len() == SEALED_ALERT_BYTES
 }
 
 /// Sealing begins with what is pending; without room for a byte of data it also ends there.

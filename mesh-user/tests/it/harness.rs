@@ -21,6 +21,8 @@ pub(crate) enum Needs {
     Daemon,
     /// `meshd`, once for every relay kind.
     EveryRelay,
+    /// `meshd` and Envoy, once, on this machine's own kernel.
+    Envoy,
 }
 
 /// A story: a sentence as its name, and the function that tells it.
@@ -84,14 +86,14 @@ pub(crate) fn main() -> ExitCode {
 fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
     let relays: &[Relay] = match story.needs {
         Needs::EveryRelay => &Relay::ALL,
-        Needs::Daemon | Needs::NoDaemon => &[Relay::Userspace],
+        Needs::Daemon | Needs::NoDaemon | Needs::Envoy => &[Relay::Userspace],
     };
     relays
         .iter()
         .map(|&relay| {
             let name = match story.needs {
                 Needs::EveryRelay => format!("{topic}::{}::{relay}", story.name),
-                Needs::Daemon | Needs::NoDaemon => format!("{topic}::{}", story.name),
+                Needs::Daemon | Needs::NoDaemon | Needs::Envoy => format!("{topic}::{}", story.name),
             };
             let skipped = Arc::clone(skipped);
             let label = name.clone();
@@ -116,6 +118,16 @@ fn reason_not_to_run(story: Story, relay: Relay) -> Option<String> {
     }
     if std::env::var_os("MESHD_TEST_NO_DAEMON").is_some() {
         return Some("MESHD_TEST_NO_DAEMON is set: only the harness's own checks run".to_owned());
+    }
+    if story.needs == Needs::Envoy {
+        if ground::Scale::from_environment().is_vm() {
+            return Some(
+                "Envoy is too slow for an emulated kernel: its stories are told natively".to_owned(),
+            );
+        }
+        if super::envoy::executable().is_none() {
+            return Some("no Envoy under target/tools: cargo xtask test installs it".to_owned());
+        }
     }
     if ground::Scale::from_environment().is_vm()
         && story.needs == Needs::EveryRelay

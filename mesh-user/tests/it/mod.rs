@@ -4,6 +4,7 @@
 pub(crate) mod capture;
 pub(crate) mod cgroup;
 pub(crate) mod daemon;
+pub(crate) mod envoy;
 pub(crate) mod foreign;
 pub(crate) mod ground;
 pub(crate) mod harness;

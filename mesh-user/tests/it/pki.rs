@@ -57,12 +57,39 @@ pub(crate) struct Files {
     pub(crate) key: PathBuf,
 }
 
+/// What a certificate's key is for: `meshd` makes ECDSA keys, Istio's CA RSA ones by default.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keys {
+    Ecdsa,
+    Rsa,
+}
+
+impl Keys {
+    fn generate(self) -> anyhow::Result<KeyPair> {
+        Ok(match self {
+            Self::Ecdsa => KeyPair::generate()?,
+            Self::Rsa => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?,
+        })
+    }
+}
+
 /// A certificate by the CA whose `ca.crt` and `ca.key` lie in `ca_dir`.
 pub(crate) fn issued_by_mesh(ca_dir: &Path, claim: &Claim, into: &Path, name: &str) -> anyhow::Result<Files> {
+    issued_by_mesh_for(Keys::Ecdsa, ca_dir, claim, into, name)
+}
+
+/// The same for a key of this kind.
+pub(crate) fn issued_by_mesh_for(
+    keys: Keys,
+    ca_dir: &Path,
+    claim: &Claim,
+    into: &Path,
+    name: &str,
+) -> anyhow::Result<Files> {
     let root = std::fs::read_to_string(ca_dir.join("ca.crt")).context("the mesh's root certificate")?;
     let key = std::fs::read_to_string(ca_dir.join("ca.key")).context("the mesh's root key")?;
     let issuer = Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&key)?)?;
-    issue(claim, &issuer, into, name)
+    issue(keys, claim, &issuer, into, name)
 }
 
 /// A certificate by a root that nobody trusts.
@@ -70,7 +97,7 @@ pub(crate) fn issued_by_stranger(claim: &Claim, into: &Path, name: &str) -> anyh
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    issue(claim, &Issuer::new(params, KeyPair::generate()?), into, name)
+    issue(Keys::Ecdsa, claim, &Issuer::new(params, KeyPair::generate()?), into, name)
 }
 
 /// A certificate that vouches for itself.
@@ -80,8 +107,14 @@ pub(crate) fn self_signed(claim: &Claim, into: &Path, name: &str) -> anyhow::Res
     store(&certificate.pem(), &key, into, name)
 }
 
-fn issue(claim: &Claim, issuer: &Issuer<'_, KeyPair>, into: &Path, name: &str) -> anyhow::Result<Files> {
-    let key = KeyPair::generate()?;
+fn issue(
+    keys: Keys,
+    claim: &Claim,
+    issuer: &Issuer<'_, KeyPair>,
+    into: &Path,
+    name: &str,
+) -> anyhow::Result<Files> {
+    let key = keys.generate()?;
     let certificate = claim.params()?.signed_by(&key, issuer)?;
     store(&certificate.pem(), &key, into, name)
 }

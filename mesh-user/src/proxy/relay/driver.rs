@@ -88,10 +88,12 @@ pub(super) async fn relay_pump(
     };
     match ended {
         Ended::By(ended_by) => {
-            let ended_by = match (ended_by, take_error(&wire)) {
-                // The kernel says so too when it cannot even find the next record.
-                (EndedBy::WireReset, Some(error)) => pump.wire_failed(&error),
-                (ended_by, _) => ended_by,
+            // The kernel keeps the error of a bad record for the next call, which may be one that sends. It is all that
+            // is told of a record whose end cannot be found.
+            let pending = take_error(&wire);
+            let ended_by = match ended_by {
+                EndedBy::WireReset => pump.wire_failed(pending.as_ref()),
+                ended_by => ended_by,
             };
             part(app, wire, pump, &ended_by, live).await;
             RelayOutcome::of(ended_by, live)

