@@ -1,4 +1,4 @@
-//! Envoy, for the stories that speak with another mesh's sidecar: its executable from PyPI, in a virtual environment
+//! Envoy, for the stories that speak with another mesh's sidecar: its executable from `PyPI`, in a virtual environment
 //! under the target directory. Nothing else needs it, so a machine that cannot have it runs everything else.
 
 use std::fs;

@@ -58,7 +58,7 @@ impl Pipe {
     ///
     /// `WouldBlock` also sends what the socket has queued: up to 6.4 the kernel's splice to a TLS socket queues
     /// full records with `MSG_SENDPAGE_NOTLAST`, and where they fill the send buffer it reports EAGAIN without
-    /// sending them (net/tls/tls_sw.c, `tls_sw_do_sendpage`), so that the socket never became writable again.
+    /// sending them (`net/tls/tls_sw.c`, `tls_sw_do_sendpage`), so that the socket never became writable again.
     pub fn drain_to(&mut self, socket: &impl AsFd, more: bool) -> io::Result<usize> {
         let moved = splice(&self.reader, socket, self.filled, more).inspect_err(|error| {
             if error.kind() == io::ErrorKind::WouldBlock {

@@ -63,7 +63,10 @@ impl Established {
             self.stream.readable().await?;
             match self.stream.try_read(chunk) {
                 Ok(0) => return Err(Unsettled::Ended),
-                Ok(read) => return Ok(self.ciphertext.extend_from_slice(&chunk[..read])),
+                Ok(read) => {
+                    self.ciphertext.extend_from_slice(&chunk[..read]);
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
             }

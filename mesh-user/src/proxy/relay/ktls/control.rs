@@ -57,7 +57,7 @@ impl Ktls {
         EndedBy::WireProtocol(what.to_owned())
     }
 
-    /// Receiving has failed, for the network's sake or the peer's (net/tls/tls_sw.c, net/tls/tls_strp.c).
+    /// Receiving has failed, for the network's sake or the peer's (`net/tls/tls_sw.c`, `net/tls/tls_strp.c`).
     pub(super) fn receive_error(&mut self, error: &io::Error) -> EndedBy {
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => self.alert = Some(RECORD_OVERFLOW),
@@ -101,7 +101,7 @@ impl Ktls {
             [_, 0] => self.peer_closed = true,
             [_, USER_CANCELED] => {}
             [WARNING, _] if !self.cipher.is_tls13() && self.patience.warnings > 0 => {
-                self.patience.warnings -= 1
+                self.patience.warnings -= 1;
             }
             // It has ended the connection; there is nothing to answer.
             [_, description] => {

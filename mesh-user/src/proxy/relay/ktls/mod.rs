@@ -35,7 +35,7 @@ fn records_per_key(cipher: KernelCipher, options: &RelayOptions) -> u64 {
 }
 
 /// At most so many records are made of a spliced pipe: each ends full, with the call, or with the fragments that one
-/// can have (`MAX_SKB_FRAGS`, net/tls/tls_sw.c), of which the pipe holds a page's worth each.
+/// can have (`MAX_SKB_FRAGS`, `net/tls/tls_sw.c`), of which the pipe holds a page's worth each.
 fn spliced_records(bytes: usize) -> u64 {
     const FRAGMENTS_PER_RECORD: usize = 17;
     let by_fragments = (PIPE_BYTES / 4096).div_ceil(FRAGMENTS_PER_RECORD);
