@@ -3,7 +3,7 @@
 //! what must be fetched; an installed linker is never replaced.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -34,7 +34,7 @@ pub(crate) fn ensure() -> Result<Toolchain> {
         return Ok(toolchain);
     }
     if let Some((compiler, llvm)) = buildable() {
-        return Ok(Toolchain { compiler, linker: install_linker(llvm)? });
+        return Ok(Toolchain { compiler, linker: install_linker(&llvm)? });
     }
     compilers::install_one()?;
     if let Some(toolchain) = installed_toolchain() {
@@ -48,14 +48,48 @@ pub(crate) fn ensure() -> Result<Toolchain> {
             compilers::describe(&compilers::installed())
         );
     };
-    Ok(Toolchain { compiler, linker: install_linker(llvm)? })
+    Ok(Toolchain { compiler, linker: install_linker(&llvm)? })
 }
 
-/// A compiler that is here, and the newest LLVM that a linker for it can be built with.
-fn buildable() -> Option<(Compiler, u32)> {
+/// Where the LLVM that a linker is built with comes from.
+#[derive(Debug, PartialEq, Eq)]
+enum Llvm {
+    /// The distribution's packages of this version.
+    Packages(u32),
+    /// A library that a rustup toolchain brings, and its folder.
+    Bundled { version: u32, library: String, folder: PathBuf },
+}
+
+/// A compiler that is here, and the newest LLVM that a linker for it can be built with: the distribution's, which
+/// outlives updates of rustup, else the compiler's own.
+fn buildable() -> Option<(Compiler, Llvm)> {
     let available: Vec<u32> = LINKER_LLVM.into_iter().filter(|llvm| llvm_available(*llvm)).collect();
     let fitting = |compiler: &Compiler| available.iter().copied().find(|llvm| *llvm >= compiler.llvm);
-    compilers::installed().into_iter().find_map(|compiler| fitting(&compiler).map(|llvm| (compiler, llvm)))
+    let compilers = compilers::installed();
+    let packaged = compilers
+        .iter()
+        .find_map(|compiler| fitting(compiler).map(|version| (compiler.clone(), Llvm::Packages(version))));
+    packaged.or_else(|| {
+        compilers.iter().find_map(|compiler| bundled(compiler).map(|llvm| (compiler.clone(), llvm)))
+    })
+}
+
+/// The LLVM beside a rustup toolchain's compiler.
+fn bundled(compiler: &Compiler) -> Option<Llvm> {
+    let folder = compiler.rustc.parent()?.parent()?.join("lib");
+    let names =
+        fs::read_dir(&folder).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let library = bundled_library(names)?;
+    let version = compiler.llvm;
+    LINKER_LLVM.contains(&version).then_some(Llvm::Bundled { version, library, folder })
+}
+
+/// `libLLVM-22-rust-1.95.0-stable.so`, by the name a linker takes.
+fn bundled_library(mut names: impl Iterator<Item = String>) -> Option<String> {
+    names.find_map(|name| {
+        let library = name.strip_prefix("lib")?.strip_suffix(".so")?;
+        library.starts_with("LLVM-").then(|| library.to_owned())
+    })
 }
 
 /// A compiler and a linker that are both here and fit.
@@ -101,18 +135,34 @@ fn parse_linked_llvm(ldd: &str) -> Option<u32> {
     digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn install_linker(llvm: u32) -> Result<PathBuf> {
-    let names = [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
-    let libraries = ["zlib1g-dev", "libzstd-dev", "libxml2-dev"].map(str::to_owned);
-    let needs: Vec<Need> = names.iter().chain(&libraries).map(|name| Need::parse(name)).collect();
+fn install_linker(llvm: &Llvm) -> Result<PathBuf> {
+    let mut needs: Vec<Need> =
+        ["zlib1g-dev", "libzstd-dev", "libxml2-dev"].iter().map(|name| Need::parse(name)).collect();
+    let (Llvm::Packages(version) | Llvm::Bundled { version, .. }) = llvm;
+    if let Llvm::Packages(version) = llvm {
+        needs.extend(
+            [format!("llvm-{version}-dev"), format!("libpolly-{version}-dev")].map(|n| Need::parse(&n)),
+        );
+    }
     packages::ensure(&needs, "building bpf-linker")?;
     let in_cargo_home = cargo_home().filter(|home| !home.join("bin/bpf-linker").exists());
     let root = in_cargo_home.map_or_else(|| paths::target().map(|target| target.join("tools")), Ok)?;
-    step(&format!("cargo install bpf-linker {BPF_LINKER_VERSION} for LLVM {llvm} (once; a minute or two)"));
+    step(&format!(
+        "cargo install bpf-linker {BPF_LINKER_VERSION} for LLVM {version} (once; a minute or two)"
+    ));
     let mut install =
         command(paths::cargo(), ["install", "bpf-linker", "--locked", "--version", BPF_LINKER_VERSION]);
-    install.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]).arg(&root);
-    install.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
+    install.args(["--no-default-features", "--root"]).arg(&root).arg("--features");
+    match llvm {
+        Llvm::Packages(_) => {
+            install.arg(format!("llvm-{version}")).env("LLVM_PREFIX", format!("/usr/lib/llvm-{version}"));
+        }
+        Llvm::Bundled { library, folder, .. } => {
+            let folder = folder.display();
+            let flags = format!("-Lnative={folder}\x1f-l{library}\x1f-Clink-arg=-Wl,-rpath,{folder}");
+            install.arg(format!("llvm-{version},no-llvm-linking")).env("CARGO_ENCODED_RUSTFLAGS", flags);
+        }
+    }
     install.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
     let ended = follow(&mut install, |_| ())?;
     if !ended.ended_well {
@@ -125,6 +175,17 @@ fn install_linker(llvm: u32) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_toolchains_own_llvm_is_found_among_its_libraries() {
+        let names = [
+            "librustc_driver-6.so",
+            "libLLVM.so.22.1-rust-1.95.0-stable",
+            "libLLVM-22-rust-1.95.0-stable.so",
+        ];
+        let library = bundled_library(names.map(str::to_owned).into_iter());
+        assert_eq!(library.as_deref(), Some("LLVM-22-rust-1.95.0-stable"));
+    }
 
     #[test]
     fn the_linkers_llvm_is_read_off_its_libraries() {
