@@ -38,15 +38,23 @@ pub(crate) fn run(integration: &Path) -> Level {
     let words = [Path::new("bash"), &script, programs, &paths::workspace().join("deploy")];
     let command = words.map(|word| word.display().to_string()).into();
     let guest = vm::Guest { kernel: &kernel, command, env: Vec::new(), timeout: LIMIT };
-    let failure = match guest.run(|line| println!("{line}")) {
+    let mut said = String::new();
+    let failure = match guest.run(|line| {
+        println!("{line}");
+        said.push_str(line);
+        said.push('\n');
+    }) {
         Ok(outcome) if outcome.exit_code == 0 => None,
-        Ok(outcome) => Some(format!("{NAME}: exit code {}", outcome.exit_code)),
-        Err(error) => Some(format!("{NAME}: {error:#}")),
+        Ok(outcome) => Some(format!("{said}exit code {}", outcome.exit_code)),
+        Err(error) => Some(format!("{said}{error:#}")),
     };
-    let mut summary = Summary { passed: 1, ..Summary::default() };
-    if let Some(failure) = failure {
-        note(&failure);
-        summary = Summary { failed: 1, failed_names: vec![failure], ..Summary::default() };
+    let mut summary = Summary::default();
+    match failure {
+        None => summary.passed = 1,
+        Some(failure) => {
+            note(&failure);
+            summary.fail(NAME, &failure);
+        }
     }
     Level { name: NAME.to_owned(), summary, took: started.elapsed() }
 }
