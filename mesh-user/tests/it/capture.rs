@@ -64,7 +64,8 @@ impl Capture {
     pub(crate) fn stop(self) -> anyhow::Result<Wiretap> {
         // What was sent just now is still on its way through tcpdump.
         std::thread::sleep(Duration::from_millis(200));
-        self.tcpdump.signal(Signal::SIGINT)?;
+        // Not SIGINT, which a shell makes its background jobs ignore.
+        self.tcpdump.signal(Signal::SIGTERM)?;
         let finished = self.tcpdump.finish(PATIENCE)?;
         ensure!(finished.status.success(), "tcpdump failed: {}", finished.stderr);
         let lossless = finished.stderr.contains("\n0 packets dropped by kernel");
