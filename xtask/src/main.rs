@@ -1,8 +1,9 @@
-//! Everything a person or CI types: `cargo xtask setup | build | test | demo | vm | lint | clean`.
+//! Everything a person or CI types: `cargo xtask setup | build | test | demo | bench | vm | lint | clean`.
 //!
 //! This file only parses arguments and hands over. Set-up is idempotent and cached; what it cannot do
 //! (no root, no network, another distribution) it says, it never guesses.
 
+mod bench;
 mod bpftool;
 mod command;
 mod compilers;
@@ -60,6 +61,8 @@ enum Task {
     Test(TestArgs),
     /// Show meshd at work with real programs; does all set-up first
     Demo(demo::DemoArgs),
+    /// Measure meshd against plain TCP and other meshes; does all set-up first
+    Bench(bench::BenchArgs),
     /// The demo itself, where everything is built: `demo` runs it here or in a virtual machine
     #[command(hide = true)]
     Story {
@@ -135,6 +138,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => setup::build()?,
         Task::Test(args) => return test::run(&args),
         Task::Demo(args) => return demo::run(&args),
+        Task::Bench(args) => return bench::run(&args),
         Task::Story { bin_dir, colour } => story::run(&bin_dir, colour)?,
         Task::Vm(args) => return run_vm(&args),
         Task::Lint => return lint::run_alone(),

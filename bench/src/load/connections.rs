@@ -1,0 +1,56 @@
+//! A connection per request, a thread for each of those at once: what is timed begins before `connect` and ends
+//! with the last byte.
+
+use std::{
+    io::{Result as IoResult, Write as _},
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+use hdrhistogram::Histogram;
+
+use super::{Report, Target, histogram, http, record};
+
+/// A connection that takes longer has failed.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) fn run(target: &Target, at_once: u32, seconds: u32) -> Result<Report> {
+    let begun = Instant::now();
+    let end = begun + Duration::from_secs(seconds.into());
+    let threads: Vec<_> = (0..at_once)
+        .map(|_| {
+            let target = target.clone();
+            thread::spawn(move || one_after_the_other(&target, end))
+        })
+        .collect();
+    let (mut times, mut failures) = (histogram()?, 0);
+    for thread in threads {
+        let (of_thread, failed) = thread.join().map_err(|_| anyhow!("a client thread panicked"))??;
+        times.add(of_thread)?;
+        failures += failed;
+    }
+    Ok(Report::of(&times, failures, begun.elapsed()))
+}
+
+fn one_after_the_other(target: &Target, end: Instant) -> Result<(Histogram<u64>, u64)> {
+    let (mut times, mut failures) = (histogram()?, 0);
+    let (request, mut buffer) = (http::request(&target.path, false), vec![0; http::BUFFER_BYTES]);
+    while Instant::now() < end {
+        let begun = Instant::now();
+        match once(target, &request, &mut buffer) {
+            Ok(()) => record(&mut times, begun.elapsed()),
+            Err(_) => failures += 1,
+        }
+    }
+    Ok((times, failures))
+}
+
+fn once(target: &Target, request: &[u8], buffer: &mut [u8]) -> IoResult<()> {
+    let mut stream = TcpStream::connect_timeout(&target.to, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_nodelay(true)?;
+    stream.write_all(request)?;
+    http::read_answer(&mut stream, buffer)
+}

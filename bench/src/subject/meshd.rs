@@ -1,0 +1,149 @@
+//! meshd as an operator runs it: a daemon per node, one trust, STRICT and one AuthorizationPolicy.
+
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{Relay, Tools};
+use crate::stage::{Ground, Place, Running, wait_until};
+
+const POLICIES: &str = "apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: default, namespace: istio-system }
+spec: { mtls: { mode: STRICT } }
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: only-client, namespace: bench }
+spec:
+  selector: { matchLabels: { app: server } }
+  action: ALLOW
+  rules:
+  - from: [ { source: { principals: [ cluster.local/ns/bench/sa/client ] } } ]
+";
+
+impl Relay {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Userspace => "userspace",
+            Self::Ktls => "ktls",
+            Self::KtlsSplice => "ktls-splice",
+        }
+    }
+}
+
+fn nodes(ground: &Ground) -> [&Place; 2] {
+    [&ground.node_a, &ground.node_b]
+}
+
+fn folder(ground: &Ground, node: &Place) -> PathBuf {
+    ground.dir().join(&node.name)
+}
+
+fn node_file(ground: &Ground, node: &Place) -> PathBuf {
+    folder(ground, node).join("node.yaml")
+}
+
+/// Writes both nodes' files and gives them one trust.
+pub(super) fn prepare(ground: &Ground, relay: Relay, tools: &Tools) -> Result<()> {
+    for node in nodes(ground) {
+        let dir = folder(ground, node);
+        fs::create_dir_all(dir.join("policies"))?;
+        // The daemon refuses state that others may read.
+        fs::DirBuilder::new().mode(0o700).create(dir.join("state"))?;
+        fs::write(dir.join("policies/bench.yaml"), POLICIES)?;
+        fs::write(node_file(ground, node), format!("{:#}\n", configuration(ground, node, relay)))?;
+    }
+    // The first start of a daemon makes the root; the second node gets an intermediate of it.
+    let mut first = launch(ground, &ground.node_a, tools)?;
+    wait_ready(ground, &ground.node_a, tools, &mut first)?;
+    let (root, out) = (node_file(ground, &ground.node_a), folder(ground, &ground.node_b).join("state/ca"));
+    let trust = ["ca", "intermediate", "--config", &root.to_string_lossy(), "--out", &out.to_string_lossy()];
+    ctl(ground, &ground.node_a, tools, &trust).map(drop)
+}
+
+fn configuration(ground: &Ground, node: &Place, relay: Relay) -> Value {
+    let workload = |place: &Place| {
+        json!({
+            "name": place.name, "namespace": "bench", "serviceAccount": place.name,
+            "labels": { "app": place.name }, "addresses": [place.address],
+        })
+    };
+    let (mut here, mut there) = (workload(&ground.client), workload(&ground.server));
+    let (mut own, mut other) = (&ground.client, "node-b");
+    if node.name == other {
+        (here, there, own, other) = (there, here, &ground.server, "node-a");
+    }
+    here["selector"] = json!({ "netns": own.netns() });
+    there["node"] = json!(other);
+    let dir = folder(ground, node);
+    json!({
+        "node": node.name,
+        "stateDir": dir.join("state"), "runtimeDir": dir.join("run"), "policiesDir": dir.join("policies"),
+        "capture": { "cgroup": ground.cgroup() },
+        "relay": relay.as_str(),
+        "workloads": [here],
+        "remoteWorkloads": [there],
+        // None of the meshes writes one here.
+        "accessLog": { "format": "off" },
+        "limits": { "concurrentHandshakes": 4096 },
+        "log": "warn",
+    })
+}
+
+/// Starts both daemons.
+pub(super) fn start(ground: &Ground, tools: &Tools) -> Result<Vec<Running>> {
+    let mut daemons =
+        nodes(ground).into_iter().map(|node| launch(ground, node, tools)).collect::<Result<Vec<_>>>()?;
+    for (node, daemon) in nodes(ground).into_iter().zip(&mut daemons) {
+        wait_ready(ground, node, tools, daemon)?;
+    }
+    Ok(daemons)
+}
+
+fn launch(ground: &Ground, node: &Place, tools: &Tools) -> Result<Running> {
+    let (meshd, config) = (tools.bin_dir.join("meshd"), node_file(ground, node));
+    let argv = [&*meshd.to_string_lossy(), "run", "--config", &*config.to_string_lossy()];
+    ground.start(node, &format!("meshd-{}", node.name), &argv, None)
+}
+
+fn wait_ready(ground: &Ground, node: &Place, tools: &Tools, daemon: &mut Running) -> Result<()> {
+    wait_until(&format!("meshd of {} to be ready", node.name), || {
+        daemon.must_run()?;
+        Ok(ctl(ground, node, tools, &["status"]).is_ok())
+    })
+}
+
+fn ctl(ground: &Ground, node: &Place, tools: &Tools, args: &[&str]) -> Result<String> {
+    let (meshctl, run) = (tools.bin_dir.join("meshctl"), folder(ground, node).join("run"));
+    let mut argv = vec![path(&meshctl)?, "--runtime-dir", path(&run)?];
+    argv.extend(args);
+    node.run(&argv)
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is no text", path.display()))
+}
+
+/// What the first node's daemon has proven of kernel TLS.
+pub(super) fn kernel_relays(ground: &Ground, tools: &Tools) -> Result<(Vec<Relay>, Vec<String>)> {
+    let said = ctl(ground, &ground.node_a, tools, &["-o", "json", "check"])?;
+    let rows: Vec<Value> = serde_json::from_str(&said).context("meshctl check printed something else")?;
+    let (mut relays, mut missing) = (Vec::new(), Vec::new());
+    for (relay, needs) in [(Relay::Ktls, "kernel TLS"), (Relay::KtlsSplice, "kernel TLS splice")] {
+        let row = rows.iter().find(|row| row["name"] == needs);
+        match row {
+            Some(row) if row["proven"] == true => relays.push(relay),
+            _ => {
+                let why = row.and_then(|row| row["detail"].as_str()).unwrap_or("not spoken of");
+                missing.push(format!("without meshd's relay {}: {needs}: {why}", relay.as_str()));
+            }
+        }
+    }
+    Ok((relays, missing))
+}

