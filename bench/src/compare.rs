@@ -19,7 +19,7 @@ pub(crate) struct Change {
     pub(crate) before: f64,
     pub(crate) after: f64,
     /// `after / before - 1`.
-    pub(crate) change: f64,
+    pub(crate) relative: f64,
     /// The part that both runs' repeats explain.
     pub(crate) noise: f64,
     pub(crate) worse: bool,
@@ -56,18 +56,18 @@ fn change(old: &Row, new: &Row) -> Option<Change> {
         return None;
     }
     let noise = old.summary.spread().max(new.summary.spread()).max(FLOOR);
-    let change = after / before - 1.0;
+    let relative = after / before - 1.0;
     let apart = old.summary.max < new.summary.min || new.summary.max < old.summary.min;
-    (change.abs() > noise && apart).then(|| Change {
+    (relative.abs() > noise && apart).then(|| Change {
         subject: old.subject.clone(),
         scenario: old.scenario.clone(),
         figure: old.figure.clone(),
         unit: old.unit.clone(),
         before,
         after,
-        change,
+        relative,
         noise,
-        worse: (change < 0.0) == more_is_better(&old.figure),
+        worse: (relative < 0.0) == more_is_better(&old.figure),
     })
 }
 
@@ -88,7 +88,7 @@ mod tests {
         let found = compare(&results(figure, before), &results(figure, after)).changes;
         #[expect(clippy::cast_possible_truncation, reason = "percents")]
         let percent = |change: f64| (change * 100.0).round() as i32;
-        found.iter().map(|c| (c.worse, percent(c.change))).collect()
+        found.iter().map(|c| (c.worse, percent(c.relative))).collect()
     }
 
     #[test]

@@ -88,7 +88,6 @@ fn section(results: &Results, name: &str) -> Section {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a handful of bars")]
 fn chart(rows: &[&Row]) -> Chart {
     const STEP: usize = 24;
     let longest = rows.iter().map(|row| row.summary.max).fold(0.0, f64::max);

@@ -2,6 +2,8 @@
 //! and what it costs is read from the kernel. Started by `cargo xtask bench`. It changes nothing outside the
 //! namespaces, the cgroup and the folder it makes, and takes those away however it ends.
 
+#![cfg_attr(test, allow(clippy::float_cmp, reason = "tests compare numbers that are exact in binary"))]
+
 mod compare;
 mod figures;
 mod html;

@@ -57,7 +57,7 @@ const BACKGROUND: Duration = Duration::from_secs(1);
 /// Beyond the time a client was told to take.
 const SLACK: Duration = Duration::from_secs(60);
 /// What a pass under strace takes.
-const TRACED_S: u32 = 2;
+const TRACED_S: u32 = 1;
 /// Scenarios whose system calls are counted.
 const TRACED: &[&str] = &["rr1", "rr32", "rr32-16k", "crr8", "bulk1"];
 

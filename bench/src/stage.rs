@@ -24,10 +24,10 @@ grep -o " $3[^ ]*" /proc/mounts | while read -r mount; do umount -l "$mount"; do
 rm -rf "$3"
 for try in 1 2 3 4 5; do find "$2" -depth -type d -exec rmdir {} + && break; sleep 0.2; done
 "#;
-/// Ports that connections leave from: enough for a second of connections that wait out their TIME_WAIT, and none of
+/// Ports that connections leave from: enough for a second of connections that wait out their `TIME_WAIT`, and none of
 /// the ports that proxies listen on.
 const NAMESPACE_SETTINGS: &str = "echo '16000 65000' >/proc/sys/net/ipv4/ip_local_port_range; \
-    echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse; echo 16384 >/proc/sys/net/core/somaxconn";
+    echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse; echo 16384 >/proc/sys/net/core/somaxconn; echo 16384 >/proc/sys/net/ipv4/tcp_max_syn_backlog";
 /// Before it gives up on something that normally takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 

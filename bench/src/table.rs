@@ -59,7 +59,7 @@ pub(crate) fn syscalls(results: &Results) -> Vec<String> {
     for row in &results.syscalls {
         let title = format!("system calls {}, {} {}", row.scenario, row.subject, row.unit);
         let shown =
-            (row.calls >= 0.05).then(|| format!("  {} {:.2}", row.syscall, row.calls)).unwrap_or_default();
+            if row.calls >= 0.05 { format!("  {} {:.2}", row.syscall, row.calls) } else { String::new() };
         match lines.iter_mut().find(|line| line.0 == title) {
             Some(line) => {
                 line.1 += row.calls;
@@ -74,7 +74,7 @@ pub(crate) fn syscalls(results: &Results) -> Vec<String> {
 /// What moved, worst first.
 pub(crate) fn comparison(comparison: &Comparison) -> String {
     let mut changes: Vec<_> = comparison.changes.iter().collect();
-    changes.sort_by(|a, b| b.worse.cmp(&a.worse).then(b.change.abs().total_cmp(&a.change.abs())));
+    changes.sort_by(|a, b| b.worse.cmp(&a.worse).then(b.relative.abs().total_cmp(&a.relative.abs())));
     let mut text = String::new();
     if !changes.is_empty() {
         let mut table = empty();
@@ -87,7 +87,7 @@ pub(crate) fn comparison(comparison: &Comparison) -> String {
                 format!("{} ({})", change.figure, change.unit),
                 show(change.before),
                 show(change.after),
-                format!("{:+.0} %", change.change * 100.0),
+                format!("{:+.0} %", change.relative * 100.0),
                 format!("{:.0} %", change.noise * 100.0),
             ]);
         }

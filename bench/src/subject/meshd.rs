@@ -1,4 +1,4 @@
-//! meshd as an operator runs it: a daemon per node, one trust, STRICT and one AuthorizationPolicy.
+//! meshd as an operator runs it: a daemon per node, one trust, STRICT and one `AuthorizationPolicy`.
 
 use std::{
     fs,
@@ -121,9 +121,9 @@ fn wait_ready(ground: &Ground, node: &Place, tools: &Tools, daemon: &mut Running
 
 fn ctl(ground: &Ground, node: &Place, tools: &Tools, args: &[&str]) -> Result<String> {
     let (meshctl, run) = (tools.bin_dir.join("meshctl"), folder(ground, node).join("run"));
-    let mut argv = vec![path(&meshctl)?, "--runtime-dir", path(&run)?];
-    argv.extend(args);
-    node.run(&argv)
+    let mut line = vec![path(&meshctl)?, "--runtime-dir", path(&run)?];
+    line.extend(args);
+    node.run(&line)
 }
 
 fn path(path: &Path) -> Result<&str> {
