@@ -98,10 +98,10 @@ pub(crate) fn pids(cgroup: &Path) -> Result<Vec<u32>> {
     Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
-/// Memory that programs and the kernel could still get.
-pub(crate) fn available_kib() -> Result<u64> {
+/// The kernel's own objects that it cannot give up, sockets among them.
+pub(crate) fn kernel_objects_kib() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-    field(&text, "MemAvailable:").context("/proc/meminfo has no MemAvailable")
+    field(&text, "SUnreclaim:").context("/proc/meminfo has no SUnreclaim")
 }
 
 /// What the processor calls itself.

@@ -56,8 +56,10 @@ pub(crate) struct RunArgs {
 const BACKGROUND: Duration = Duration::from_secs(1);
 /// Beyond the time a client was told to take.
 const SLACK: Duration = Duration::from_secs(60);
+/// Until memory is what it will be.
+const SETTLE: Duration = Duration::from_secs(1);
 /// What a pass under strace takes.
-const TRACED_S: u32 = 1;
+const TRACED_S: u32 = 2;
 /// Scenarios whose system calls are counted.
 const TRACED: &[&str] = &["rr1", "rr32", "rr32-16k", "crr8", "bulk1"];
 
@@ -339,25 +341,30 @@ fn bulk(subject: &Subject, streams: u32, both_ways: bool, seconds: u32) -> Resul
     Transfer::parse(&client(subject, "iperf3", &argv)?.finish(limit)?)
 }
 
-/// Memory per connection: of the proxies, and of the whole machine, which includes the kernel's and both programs'.
+/// Memory per connection: of the proxies, and the kernel's for the sockets of everybody on the path.
 fn idle(subject: &Subject, connections: u32) -> Result<Vec<Figure>> {
     let resident = |subject: &Subject| -> Result<u64> {
         Ok(subject.proxies()?.iter().map(|programs| programs.resident_kib).sum())
     };
-    let (before, free) = (resident(subject)?, machine::available_kib()?);
+    // The kernel frees the sockets of the measurement before a little later.
+    std::thread::sleep(SETTLE);
+    let (before, kernel) = (resident(subject)?, machine::kernel_objects_kib()?);
     let number = connections.to_string();
     let begun = Instant::now();
     let mut client = own_client(subject, &["idle", "--connections", &number])?;
     client.wait_to_say(READY, SLACK)?;
     let opened = begun.elapsed();
     // What was used while they were opened may be given back.
-    std::thread::sleep(Duration::from_secs(1));
-    let (after, left) = (resident(subject)?, machine::available_kib()?);
+    std::thread::sleep(SETTLE);
+    let (after, kernel_after) = (resident(subject)?, machine::kernel_objects_kib()?);
     client.tell("go on")?;
     let report = Report::parse(&client.finish(SLACK)?)?.complete()?;
     let each = |kib: u64| count(kib) / f64::from(connections);
-    let mut figures =
-        vec![Figure::new("memory of the machine", "KiB/connection", each(free.saturating_sub(left)))];
+    let mut figures = vec![Figure::new(
+        "memory of the kernel",
+        "KiB/connection",
+        each(kernel_after.saturating_sub(kernel)),
+    )];
     if after > 0 {
         figures.push(Figure::new(
             "memory of the proxies",
