@@ -28,8 +28,8 @@ for try in 1 2 3 4 5; do find "$2" -depth -type d -exec rmdir {} + && break; sle
 /// the ports that proxies listen on.
 const NAMESPACE_SETTINGS: &str = "echo '16000 65000' >/proc/sys/net/ipv4/ip_local_port_range; \
     echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse; echo 16384 >/proc/sys/net/core/somaxconn; echo 16384 >/proc/sys/net/ipv4/tcp_max_syn_backlog";
-/// Before it gives up on something that normally takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Before it gives up on something that normally takes milliseconds, and on an emulated kernel half a minute.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Everything of this run.
 pub(crate) struct Stage {

