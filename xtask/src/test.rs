@@ -105,8 +105,10 @@ fn unit(args: &TestArgs) -> Level {
     main.args(targets);
     let mut doc = cargo_test(&packages);
     doc.arg("--doc");
-    let mut own = cargo_test(&["--package", "xtask"]);
-    for (what, command) in [("unit tests", &mut main), ("doc tests", &mut doc), ("xtask's tests", &mut own)] {
+    let mut own = cargo_test(&["--package", "xtask", "--package", "bench", "--bins"]);
+    for (what, command) in
+        [("unit tests", &mut main), ("doc tests", &mut doc), ("xtask's and bench's tests", &mut own)]
+    {
         filter_last(command, args);
         run_tests(command, what, &mut summary);
     }
