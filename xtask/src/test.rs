@@ -22,10 +22,13 @@ use crate::{
 };
 
 /// An emulated kernel is ten to thirty times slower than this machine's own.
-const VM_LIMIT: Duration = Duration::from_secs(22 * 60);
+const VM_LIMIT: Duration = Duration::from_secs(26 * 60);
 const INTEGRATION: &str = "integration";
 /// The relay's cases for every kind; kernel TLS needs another kernel than most build machines have.
 const RELAY: &str = "relay_kernel";
+
+/// The emulated kernel on which every story runs with every kernel TLS relay.
+const ALL_STORIES: Series = Series::V6_12;
 
 /// Stories left out on the emulated 7.x machine, which has one processor only (`vm.rs` says why) and so takes a
 /// minute for each: they are told on this machine's kernel and on the other two.
@@ -179,7 +182,12 @@ fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
         ("MESHD_TEST_REQUIRE_KTLS", "1"),
         ("RUST_BACKTRACE", "1"),
     ];
-    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let mut env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    if series != ALL_STORIES && !vm::is_accelerated() {
+        // Splice differs from the copy loop in how bytes move, which these two kernels' relay cases and bulk
+        // stories show; who is asked for what does not.
+        env.push(("MESHD_TEST_SPLICE_BULK_ONLY".to_owned(), "1".to_owned()));
+    }
     let guest = vm::Guest { kernel: &kernel, command: words, env, timeout: VM_LIMIT };
     let mut summary = Summary::default();
     for topic in left_out {

@@ -21,8 +21,8 @@ pub(super) const SHARED_MAPS: [&str; 3] = ["STATS", "HOST_CLIENTS", "PEER_OF"];
 pub(super) const MAP_PREFIX: &str = "map-";
 /// Bound on the host's own clients' connections to local workloads that are known at one time.
 const MAX_HOST_CLIENTS: u32 = 16384;
-/// An LRU map keeps 128 free entries for each processor (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c): a small one
-/// forgets what it was just given, seen with 64 entries on 6.1.
+/// An LRU map keeps 128 free entries for each processor (`LOCAL_FREE_TARGET`, `kernel/bpf/bpf_lru_list.c`): a
+/// small one forgets what it was just given, seen with 64 entries on 6.1.
 const MIN_HOST_CLIENTS: u32 = 4096;
 /// aya-log's info; 0 is none.
 const LOG_LEVEL: u8 = 3;

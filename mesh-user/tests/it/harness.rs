@@ -98,7 +98,7 @@ fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
             let skipped = Arc::clone(skipped);
             let label = name.clone();
             Trial::ignorable_test(name, move || {
-                if let Some(reason) = reason_not_to_run(story, relay) {
+                if let Some(reason) = reason_not_to_run(&label, story, relay) {
                     *skipped
                         .lock()
                         .expect("no trial panics holding this")
@@ -112,7 +112,7 @@ fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
         .collect()
 }
 
-fn reason_not_to_run(story: Story, relay: Relay) -> Option<String> {
+fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
     if story.needs == Needs::NoDaemon {
         return None;
     }
@@ -135,6 +135,12 @@ fn reason_not_to_run(story: Story, relay: Relay) -> Option<String> {
     {
         let elsewhere =
             "on an emulated kernel the userspace relay is tested by relay_kernel, its stories natively";
+        return Some(elsewhere.to_owned());
+    }
+    let moves_much = name.starts_with("bulk::");
+    if relay == Relay::KtlsSplice && !moves_much && std::env::var_os("MESHD_TEST_SPLICE_BULK_ONLY").is_some()
+    {
+        let elsewhere = "on this emulated kernel splice is tested by relay_kernel and the bulk stories";
         return Some(elsewhere.to_owned());
     }
     relay::why_unavailable(relay)
