@@ -2,32 +2,34 @@
 //! After SIGKILL it stays; whoever makes such things finds them again on the next start.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+    low_level::signal_name,
+};
 
 static LEFTOVERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Has signals that end us remove what is left first. Call it before there are other threads, which inherit what
-/// it blocks; children do not.
-pub(crate) fn remove_on_signal() -> nix::Result<()> {
-    let signals: SigSet = ENDING.into_iter().collect();
-    signals.thread_block()?;
+/// Has signals that end us remove what is left first. They are handled and not blocked: children would inherit a
+/// blocked signal, and what we start must heed its own SIGTERM.
+pub(crate) fn remove_on_signal() -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {
-        let Ok(signal) = signals.wait() else { return };
+        let Some(signal) = signals.forever().next() else { return };
         // Held until the end: nothing is registered any more.
         let leftovers = lock();
         for path in leftovers.iter() {
             remove(path);
         }
-        eprintln!("interrupted ({signal})");
-        process::exit(128 + signal as i32);
+        eprintln!("interrupted ({})", signal_name(signal).unwrap_or("signal"));
+        process::exit(128 + signal);
     });
     Ok(())
 }
@@ -66,6 +68,20 @@ fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_heeds_the_signals_that_end_us() {
+        remove_on_signal().unwrap();
+        let status = process::Command::new("cat").arg("/proc/self/status").output().unwrap().stdout;
+        let status = String::from_utf8(status).unwrap();
+        for mask in ["SigBlk:\t", "SigIgn:\t"] {
+            let line = status.lines().find(|line| line.starts_with(mask)).unwrap();
+            let bits = u64::from_str_radix(&line[mask.len()..], 16).unwrap();
+            for signal in [SIGINT, SIGTERM, SIGHUP] {
+                assert_eq!(bits >> (signal - 1) & 1, 0, "{signal} in {line}");
+            }
+        }
+    }
 
     #[test]
     fn a_dropped_leftover_is_gone_and_forgotten() {
