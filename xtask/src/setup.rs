@@ -57,6 +57,7 @@ pub(crate) fn clean() -> Result<()> {
     Ok(())
 }
 
-fn needs(names: &[&str]) -> Vec<Need> {
+/// Their alternatives and options, parsed.
+pub(crate) fn needs(names: &[&str]) -> Vec<Need> {
     names.iter().map(|name| Need::parse(name)).collect()
 }

@@ -3,18 +3,13 @@
 
 use std::{
     io::{Result as IoResult, Write as _},
-    net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
-use hdrhistogram::Histogram;
+use anyhow::Result;
 
-use super::{Report, Target, histogram, http, record};
-
-/// A connection that takes longer has failed.
-const TIMEOUT: Duration = Duration::from_secs(10);
+use super::{Outcome, Report, Target, connect, gather, histogram, http, record};
 
 pub(super) fn run(target: &Target, at_once: u32, seconds: u32) -> Result<Report> {
     let begun = Instant::now();
@@ -25,16 +20,10 @@ pub(super) fn run(target: &Target, at_once: u32, seconds: u32) -> Result<Report>
             thread::spawn(move || one_after_the_other(&target, end))
         })
         .collect();
-    let (mut times, mut failures) = (histogram()?, 0);
-    for thread in threads {
-        let (of_thread, failed) = thread.join().map_err(|_| anyhow!("a client thread panicked"))??;
-        times.add(of_thread)?;
-        failures += failed;
-    }
-    Ok(Report::of(&times, failures, begun.elapsed()))
+    gather(threads, begun)
 }
 
-fn one_after_the_other(target: &Target, end: Instant) -> Result<(Histogram<u64>, u64)> {
+fn one_after_the_other(target: &Target, end: Instant) -> Result<Outcome> {
     let (mut times, mut failures) = (histogram()?, 0);
     let (request, mut buffer) = (http::request(&target.path, false), vec![0; http::BUFFER_BYTES]);
     while Instant::now() < end {
@@ -48,9 +37,7 @@ fn one_after_the_other(target: &Target, end: Instant) -> Result<(Histogram<u64>,
 }
 
 fn once(target: &Target, request: &[u8], buffer: &mut [u8]) -> IoResult<()> {
-    let mut stream = TcpStream::connect_timeout(&target.to, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_nodelay(true)?;
+    let mut stream = connect(target)?;
     stream.write_all(request)?;
     http::read_answer(&mut stream, buffer)
 }

@@ -8,9 +8,14 @@ mod iperf3;
 mod open_loop;
 mod wrk;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, Subcommand};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -68,6 +73,30 @@ fn histogram() -> Result<Histogram<u64>> {
 
 fn record(histogram: &mut Histogram<u64>, elapsed: Duration) {
     histogram.saturating_record(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
+}
+
+/// What one thread's connections took, and how many failed.
+type Outcome = (Histogram<u64>, u64);
+
+/// Waits for the threads of a client that began at `begun`.
+fn gather(threads: Vec<JoinHandle<Result<Outcome>>>, begun: Instant) -> Result<Report> {
+    let (mut times, mut failures) = (histogram()?, 0);
+    for thread in threads {
+        let (of_thread, failed) = thread.join().map_err(|_| anyhow!("a client thread panicked"))??;
+        times.add(of_thread)?;
+        failures += failed;
+    }
+    Ok(Report::of(&times, failures, begun.elapsed()))
+}
+
+/// A connection that takes longer, or whose answer does, has failed.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+fn connect(target: &Target) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&target.to, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Whom a client talks to.

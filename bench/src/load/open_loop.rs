@@ -4,17 +4,13 @@
 
 use std::{
     io::Write as _,
-    net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
-use hdrhistogram::Histogram;
+use anyhow::{Context as _, Result};
 
-use super::{Report, Target, histogram, http, record};
-
-const TIMEOUT: Duration = Duration::from_secs(10);
+use super::{Outcome, Report, Target, connect, gather, histogram, http, record};
 
 pub(super) fn run(target: &Target, connections: u32, per_second: u32, seconds: u32) -> Result<Report> {
     let interval = Duration::from_secs_f64(f64::from(connections) / f64::from(per_second));
@@ -28,28 +24,15 @@ pub(super) fn run(target: &Target, connections: u32, per_second: u32, seconds: u
             thread::spawn(move || on_time(&target, first, interval, end))
         })
         .collect();
-    let (mut times, mut failures) = (histogram()?, 0);
-    for thread in threads {
-        let (of_thread, failed) = thread.join().map_err(|_| anyhow!("a client thread panicked"))??;
-        times.add(of_thread)?;
-        failures += failed;
-    }
-    Ok(Report::of(&times, failures, begun.elapsed()))
+    gather(threads, begun)
 }
 
-fn on_time(
-    target: &Target,
-    mut due: Instant,
-    interval: Duration,
-    end: Instant,
-) -> Result<(Histogram<u64>, u64)> {
+fn on_time(target: &Target, mut due: Instant, interval: Duration, end: Instant) -> Result<Outcome> {
     // By default the kernel lets a sleeper oversleep by 50 us (prctl(2), PR_SET_TIMERSLACK).
     nix::sys::prctl::set_timerslack(1).context("asking for exact timers")?;
     let mut times = histogram()?;
     let (request, mut buffer) = (http::request(&target.path, true), vec![0; http::BUFFER_BYTES]);
-    let mut stream = TcpStream::connect_timeout(&target.to, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_nodelay(true)?;
+    let mut stream = connect(target)?;
     while due < end {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let answered = stream.write_all(&request).and_then(|()| http::read_answer(&mut stream, &mut buffer));

@@ -49,24 +49,29 @@ impl Pipe {
 
     /// Moves what the socket has into the empty pipe; 0 is the end of the stream.
     pub fn fill_from(&mut self, socket: &impl AsFd) -> io::Result<usize> {
-        let moved = splice(socket, &self.writer, self.capacity - self.filled.min(self.capacity), false)?;
+        let moved = splice(socket, &self.writer, self.capacity - self.filled.min(self.capacity))?;
         self.filled += moved;
         Ok(moved)
     }
 
-    /// Moves what the pipe holds to the socket; `more` says that more follows at once.
+    /// Moves what the pipe holds to the socket.
+    pub fn drain_to(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        let moved = splice(&self.reader, socket, self.filled)?;
+        self.filled -= moved.min(self.filled);
+        Ok(moved)
+    }
+
+    /// The same to a socket whose records the kernel makes: `WouldBlock` also sends what it has queued.
     ///
-    /// `WouldBlock` also sends what the socket has queued: up to 6.4 the kernel's splice to a TLS socket queues
-    /// full records with `MSG_SENDPAGE_NOTLAST`, and where they fill the send buffer it reports EAGAIN without
-    /// sending them (`net/tls/tls_sw.c`, `tls_sw_do_sendpage`), so that the socket never became writable again.
-    pub fn drain_to(&mut self, socket: &impl AsFd, more: bool) -> io::Result<usize> {
-        let moved = splice(&self.reader, socket, self.filled, more).inspect_err(|error| {
+    /// Up to 6.4 the kernel's splice to a TLS socket queues full records with `MSG_SENDPAGE_NOTLAST`, and where they
+    /// fill the send buffer it reports EAGAIN without sending them (`net/tls/tls_sw.c`, `tls_sw_do_sendpage`), so that
+    /// the socket never became writable again.
+    pub fn drain_to_tls(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        self.drain_to(socket).inspect_err(|error| {
             if error.kind() == io::ErrorKind::WouldBlock {
                 push(socket);
             }
-        })?;
-        self.filled -= moved.min(self.filled);
-        Ok(moved)
+        })
     }
 }
 
@@ -76,9 +81,8 @@ fn push(socket: &impl AsFd) {
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpNoDelay, &true);
 }
 
-fn splice(from: &impl AsFd, to: &impl AsFd, length: usize, more: bool) -> io::Result<usize> {
-    let more = if more { libc::SPLICE_F_MORE } else { 0 };
-    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK | more;
+fn splice(from: &impl AsFd, to: &impl AsFd, length: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: both descriptors are borrowed for the call; null offsets mean "at the current position".
     let moved = unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), length, flags) };

@@ -49,14 +49,8 @@ pub(crate) fn server(
     listen: u16,
     to: SocketAddr,
 ) -> anyhow::Result<Program> {
-    let tls = format!(
-        "transport_socket:\n\
-         \x20 name: envoy.transport_sockets.tls\n\
-         \x20 typed_config:\n\
-         \x20   \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n\
-         \x20   require_client_certificate: true\n{}",
-        common_tls(identity, SERVER_ALPN, 4)
-    );
+    let tls =
+        transport_socket("DownstreamTlsContext", "require_client_certificate: true", identity, SERVER_ALPN);
     let chain =
         format!("filter_chain_match: {{ application_protocols: [istio, istio-peer-exchange] }}\n{tls}");
     start(place, listen, &chain, to, "")
@@ -69,15 +63,20 @@ pub(crate) fn client(
     listen: u16,
     to: SocketAddr,
 ) -> anyhow::Result<Program> {
-    let tls = format!(
+    let sni = "sni: outbound_.7000_._.server.shop.svc.cluster.local";
+    let tls = transport_socket("UpstreamTlsContext", sni, identity, CLIENT_ALPN);
+    start(place, listen, "", to, &tls)
+}
+
+fn transport_socket(context: &str, setting: &str, identity: &Identity<'_>, alpn: &str) -> String {
+    format!(
         "transport_socket:\n\
          \x20 name: envoy.transport_sockets.tls\n\
          \x20 typed_config:\n\
-         \x20   \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\n\
-         \x20   sni: outbound_.7000_._.server.shop.svc.cluster.local\n{}",
-        common_tls(identity, CLIENT_ALPN, 4)
-    );
-    start(place, listen, "", to, &tls)
+         \x20   \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{context}\n\
+         \x20   {setting}\n{}",
+        common_tls(identity, alpn, 4)
+    )
 }
 
 fn common_tls(identity: &Identity<'_>, alpn: &str, indent: usize) -> String {

@@ -206,6 +206,13 @@ pub(crate) fn is_unserved(seen: &Value) -> bool {
     seen["received"] == 0 && seen["ended"] != "eof" && seen["ended"] != "open"
 }
 
+/// A probe of the server at port 7000 is answered in full.
+pub(crate) fn must_serve(mesh: &Mesh) -> anyhow::Result<()> {
+    let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--shutdown"])?;
+    ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{seen}");
+    Ok(())
+}
+
 /// Starts a peer that listens in `place`.
 pub(crate) fn serve(place: &Place, port: u16, options: &[&str]) -> anyhow::Result<Program> {
     serve_at(place, &format!("[::]:{port}"), options)

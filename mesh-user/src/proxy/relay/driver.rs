@@ -87,6 +87,7 @@ pub(super) async fn relay_pump(
         }
     };
     match ended {
+        Ended::By(EndedBy::Finished) => RelayOutcome::of(EndedBy::Finished, live),
         Ended::By(ended_by) => {
             // The kernel keeps the error of a bad record for the next call, which may be one that sends. It is all that
             // is told of a record whose end cannot be found.
@@ -108,12 +109,9 @@ pub(super) async fn relay_pump(
     }
 }
 
-/// Closes both legs. The application learns of a bad end at once, by a reset; a peer that can still be spoken to is
+/// Closes both legs after an end that is not clean. The application learns of it at once, by a reset; a peer that can still be spoken to is
 /// told why in TLS's own words.
 async fn part(app: TcpStream, wire: TcpStream, pump: &mut impl Pump, ended_by: &EndedBy, live: &LiveStats) {
-    if *ended_by == EndedBy::Finished {
-        return;
-    }
     reset_on_close(&app);
     drop(app);
     let said = match ended_by {

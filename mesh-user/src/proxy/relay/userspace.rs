@@ -41,6 +41,11 @@ pub(super) struct Userspace {
     peer_closed: bool,
 }
 
+/// The ciphertext that has been received and not opened.
+fn received<'a>(ciphertext: &'a mut Option<Buffer>, partial: &'a mut [u8]) -> &'a mut [u8] {
+    ciphertext.as_mut().map_or(partial, Buffer::filled_mut)
+}
+
 impl Userspace {
     pub(super) fn new(established: Established) -> (tokio::net::TcpStream, Self) {
         let Established { stream, session, mut ciphertext, outgoing, plaintext, peer_closed, failed, .. } =
@@ -108,19 +113,13 @@ impl Userspace {
     }
 
     fn take_last_words(&mut self) {
-        let input = match &mut self.ciphertext {
-            Some(buffer) => buffer.filled_mut(),
-            None => &mut self.partial,
-        };
+        let input = received(&mut self.ciphertext, &mut self.partial);
         self.session.last_words(input, &mut self.control);
     }
 
     /// One step over the received bytes; false when nothing more can be opened without more bytes.
     fn open_one(&mut self) -> Result<bool, EndedBy> {
-        let input = match &mut self.ciphertext {
-            Some(buffer) => buffer.filled_mut(),
-            None => &mut self.partial,
-        };
+        let input = received(&mut self.ciphertext, &mut self.partial);
         let (plaintext, spill) = (&mut self.plaintext, &mut self.spill);
         let done = self.session.process(
             input,
@@ -242,6 +241,7 @@ impl Pump for Userspace {
             ready!(self.poll_receive(cx, legs))?;
         }
     }
+
     async fn say_last_words(
         &mut self,
         wire: &TcpStream,

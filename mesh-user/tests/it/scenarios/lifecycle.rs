@@ -6,7 +6,8 @@ use nix::sys::signal::Signal;
 use crate::it::ground::{Ground, NETNS_DIR};
 use crate::it::harness::{Story, stories};
 use crate::it::mesh::{
-    MARKER, Mesh, ONLY_CLIENT, STRICT, is_unserved, last_line, probe, serve, start_probe, wait_event,
+    MARKER, Mesh, ONLY_CLIENT, STRICT, is_unserved, last_line, must_serve, probe, serve, start_probe,
+    wait_event,
 };
 use crate::it::nodefile::{Workload, node_file};
 use crate::it::process::{PATIENCE, wait_until};
@@ -39,12 +40,6 @@ fn must_be_closed(mesh: &Mesh, name: &str) -> anyhow::Result<()> {
         Ok(())
     })
     .map(drop)
-}
-
-fn must_serve(mesh: &Mesh) -> anyhow::Result<()> {
-    let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--shutdown"])?;
-    ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{seen}");
-    Ok(())
 }
 
 fn after_kill_nine_no_plaintext_passes_and_a_restart_serves_again(ground: &Ground) -> anyhow::Result<()> {

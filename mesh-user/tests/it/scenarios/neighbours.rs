@@ -8,7 +8,7 @@ use anyhow::ensure;
 use crate::it::foreign::{Count, Foreign};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{MARKER, Mesh, is_unserved, last_line, probe, serve};
+use crate::it::mesh::{MARKER, Mesh, is_unserved, last_line, must_serve, probe, serve};
 use crate::it::process::{PATIENCE, wait_until};
 
 pub(super) const STORIES: &[Story] = stories![
@@ -18,12 +18,6 @@ pub(super) const STORIES: &[Story] = stories![
         a_canary_killed_midway_leaves_nothing_after_the_next_start,
         a_canary_that_fails_stops_the_start_and_opens_nothing,
 ];
-
-fn must_serve(mesh: &Mesh) -> anyhow::Result<()> {
-    let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--shutdown"])?;
-    ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{seen}");
-    Ok(())
-}
 
 fn programs_attached_before_and_after_meshd_go_on_working(ground: &Ground) -> anyhow::Result<()> {
     let watchers = ["watch_connect", "watch_rtt"];

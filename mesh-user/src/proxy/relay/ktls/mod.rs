@@ -99,30 +99,14 @@ impl Ktls {
         options: &RelayOptions,
     ) -> (TcpStream, Self) {
         let Offloaded { stream, session, cipher, plaintext, peer_closed, records_sent, can_rekey, .. } = wire;
-        let state = Self {
-            session: Some(session),
-            cipher,
-            can_rekey,
-            splice,
-            records_sent,
-            records_per_key: records_per_key(cipher, options),
-            outbound: Stage::Empty,
-            key_update_due: false,
-            handshake: Vec::new(),
-            patience: control::Patience::default(),
-            alert: Some(control::BAD_RECORD_MAC),
-            inbound: Stage::Empty,
-            ended: None,
-            early: plaintext,
-            early_given: 0,
-            peer_closed,
-            app_closed: false,
-            close_notify_sent: false,
-            splice_refused: false,
-        };
+        let begun =
+            HandoverState { splice, cipher, records_sent, outbound_ended: false, inbound_ended: peer_closed };
+        let state =
+            Self { session: Some(session), can_rekey, early: plaintext, ..Self::resume(begun, options) };
         (stream, state)
     }
 
+    /// With nothing on its way and without a key schedule.
     pub(in crate::proxy::relay) fn resume(state: HandoverState, options: &RelayOptions) -> Self {
         Self {
             session: None,
@@ -159,7 +143,7 @@ impl Ktls {
                     written
                 }
                 Stage::Pipe(pipe) if pipe.filled() > 0 => {
-                    let sent = legs.poll_write_with(Leg::Wire, cx, |stream| pipe.drain_to(stream, false));
+                    let sent = legs.poll_write_with(Leg::Wire, cx, |stream| pipe.drain_to_tls(stream));
                     let written = ready!(sent).map_err(|error| ended_by(Leg::Wire, &error))?;
                     self.records_sent += spliced_records(written);
                     written
@@ -181,7 +165,7 @@ impl Ktls {
             }
             Stage::Pipe(pipe) => {
                 while pipe.filled() > 0 {
-                    let sent = wire.async_io(Interest::WRITABLE, || pipe.drain_to(wire, false)).await?;
+                    let sent = wire.async_io(Interest::WRITABLE, || pipe.drain_to_tls(wire)).await?;
                     live.add_app_to_wire(sent);
                 }
             }
@@ -240,7 +224,7 @@ impl Ktls {
                     written
                 }
                 Stage::Pipe(pipe) if pipe.filled() > 0 => {
-                    let sent = legs.poll_write_with(Leg::App, cx, |app| pipe.drain_to(app, false));
+                    let sent = legs.poll_write_with(Leg::App, cx, |app| pipe.drain_to(app));
                     ready!(sent).map_err(|error| ended_by(Leg::App, &error))?
                 }
                 _ => break,
