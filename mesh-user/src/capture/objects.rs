@@ -3,9 +3,10 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    sync::LazyLock,
 };
 
-use super::{CaptureError, hooks::HOOKS, plan::CaptureLimits};
+use super::{CaptureError, hooks::HOOKS, parking::Mutex, plan::CaptureLimits};
 use crate::sys::bpf::MapFd;
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -24,24 +25,38 @@ const MAX_HOST_CLIENTS: u32 = 16384;
 /// An LRU map keeps 128 free entries for each processor (`LOCAL_FREE_TARGET`, `kernel/bpf/bpf_lru_list.c`): a
 /// small one forgets what it was just given, seen with 64 entries on 6.1.
 const MIN_HOST_CLIENTS: u32 = 4096;
-/// aya-log's info; 0 is none.
+/// aya-log's info, and none.
 const LOG_LEVEL: u8 = 3;
+const LOG_LEVEL_OFF: u8 = 0;
 const LOG_BYTES: u32 = 1 << 17;
 /// A ring buffer cannot be smaller than a page.
 const LOG_BYTES_UNUSED: u32 = 4096;
 /// A map holds the old set and the new one while a plan is applied.
 const OLD_AND_NEW: u32 = 2;
 
-fn loader<'a>(pins: &'a Path, limits: &CaptureLimits) -> EbpfLoader<'a> {
-    let mut loader = EbpfLoader::new();
-    // Nothing in our programs depends on the kernel's own types.
-    loader.btf(None);
+/// Loads with the process's one loader: a new one parses the kernel's own types, tens of milliseconds (a second on
+/// an emulated machine) for nothing, since our programs do not depend on them. Every setting of `set` is made anew
+/// for each load.
+fn load(
+    object: &'static str,
+    bytes: &[u8],
+    pins: &Path,
+    limits: &CaptureLimits,
+    set: impl FnOnce(&mut EbpfLoader<'static>),
+) -> Result<Ebpf, CaptureError> {
+    static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        Mutex::new(loader)
+    });
+    let mut loader = LOADER.lock();
     for name in SHARED_MAPS {
         loader.map_pin_path(name, pins.join(format!("{MAP_PREFIX}{name}")));
     }
     let host_clients = limits.connections.clamp(MIN_HOST_CLIENTS, MAX_HOST_CLIENTS);
     loader.map_max_entries("HOST_CLIENTS", host_clients).map_max_entries("PEER_OF", limits.connections);
-    loader
+    set(&mut loader);
+    loader.load(bytes).map_err(|source| CaptureError::Load { object, source: Box::new(source) })
 }
 
 /// The node's object with every program loaded.
@@ -52,22 +67,23 @@ pub(super) struct NodeObject {
 
 impl NodeObject {
     pub(super) fn load(pins: &Path, limits: &CaptureLimits, log: bool) -> Result<Self, CaptureError> {
-        let (level, log_bytes) = if log { (LOG_LEVEL, LOG_BYTES) } else { (0_u8, LOG_BYTES_UNUSED) };
+        let (level, log_bytes) =
+            if log { (&LOG_LEVEL, LOG_BYTES) } else { (&LOG_LEVEL_OFF, LOG_BYTES_UNUSED) };
         let per_workload = u32::try_from(limits.addresses()).unwrap_or(u32::MAX);
-        let mut ebpf = loader(pins, limits)
-            // read-only data: what is never logged the verifier removes
-            .override_global("AYA_LOG_LEVEL", &level, true)
-            .map_max_entries("AYA_LOGS", log_bytes)
-            .map_max_entries("ENROLLED_NETNS", OLD_AND_NEW * (limits.workloads + 1))
-            .map_max_entries("ENROLLED_CGROUPS", OLD_AND_NEW * limits.workloads)
-            .map_max_entries("ENROLLED_USERS", OLD_AND_NEW * limits.workloads)
-            .map_max_entries("DESTINATIONS", OLD_AND_NEW * limits.destinations)
-            .map_max_entries("EXCLUDED_OUTBOUND", OLD_AND_NEW * per_workload)
-            // each address is there twice: for its owner, and as local to the node
-            .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
-            .map_max_entries("BY_TUPLE", limits.connections)
-            .load(NODE)
-            .map_err(|source| CaptureError::Load { object: "mesh-ebpf", source: Box::new(source) })?;
+        let mut ebpf = load("mesh-ebpf", NODE, pins, limits, |loader| {
+            loader
+                // read-only data: what is never logged the verifier removes
+                .override_global("AYA_LOG_LEVEL", level, true)
+                .map_max_entries("AYA_LOGS", log_bytes)
+                .map_max_entries("ENROLLED_NETNS", OLD_AND_NEW * (limits.workloads + 1))
+                .map_max_entries("ENROLLED_CGROUPS", OLD_AND_NEW * limits.workloads)
+                .map_max_entries("ENROLLED_USERS", OLD_AND_NEW * limits.workloads)
+                .map_max_entries("DESTINATIONS", OLD_AND_NEW * limits.destinations)
+                .map_max_entries("EXCLUDED_OUTBOUND", OLD_AND_NEW * per_workload)
+                // each address is there twice: for its owner, and as local to the node
+                .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
+                .map_max_entries("BY_TUPLE", limits.connections);
+        })?;
         for (name, _) in HOOKS {
             load_program(&mut ebpf, name)?;
         }
@@ -99,9 +115,10 @@ pub(super) struct LookupObject {
 
 impl LookupObject {
     pub(super) fn load(pins: &Path, limits: &CaptureLimits) -> Result<Self, CaptureError> {
-        let mut ebpf = loader(pins, limits)
-            .load(LOOKUP)
-            .map_err(|source| CaptureError::Load { object: "mesh-sk-lookup", source: Box::new(source) })?;
+        let mut ebpf = load("mesh-sk-lookup", LOOKUP, pins, limits, |loader| {
+            // of the node's object; this one logs nothing
+            loader.override_global("AYA_LOG_LEVEL", &LOG_LEVEL_OFF, false);
+        })?;
         load_program(&mut ebpf, "steer")?;
         Ok(Self { ebpf })
     }
