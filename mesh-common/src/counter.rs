@@ -22,6 +22,12 @@ macro_rules! counters {
 counters! {
     /// `connect` calls rewritten to meshd's outbound listener.
     Captured => "captured",
+    /// SYNs held and told to meshd, retransmissions included.
+    Held => "held",
+    /// SYNs held that did not fit the ring buffer; the client's TCP sends them again.
+    HeldRingFull => "held_ring_full",
+    /// SYNs let go to be refused, since no daemon has read what is told for some seconds.
+    HeldUnread => "held_unread",
     /// `connect` calls refused because the socket's storage could not be had.
     StorageFailed => "storage_failed",
     /// `connect` calls of an enrolled cgroup from a namespace where meshd has no listener: refused.

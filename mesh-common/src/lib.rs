@@ -12,9 +12,9 @@ mod maps;
 pub use address::{AddrNet, LOOPBACK_V4_NET};
 pub use counter::Counter;
 pub use maps::{
-    CgroupKey, Config, DestinationKey, ExcludedPortKey, HostClientKey, LocalAddressKey, LookupConfig,
-    NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, lookup_mode, socket_flags,
-    workload_flags,
+    CgroupKey, Config, DestinationKey, ExcludedPortKey, HeldConnect, HostClientKey, LocalAddressKey,
+    LookupConfig, NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, held_event,
+    lookup_mode, socket_flags, workload_flags,
 };
 
 /// Port 0 in a [`DestinationKey`]: every port of that address is meshed.

@@ -18,6 +18,16 @@ pub mod socket_flags {
     pub const SERVER: u32 = 4;
     /// An unenrolled client in the host's namespace on its way to a local workload.
     pub const HOST_CLIENT: u32 = 8;
+    /// A captured client whose SYN is held until meshd has proven the upstream.
+    pub const HELD: u32 = 16;
+}
+
+/// Values of [`HeldConnect::kind`].
+pub mod held_event {
+    /// A SYN was held, the first or a retransmission.
+    pub const HELD: u32 = 1;
+    /// The application gave up while its SYN was held.
+    pub const ABANDONED: u32 = 2;
 }
 
 /// Values of [`LookupConfig::mode`].
@@ -40,6 +50,10 @@ pub struct Config {
     pub cgroup_levels: u32,
     /// Non-zero when some workload is selected by user.
     pub users_enrolled: u32,
+    /// Non-zero when captured connects are held until the upstream is proven.
+    pub hold: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// A namespace in which meshd listens, by netns cookie.
@@ -122,6 +136,8 @@ pub struct PortKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SockView {
+    /// The namespace of a captured client.
+    pub netns_cookie: u64,
     /// See [`socket_flags`].
     pub flags: u32,
     /// [`WorkloadEntry::slot`] of a captured client.
@@ -162,6 +178,32 @@ pub struct OriginalDst {
     pub reserved: u16,
     /// [`WorkloadEntry::slot`] of the client.
     pub slot: u32,
+}
+
+/// A captured `connect` that waits, as the programs tell it through the ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldConnect {
+    /// The client's namespace.
+    pub netns_cookie: u64,
+    /// The client's socket; the kernel never uses the number again.
+    pub socket_cookie: u64,
+    /// The client's own end on loopback.
+    pub client: AddrNet,
+    /// Where the application wants to go.
+    pub destination: AddrNet,
+    /// See [`held_event`].
+    pub kind: u32,
+    /// [`WorkloadEntry::slot`] of the client.
+    pub slot: u32,
+    /// Sequence number of the SYN, host byte order.
+    pub sequence: u32,
+    /// The client's port, host byte order.
+    pub client_port_host: u32,
+    /// The destination's port, network byte order.
+    pub destination_port_be: u16,
+    /// Always zero.
+    pub reserved: [u16; 3],
 }
 
 /// The real client behind one of meshd's app legs.
@@ -211,17 +253,18 @@ mod pod {
         )+ };
     }
     pod!(Config NetnsEntry WorkloadEntry CgroupKey DestinationKey ExcludedPortKey LocalAddressKey PortKey SockView TupleKey
-         OriginalDst PeerView HostClientKey LookupConfig);
+         OriginalDst PeerView HostClientKey LookupConfig HeldConnect);
 }
 
 /// Fails to compile if a struct has padding: its size must be the sum of its fields'.
 const _: () = {
-    assert!(size_of::<Config>() == 8 + 4 * 2);
+    assert!(size_of::<Config>() == 8 + 4 * 4);
     assert!(size_of::<WorkloadEntry>() == 4 * 2 + 16 * 2);
     assert!(size_of::<NetnsEntry>() == size_of::<WorkloadEntry>() + 2 * 2);
     assert!(size_of::<DestinationKey>() == 16 + 2 * 2);
     assert!(size_of::<ExcludedPortKey>() == 4 + 2 * 2);
-    assert!(size_of::<SockView>() == 4 * 2 + 16 * 2 + 2 * 4);
+    assert!(size_of::<SockView>() == 8 + 4 * 2 + 16 * 2 + 2 * 4);
+    assert!(size_of::<HeldConnect>() == 8 * 2 + 16 * 2 + 4 * 4 + 2 * 4);
     assert!(size_of::<TupleKey>() == 8 + 16 + 4 * 2);
     assert!(size_of::<OriginalDst>() == 16 + 2 * 2 + 4);
     assert!(size_of::<PeerView>() == 16 + 2 * 2);

@@ -62,8 +62,14 @@ fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
         }
         Enrolment::Workload { entry, outbound_port_be } if is_meshed(entry, destination, port_be) => {
             let local = if destination.v4_net().is_some() { entry.local_v4 } else { entry.local_v6 };
+            let holds = config().is_some_and(|config| config.hold != 0);
             let view = SockView {
-                flags: socket_flags::CAPTURED,
+                netns_cookie,
+                flags: if holds {
+                    socket_flags::CAPTURED | socket_flags::HELD
+                } else {
+                    socket_flags::CAPTURED
+                },
                 slot: entry.slot,
                 peer: destination,
                 local,

@@ -12,6 +12,7 @@ mod context;
 mod enrolment;
 mod getpeername;
 mod getsockname;
+mod hold;
 mod log;
 mod maps;
 mod read;

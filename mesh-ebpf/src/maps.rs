@@ -3,13 +3,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     helpers::generated::bpf_sk_storage_get,
     macros::btf_map,
 };
 use mesh_common::{
-    CgroupKey, Config, Counter, DestinationKey, ExcludedPortKey, HostClientKey, LocalAddressKey, NetnsEntry,
-    OriginalDst, PeerView, SockView, TupleKey, WorkloadEntry,
+    CgroupKey, Config, Counter, DestinationKey, ExcludedPortKey, HeldConnect, HostClientKey, LocalAddressKey,
+    NetnsEntry, OriginalDst, PeerView, SockView, TupleKey, WorkloadEntry,
 };
 
 const PLACEHOLDER: usize = 1024;
@@ -42,6 +42,14 @@ pub(crate) static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::n
 /// The oldest make room: entries outlive their connection where another program took our callback away.
 #[btf_map]
 pub(crate) static HOST_CLIENTS: LruHashMap<HostClientKey, u64, PLACEHOLDER> = LruHashMap::new();
+
+/// Held connects on their way to meshd; bytes.
+#[btf_map]
+pub(crate) static HELD: RingBuf<HeldConnect, { 1 << 18 }> = RingBuf::new();
+
+/// Until when, in nanoseconds of the monotonic clock, held connects are read by a daemon that lives.
+#[btf_map]
+pub(crate) static HELD_UNTIL: Array<u64, 1> = Array::new();
 
 /// Adds one to this CPU's share of a counter.
 #[inline(always)]

@@ -6,7 +6,7 @@ use aya_ebpf::{
         BPF_ANY, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -14,10 +14,12 @@ use mesh_common::{Counter, HostClientKey, OriginalDst, SockView, TupleKey, socke
 
 use crate::{
     context::{Ends, read_ends},
+    hold::abandoned,
     maps::{BY_TUPLE, HOST_CLIENTS, PEER_OF, count, view, view_or_create},
     read::read_field,
 };
 
+const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 
 #[sock_ops]
@@ -72,7 +74,9 @@ fn connecting(ctx: *mut bpf_sock_ops) {
         bpf_sock_ops_cb_flags_set(ctx, flags as i32);
     }
     let ends = read_ends(ctx);
-    if view.flags & socket_flags::CAPTURED != 0 {
+    if view.flags & socket_flags::HELD != 0 {
+        // its SYN carries all that meshd must know
+    } else if view.flags & socket_flags::CAPTURED != 0 {
         let original =
             OriginalDst { addr: view.peer, port_be: view.peer_port_be, reserved: 0, slot: view.slot };
         let key = tuple(ctx, ends.local, ends.local_port_host);
@@ -93,6 +97,7 @@ fn accepted(ctx: *mut bpf_sock_ops) {
     // SAFETY: copied before the entry is removed.
     let Some(peer) = (unsafe { PEER_OF.get(&key) }) else { return };
     let shown = SockView {
+        netns_cookie: 0,
         flags: socket_flags::SERVER,
         slot: 0,
         peer: peer.addr,
@@ -119,7 +124,16 @@ fn state_changed(ctx: *mut bpf_sock_ops) {
     let Some(view) = view(socket_of(ctx)) else { return };
     let flags = view.flags;
     let ends = read_ends(ctx);
-    if flags & socket_flags::CAPTURED != 0 {
+    if flags & socket_flags::HELD != 0 {
+        // SAFETY: a valid context; args[0] is the old state.
+        let old_state =
+            unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).__bindgen_anon_1.args[0])) };
+        if old_state == TCP_SYN_SENT {
+            // SAFETY: the helper takes this hook's own context.
+            let socket_cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+            abandoned(view, socket_cookie);
+        }
+    } else if flags & socket_flags::CAPTURED != 0 {
         let _: Result<(), i32> = BY_TUPLE.remove(&tuple(ctx, ends.local, ends.local_port_host));
     } else if flags & socket_flags::HOST_CLIENT != 0 {
         let _: Result<(), i32> = HOST_CLIENTS.remove(&host_client_key(&ends));

@@ -24,6 +24,9 @@ enum Command {
     /// The canary's child; started by meshd itself.
     #[command(name = canary::PEER_COMMAND, hide = true)]
     CanaryPeer {
+        /// Play the part in which connects are held.
+        #[arg(long)]
+        held: bool,
         /// The client's network namespace.
         client: PathBuf,
         /// The server's network namespace.
@@ -36,8 +39,9 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => mesh_user::daemon::run(&config).map_err(|error| error.to_string()),
-        Command::CanaryPeer { client, server, cgroup_processes } => {
-            canary::run_peer(&client, &server, cgroup_processes.as_deref()).map_err(|error| error.to_string())
+        Command::CanaryPeer { held, client, server, cgroup_processes } => {
+            let play = if held { canary::run_held_peer } else { canary::run_peer };
+            play(&client, &server, cgroup_processes.as_deref()).map_err(|error| error.to_string())
         }
     };
     match result {

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use super::{CaptureError, runtime_dir::RuntimeDir};
+use super::{CaptureError, Form, runtime_dir::RuntimeDir};
 use crate::sys::{
     bpf::{self, AttachType, LinkTarget},
     cgroup::Cgroup,
@@ -13,9 +13,13 @@ use crate::sys::{
 
 pub(super) const LINK_PREFIX: &str = "link-";
 
-/// Program name in the object and where it goes. `sock_ops` before `connect`: when the first connection is
-/// rewritten, its original destination is already recorded.
-pub(super) const HOOKS: [(&str, AttachType); 10] = [
+/// The program of the `hold` form alone: it sees every packet that leaves the cgroup.
+pub(super) const HOLD_HOOK: &str = "hold_syn";
+
+/// Program name in the object and where it goes. `sock_ops` and `hold_syn` before `connect`: when the first
+/// connection is rewritten, its original destination is recorded, or its SYN held.
+pub(super) const HOOKS: [(&str, AttachType); 11] = [
+    (HOLD_HOOK, AttachType::SkbEgress),
     ("sock_ops", AttachType::SockOps),
     ("getpeername4", AttachType::Getpeername4),
     ("getpeername6", AttachType::Getpeername6),
@@ -27,6 +31,11 @@ pub(super) const HOOKS: [(&str, AttachType); 10] = [
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
 ];
+
+/// The hooks that a form needs.
+pub(super) fn wanted(form: Form) -> impl Iterator<Item = (&'static str, AttachType)> {
+    HOOKS.into_iter().filter(move |(name, _)| form == Form::Hold || *name != HOLD_HOOK)
+}
 
 /// Attaches a program to the cgroup under a pinned link. A link that an earlier run left there is updated
 /// atomically; one on another cgroup is replaced after the new one is in force.

@@ -6,6 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsRawFd, BorrowedFd},
+    sync::Arc,
 };
 
 use arc_swap::ArcSwap;
@@ -15,7 +16,7 @@ use aya::{
 };
 use mesh_common::{Counter, OriginalDst, PeerView, SockView, TupleKey, socket_flags};
 
-use super::{CaptureError, objects::NodeObject};
+use super::{CaptureError, hold::Desk, objects::NodeObject};
 use crate::sys::bpf::MapFd;
 
 /// What the programs counted since they were loaded, summed over CPUs, in [`Counter::ALL`]'s order.
@@ -64,6 +65,7 @@ pub(super) struct Shared {
     view: MapFd<i32, SockView>,
     stats: PerCpuArray<MapData, u64>,
     pub(super) slots: ArcSwap<HashMap<u32, SlotOwner>>,
+    pub(super) desk: Arc<Desk>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -81,6 +83,7 @@ impl Shared {
             stats: PerCpuArray::try_from(node.take_map("STATS")?)
                 .map_err(|_| CaptureError::Object("STATS"))?,
             slots: ArcSwap::default(),
+            desk: Arc::default(),
         })
     }
 

@@ -6,6 +6,7 @@
 
 pub mod canary;
 mod error;
+mod hold;
 mod hooks;
 mod maps;
 mod net;
@@ -23,9 +24,10 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use parking::Mutex;
 
 pub use error::CaptureError;
+pub use hold::{HeldConnects, HeldLeg, HoldCapture};
 pub use maps::{MapUse, Stats};
 pub use net::{InboundOwner, OriginalDestination, PeerViewGuard, WorkloadNet};
-pub use outbound::{Captured, ListenerCapture, OutboundCapture, reset};
+pub use outbound::{AppLeg, Captured, Form, ListenerCapture, Refusal, reset};
 pub use plan::{CaptureLimits, CapturePlan, CaptureSettings, PlannedWorkload, Selector};
 pub use space::{EnrolledListeners, EnrolledNamespace};
 pub use state::Applied;
@@ -43,6 +45,16 @@ impl Capture {
     pub fn start(settings: &CaptureSettings) -> Result<Self, CaptureError> {
         let state = state::State::load(settings)?;
         Ok(Self { shared: state.shared(), state: Mutex::new(state) })
+    }
+
+    /// Chooses how outbound connections are taken, before the first [`Capture::apply`].
+    pub fn choose(&self, form: Form) -> Result<(), CaptureError> {
+        self.state.lock().choose(form)
+    }
+
+    /// How outbound connections are taken.
+    pub fn form(&self) -> Form {
+        self.state.lock().form()
     }
 
     /// Makes the plan the one in force. A plan over a declared capacity, or with two workloads of the same

@@ -6,11 +6,11 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use arc_swap::ArcSwap;
-use mesh_common::{AddrNet, OWN_PRIORITY, PeerView, TupleKey};
+use mesh_common::{AddrNet, HeldConnect, OWN_PRIORITY, PeerView, TupleKey};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -46,12 +46,14 @@ pub struct WorkloadNet {
     inbound: ArcSwap<InboundOwner>,
     outbound_port: u16,
     inbound_port: u16,
+    /// Sockets that send what a held connect is answered with, IPv4 and IPv6, made when first needed.
+    raw: Mutex<[Option<Arc<Socket>>; 2]>,
 }
 
 impl WorkloadNet {
     pub(super) fn new(netns: NetNs, shared: Arc<Shared>, outbound_port: u16, inbound_port: u16) -> Self {
         let inbound = ArcSwap::from_pointee(InboundOwner::ByPort(HashMap::new()));
-        Self { netns, shared, inbound, outbound_port, inbound_port }
+        Self { netns, shared, inbound, outbound_port, inbound_port, raw: Mutex::default() }
     }
 
     pub(super) fn set_inbound(&self, owner: InboundOwner) {
@@ -87,9 +89,19 @@ impl WorkloadNet {
     /// `None`: nobody knows, or its workload is gone; reset the connection.
     pub fn original_dst(&self, peer: SocketAddr) -> Option<OriginalDestination> {
         let original = self.shared.by_tuple.take(&tuple_key(self.cookie(), peer)).ok()??;
-        let slots = self.shared.slots.load();
-        let owner = slots.get(&original.slot)?;
         let destination = SocketAddr::new(original.addr.into(), u16::from_be(original.port_be));
+        self.original(original.slot, destination, peer)
+    }
+
+    /// Where a held connect from `client` wants to go; `None`: its workload is gone.
+    pub(super) fn original_of(&self, held: &HeldConnect, client: SocketAddr) -> Option<OriginalDestination> {
+        let destination = SocketAddr::new(held.destination.into(), u16::from_be(held.destination_port_be));
+        self.original(held.slot, destination, client)
+    }
+
+    fn original(&self, slot: u32, destination: SocketAddr, peer: SocketAddr) -> Option<OriginalDestination> {
+        let slots = self.shared.slots.load();
+        let owner = slots.get(&slot)?;
         let local = if destination.is_ipv4() { owner.local_v4 } else { owner.local_v6 };
         // A client that bound an address of its own keeps it.
         let bound = peer.ip().to_canonical();
@@ -151,6 +163,43 @@ impl WorkloadNet {
         let guard = PeerViewGuard { shared: self.shared.clone(), key };
         start_connect(&socket, local_dst)?;
         Ok((socket, guard))
+    }
+
+    /// The port to which captured connects are rewritten.
+    pub(super) fn outbound_port(&self) -> u16 {
+        self.outbound_port
+    }
+
+    /// Begins a simultaneous open with a socket that waits in SYN-SENT: from the end it sent its SYN to.
+    pub(super) fn simultaneous_open(&self, from: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
+        let socket = self.own_socket(from)?;
+        // All of them share this end; the other end tells them apart.
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        start_connect(&socket, to)?;
+        Ok(socket)
+    }
+
+    /// Sends a whole IP packet within the namespace.
+    pub(super) fn send_raw(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
+        let socket = {
+            let mut sockets = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = &mut sockets[usize::from(to.is_ipv6())];
+            match slot {
+                Some(socket) => Arc::clone(socket),
+                None => Arc::clone(slot.insert(Arc::new(self.raw_socket(to)?))),
+            }
+        };
+        // A raw socket takes the protocol for the port, which must be its own or 0.
+        socket.send_to(packet, &SocketAddr::new(to.ip(), 0).into()).map(|_| ())
+    }
+
+    /// `IPPROTO_RAW` sends packets as they are and receives none (raw(7)).
+    fn raw_socket(&self, for_address: SocketAddr) -> io::Result<Socket> {
+        let kind = Type::RAW.nonblocking().cloexec();
+        let make =
+            || Socket::new(Domain::for_address(for_address), kind, Some(Protocol::from(libc::IPPROTO_RAW)));
+        self.netns.run_in(make)?
     }
 
     /// Binds a listener in the namespace; only its own loopback reaches it unless a program steers to it.

@@ -10,7 +10,7 @@ use super::{CaptureError, hooks::HOOKS, parking::Mutex, plan::CaptureLimits};
 use crate::sys::bpf::MapFd;
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Map, MapData, MapInfo},
+    maps::{Map, MapData, MapInfo, RingBuf},
     programs::Program,
 };
 
@@ -98,6 +98,10 @@ impl NodeObject {
         map(&self.ebpf, name)
     }
 
+    pub(super) fn ring(&mut self, name: &'static str) -> Result<RingBuf<MapData>, CaptureError> {
+        RingBuf::try_from(self.take_map(name)?).map_err(|_| CaptureError::Object(name))
+    }
+
     pub(super) fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
@@ -136,6 +140,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError>
     match ebpf.program_mut(name) {
         Some(Program::CgroupSockAddr(program)) => program.load(),
         Some(Program::CgroupSock(program)) => program.load(),
+        Some(Program::CgroupSkb(program)) => program.load(),
         Some(Program::SockOps(program)) => program.load(),
         Some(Program::SkLookup(program)) => program.load(),
         _ => return Err(CaptureError::Object(name)),

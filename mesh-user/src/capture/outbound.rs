@@ -1,32 +1,104 @@
-//! How captured connections reach the proxy. The `listener` form accepts them on loopback; a form that holds
-//! the application's `connect` until the upstream is proven will implement the same trait.
+//! How captured connections reach the proxy. The `listener` form accepts them on loopback, so the
+//! application's `connect` succeeds before anything is known; the `hold` form keeps it waiting until the
+//! upstream is proven.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc};
+use std::{future::pending, io, sync::Arc};
 
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{OriginalDestination, WorkloadNet};
+use super::{HeldLeg, OriginalDestination, WorkloadNet};
 use crate::sys::socket::{self, reset_on_close};
+
+/// How outbound connections are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A loopback listener in the workload's namespace.
+    Listener,
+    /// The application's `connect` waits until the upstream is proven.
+    Hold,
+}
+
+impl Form {
+    /// The name in configuration, logs and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Listener => "listener",
+            Self::Hold => "hold",
+        }
+    }
+}
+
+/// What the application's `connect` is told where it can still be told something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// ECONNREFUSED.
+    Refused,
+    /// EHOSTUNREACH.
+    Unreachable,
+    /// Nothing: its SYN stays unanswered, as it would be without meshd.
+    Unanswered,
+}
 
 /// A captured connection on its way out.
 #[derive(Debug)]
 pub struct Captured {
-    /// The app leg.
-    pub stream: TcpStream,
+    /// The application's side.
+    pub leg: AppLeg,
     /// Where the application wanted to go, and whose it is.
     pub original: OriginalDestination,
-    /// The application's end of the app leg as the kernel has it.
-    pub app_addr: SocketAddr,
 }
 
-/// A source of captured connections.
-pub trait OutboundCapture: Send + Sync {
-    /// Waits for the next captured connection. Connections whose original destination nobody knows are
-    /// reset here and never returned. An error is the listener's own and lasting.
-    fn accept(&self) -> impl Future<Output = io::Result<Captured>> + Send;
+/// The application's side of a captured connection, before anything is decided.
+#[derive(Debug)]
+pub enum AppLeg {
+    /// Its `connect` has succeeded.
+    Accepted(TcpStream),
+    /// Its `connect` waits.
+    Held(HeldLeg),
+}
 
-    /// Ends a captured connection so that the application sees a failure at once, never a clean EOF.
-    fn refuse(&self, captured: Captured);
+impl From<HeldLeg> for AppLeg {
+    fn from(leg: HeldLeg) -> Self {
+        Self::Held(leg)
+    }
+}
+
+impl AppLeg {
+    /// The form it was captured by.
+    pub fn form(&self) -> Form {
+        match self {
+            Self::Accepted(_) => Form::Listener,
+            Self::Held(_) => Form::Hold,
+        }
+    }
+
+    /// Ends when the application gives up before its `connect` is decided; a listener's has succeeded already.
+    pub async fn given_up(&self) {
+        match self {
+            Self::Accepted(_) => pending().await,
+            Self::Held(leg) => leg.given_up().await,
+        }
+    }
+
+    /// The connected app leg.
+    ///
+    /// # Errors
+    /// When the application has gone meanwhile.
+    pub async fn complete(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Accepted(stream) => Ok(stream),
+            Self::Held(leg) => leg.complete().await,
+        }
+    }
+
+    /// Ends it so that the application sees a failure, never a clean EOF: by the error that fits where its
+    /// `connect` still waits, else by a reset.
+    pub async fn refuse(self, refusal: Refusal) {
+        match self {
+            Self::Accepted(stream) => reset(stream),
+            Self::Held(leg) => leg.refuse(refusal).await,
+        }
+    }
 }
 
 /// The `listener` form.
@@ -43,19 +115,20 @@ impl ListenerCapture {
     }
 }
 
-impl OutboundCapture for ListenerCapture {
-    async fn accept(&self) -> io::Result<Captured> {
+impl ListenerCapture {
+    /// Waits for the next captured connection. Connections whose original destination nobody knows are reset
+    /// here and never returned.
+    ///
+    /// # Errors
+    /// The listener's own and lasting ones.
+    pub async fn next(&self) -> io::Result<Captured> {
         loop {
             let (stream, app_addr) = socket::accept(&self.listener).await?;
             if let Some(original) = self.net.original_dst(app_addr) {
-                return Ok(Captured { stream, original, app_addr });
+                return Ok(Captured { leg: AppLeg::Accepted(stream), original });
             }
             reset(stream);
         }
-    }
-
-    fn refuse(&self, captured: Captured) {
-        reset(captured.stream);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::CaptureError;
+use super::{CaptureError, Form};
 
 /// Bound on addresses and excluded ports: so many per workload on average.
 const PER_WORKLOAD: usize = 16;
@@ -18,6 +18,8 @@ pub struct CaptureSettings {
     pub cgroup: PathBuf,
     /// Lock and pinned hooks live here; no two daemons may share it.
     pub runtime_dir: PathBuf,
+    /// How outbound connections are taken.
+    pub form: Form,
     /// Port of the outbound listener on loopback of every namespace, host byte order.
     pub outbound_port: u16,
     /// Port of the inbound listener on loopback of every namespace, host byte order.

@@ -11,7 +11,7 @@ use std::{
 use mesh_common::{LISTENER_SLOT_V4, LISTENER_SLOT_V6, LookupConfig, PortKey, lookup_mode};
 
 use super::{
-    CaptureError, CaptureSettings, WorkloadNet,
+    CaptureError, CaptureSettings, Form, HeldConnects, WorkloadNet,
     hooks::ensure_link,
     maps::{Shared, Synced},
     objects::LookupObject,
@@ -44,6 +44,8 @@ pub struct EnrolledNamespace {
     pub net: Arc<WorkloadNet>,
     /// To be served.
     pub listeners: EnrolledListeners,
+    /// To be served in place of the outbound listeners, in the `hold` form.
+    pub held: Option<HeldConnects>,
 }
 
 #[derive(Debug)]
@@ -73,7 +75,11 @@ impl Space {
     ) -> Result<(Self, EnrolledListeners), CaptureError> {
         let net = WorkloadNet::new(netns, shared.clone(), settings.outbound_port, settings.inbound_port);
         let net = Arc::new(net);
-        let outbound = listen(&net, workload, settings.outbound_port)?;
+        let outbound = match settings.form {
+            Form::Listener => listen(&net, workload, settings.outbound_port)?,
+            // Nobody listens: a SYN that is not held is refused.
+            Form::Hold => Vec::new(),
+        };
         let inbound = listen(&net, workload, settings.inbound_port)?;
         let object = LookupObject::load(&dir.bpf(), &settings.limits)?;
         fill_slots(&object, &inbound)?;

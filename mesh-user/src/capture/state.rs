@@ -9,8 +9,9 @@ use std::{
 };
 
 use super::{
-    CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, MapUse, PlannedWorkload, Selector,
-    hooks::{self, HOOKS},
+    CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, Form, HeldConnects, MapUse,
+    PlannedWorkload, Selector, hold,
+    hooks::{self, HOLD_HOOK},
     maps::{Shared, SlotOwner},
     net::{InboundOwner, primary},
     objects::{MAP_PREFIX, NodeObject, SHARED_MAPS},
@@ -45,6 +46,7 @@ pub(super) struct State {
     tables: Tables,
     links: Vec<OwnedFd>,
     _program_log: Option<ProgramLog>,
+    held: Option<hold::Reader>,
     spaces: BTreeMap<u64, Space>,
     /// Slots by workload name: a workload keeps its slot from plan to plan.
     slots: HashMap<String, (u32, Where)>,
@@ -69,7 +71,7 @@ impl State {
             if settings.log_programs { Some(ProgramLog::start(node.ebpf_mut())?) } else { None };
         let shared = Arc::new(Shared::new(&mut node)?);
         let tables = Tables::new(&node, &settings.limits, host.cookie())?;
-        Ok(Self {
+        let mut state = Self {
             settings: settings.clone(),
             dir,
             cgroup,
@@ -79,11 +81,27 @@ impl State {
             tables,
             links: Vec::new(),
             _program_log: program_log,
+            held: None,
             spaces: BTreeMap::new(),
             slots: HashMap::new(),
             next_slot: 1,
             unreported: Applied::default(),
-        })
+        };
+        state.choose(settings.form)?;
+        Ok(state)
+    }
+
+    pub(super) fn form(&self) -> Form {
+        self.settings.form
+    }
+
+    pub(super) fn choose(&mut self, form: Form) -> Result<(), CaptureError> {
+        if form == Form::Hold && self.held.is_none() {
+            let desk = Arc::clone(&self.shared.desk);
+            self.held = Some(hold::Reader::start(&mut self.node, desk)?);
+        }
+        self.settings.form = form;
+        self.tables.hold(form == Form::Hold)
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {
@@ -247,7 +265,9 @@ impl State {
         }
         let (space, listeners) =
             Space::open(netns, shared_by_port, workload, &self.settings, &self.shared, &self.dir)?;
-        applied.namespaces.push(EnrolledNamespace { net: space.net.clone(), listeners });
+        let held = (self.settings.form == Form::Hold)
+            .then(|| HeldConnects::new(Arc::clone(&self.shared.desk), Arc::clone(&space.net)));
+        applied.namespaces.push(EnrolledNamespace { net: space.net.clone(), listeners, held });
         self.spaces.insert(cookie, space);
         Ok(())
     }
@@ -292,10 +312,14 @@ impl State {
         if !self.links.is_empty() {
             return Ok(());
         }
-        let mut links = Vec::with_capacity(HOOKS.len());
-        for (hook, at) in HOOKS {
+        let mut links = Vec::new();
+        for (hook, at) in hooks::wanted(self.settings.form) {
             let program = self.node.program(hook)?;
             links.push(hooks::ensure(&self.dir, &self.cgroup, hook, at, program.as_fd())?);
+        }
+        if self.settings.form != Form::Hold {
+            // An earlier run's, which now holds nothing.
+            self.dir.detach(&format!("{}{HOLD_HOOK}", hooks::LINK_PREFIX))?;
         }
         self.links = links;
         Ok(())
@@ -315,6 +339,7 @@ impl State {
         for cookie in gone {
             self.dir.detach(&space::link_name(cookie))?;
             self.spaces.remove(&cookie);
+            self.shared.desk.close(cookie);
             applied.namespaces.retain(|namespace| namespace.net.cookie() != cookie);
             applied.removed.push(cookie);
         }

@@ -84,6 +84,12 @@ impl Tables {
         Ok(tables)
     }
 
+    /// Whether captured connects are held.
+    pub(super) fn hold(&mut self, hold: bool) -> Result<(), CaptureError> {
+        self.base.hold = u32::from(hold);
+        self.write_config(self.base)
+    }
+
     fn write_config(&self, config: Config) -> Result<(), CaptureError> {
         self.config.insert(&0, &config).map_err(|source| CaptureError::Map {
             action: "write",

@@ -94,6 +94,8 @@ pub struct CaptureConfig {
     pub cgroup: Option<PathBuf>,
     /// How outbound connections are taken.
     pub form: CaptureForm,
+    /// What a `connect` that waits is told when policy denies it.
+    pub denied: DeniedConnect,
     /// Loopback port of the outbound listener inside each workload's namespace.
     pub outbound_port: u16,
     /// Port of the inbound listener inside each workload's namespace.
@@ -107,6 +109,7 @@ impl Default for CaptureConfig {
         Self {
             cgroup: None,
             form: CaptureForm::Auto,
+            denied: DeniedConnect::Refused,
             outbound_port: 15001,
             inbound_port: 15006,
             canary: true,
@@ -121,8 +124,21 @@ pub enum CaptureForm {
     /// The best form that the canary proves on this kernel.
     #[default]
     Auto,
-    /// A loopback listener in the workload's namespace.
+    /// A loopback listener in the workload's namespace: a `connect` succeeds before the far side is known.
     Listener,
+    /// The application's `connect` waits until the far side is proven, or is told why not.
+    Hold,
+}
+
+/// The error of a `connect` that policy denies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeniedConnect {
+    /// `ECONNREFUSED`: as if nobody served there.
+    #[default]
+    Refused,
+    /// `EHOSTUNREACH`: as a firewall would say, which clients tell from a stopped server.
+    Unreachable,
 }
 
 /// Which relay carries the bytes after the handshake.

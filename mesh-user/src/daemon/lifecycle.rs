@@ -26,10 +26,10 @@ use crate::{
     admin::{AdminLimits, AdminServer, MetricsServer},
     ca::{EmbeddedCa, SvidStore},
     capture::{
-        Capture, CaptureLimits, CaptureSettings,
+        Capture, CaptureLimits, CaptureSettings, Form,
         canary::{self, Capability},
     },
-    config::{self, Config, ShutdownHooks},
+    config::{self, CaptureForm, Config, ShutdownHooks},
     discovery::{FileSource, Snapshot},
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
     sys::cgroup,
@@ -114,6 +114,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         tracing::warn!("capture.canary is off: nothing about capture is proven");
         Vec::new()
     };
+    capture.choose(form(config.capture.form, &proofs))?;
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
     let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
     let svids = Arc::new(SvidStore::new(ca).counted_by(Arc::clone(&metrics)));
@@ -173,6 +174,19 @@ fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, DaemonError> {
     Ok(proofs)
 }
 
+/// The form that the configuration names, or the best one that was proven.
+fn form(wanted: CaptureForm, proofs: &[Capability]) -> Form {
+    let proven = proofs.iter().any(|proof| proof.name == canary::HELD_CONNECT && proof.proven);
+    if wanted == CaptureForm::Hold && !proven {
+        tracing::warn!("capture.form is hold, which nothing has proven on this kernel");
+    }
+    match wanted {
+        CaptureForm::Hold => Form::Hold,
+        CaptureForm::Auto if proven => Form::Hold,
+        CaptureForm::Auto | CaptureForm::Listener => Form::Listener,
+    }
+}
+
 fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
     let cgroup = match &config.capture.cgroup {
         Some(path) => path.clone(),
@@ -182,6 +196,8 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
     };
     Ok(CaptureSettings {
         cgroup,
+        // the daemon chooses when the canary has spoken
+        form: Form::Listener,
         runtime_dir: config.runtime_dir.clone(),
         outbound_port: config.capture.outbound_port,
         inbound_port: config.capture.inbound_port,

@@ -78,7 +78,7 @@ impl AdminSource for Source {
             uptime_s: self.started.elapsed().as_secs(),
             ready: true,
             problems,
-            capture_form: "listener".to_owned(),
+            capture_form: self.runtime.capture.form().as_str().to_owned(),
             relay: mesh.relay_kind().as_str().to_owned(),
             workloads: locals.saturating_sub(failed.len()) as u64,
             connections: mesh.connections.count() as u64,

@@ -2,6 +2,7 @@
 //! opened and closed counts come out of it.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Instant, SystemTime},
@@ -9,6 +10,7 @@ use std::{
 
 use super::{Mesh, View, relay::CloseReason};
 use crate::{
+    capture::Refusal,
     policy::{DenyReason, Mode, RuleRef, Verdict},
     telemetry::{
         ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction,
@@ -35,11 +37,23 @@ pub(super) struct Attempt {
 pub(super) struct Failure {
     pub(super) flags: ResponseFlags,
     pub(super) error: String,
+    /// What a held `connect` is told.
+    pub(super) refusal: Refusal,
 }
 
 impl Failure {
     pub(super) fn new(flags: ResponseFlags, error: &(impl ToString + ?Sized)) -> Self {
-        Self { flags, error: error.to_string() }
+        Self { flags, error: error.to_string(), refusal: Refusal::Refused }
+    }
+
+    /// The wire leg could not be connected: a held `connect` ends as it would have without meshd.
+    pub(super) fn connect(to: SocketAddr, error: &io::Error) -> Self {
+        let refusal = match error.kind() {
+            io::ErrorKind::TimedOut => Refusal::Unanswered,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Refusal::Unreachable,
+            _ => Refusal::Refused,
+        };
+        Self { refusal, ..Self::new(ResponseFlags::ConnectFailure, &format!("{to}: {error}")) }
     }
 }
 
@@ -182,8 +196,11 @@ impl Attempt {
     /// The connection ends without having been relayed.
     pub(super) fn fail(mut self, failure: Failure) {
         self.mesh.metrics.connection_refused(&self.labels(), failure.flags);
-        if matches!(failure.flags, ResponseFlags::TlsFailure | ResponseFlags::HandshakeTimeout) {
-            // Identity that could not be proven is as good as denied.
+        if matches!(
+            failure.flags,
+            ResponseFlags::TlsFailure | ResponseFlags::HandshakeTimeout | ResponseFlags::Denied
+        ) {
+            // Identity that could not be proven is as good as denied, and so is what the other side denies.
             self.record.verdict = "deny";
         }
         self.record.response_flags = failure.flags;

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     capture::{PeerViewGuard, WorkloadNet},
     policy::{DenyReason, L4Request, Mode},
-    sys::socket::{prepare_leg, reset_on_close, take_error},
+    sys::socket::{finish_connect, prepare_leg, reset_on_close},
     telemetry::{Direction, HandshakeSide, ResponseFlags},
     tls::{Established, HandshakeError},
     world::{Workload, WorkloadName},
@@ -102,16 +102,35 @@ impl Inbound<'_> {
             Err(denied) => Err(denied),
         };
         match opened {
-            Ok((app, guard)) => Ok(Opened { wire, app, sni, guard }),
+            Ok((app, guard)) => {
+                let mut opened = Opened { wire, app, sni, guard };
+                self.confirm(&mut opened).await?;
+                Ok(opened)
+            }
             Err(failure) => {
                 // The client's side learns of it as a reset, never as a clean end of file.
-                match &wire {
-                    Wire::Plain(stream) => reset_on_close(stream),
-                    Wire::Tls(established) => reset_on_close(established.stream()),
-                }
+                reset_on_close(&match wire {
+                    Wire::Plain(stream) => stream,
+                    Wire::Tls(established) if failure.flags == ResponseFlags::Denied => established.deny(),
+                    Wire::Tls(established) => established.stream,
+                });
                 Err(failure)
             }
         }
+    }
+
+    /// Tells the client's meshd that the application has taken the connection.
+    async fn confirm(&self, opened: &mut Opened) -> Result<(), Failure> {
+        let Wire::Tls(established) = &mut opened.wire else { return Ok(()) };
+        let patience = self.view.snapshot.config.limits.handshake_timeout();
+        let failure = match timeout(patience, established.confirm()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => Failure::new(ResponseFlags::Reset, &error),
+            Err(_) => Failure::new(ResponseFlags::HandshakeTimeout, "the client does not read"),
+        };
+        reset_on_close(&opened.app);
+        reset_on_close(established.stream());
+        Err(failure)
     }
 
     /// Who is there: by handshake, or nobody in particular where plaintext is permitted.
@@ -211,12 +230,7 @@ pub(super) async fn connected(
     socket: socket2::Socket,
     patience: std::time::Duration,
 ) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::from_std(socket.into())?;
-    timeout(patience, stream.writable()).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
-    match take_error(&stream) {
-        Some(error) => Err(error),
-        None => Ok(stream),
-    }
+    timeout(patience, finish_connect(socket)).await.map_err(|_| std::io::ErrorKind::TimedOut)?
 }
 
 pub(super) fn handshake_failure(error: &HandshakeError) -> Failure {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Mesh, Workers, inbound::inbound, outbound::outbound};
 use crate::{
-    capture::{EnrolledNamespace, ListenerCapture, OutboundCapture, WorkloadNet},
+    capture::{Captured, EnrolledNamespace, HoldCapture, ListenerCapture, Refusal, WorkloadNet},
     sys::socket::{self, reset_on_close},
 };
 
@@ -68,7 +68,16 @@ pub fn serve(
     namespace: EnrolledNamespace,
 ) -> io::Result<CancellationToken> {
     let stop = CancellationToken::new();
-    let EnrolledNamespace { net, listeners } = namespace;
+    let EnrolledNamespace { net, listeners, held } = namespace;
+    if let Some(held) = held {
+        for _ in 0..workers.count() {
+            let (mesh, net, stop, capture) =
+                (Arc::clone(mesh), Arc::clone(&net), stop.clone(), held.subscribe());
+            workers.spawn(async move {
+                stop.run_until_cancelled(take_held(mesh, net, capture)).await;
+            });
+        }
+    }
     for listener in listeners.outbound {
         on_workers(workers, &listener, |listener| {
             let (mesh, net, stop) = (Arc::clone(mesh), Arc::clone(&net), stop.clone());
@@ -104,17 +113,26 @@ async fn accept_outbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, listener: StdLi
         Err(error) => return tracing::error!(%error, "an outbound listener cannot be served"),
     };
     loop {
-        match capture.accept().await {
-            Ok(captured) => {
-                let Some(name) = mesh.name(captured.original.workload) else {
-                    capture.refuse(captured);
-                    continue;
-                };
-                let task =
-                    outbound(Arc::clone(&mesh), Arc::clone(&net), name, captured.original, captured.stream);
-                tokio::spawn(task);
-            }
+        match capture.next().await {
+            Ok(captured) => serve_outbound(&mesh, &net, captured),
             Err(error) => return tracing::error!(%error, "an outbound listener failed"),
+        }
+    }
+}
+
+async fn take_held(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, mut capture: HoldCapture) {
+    while let Some(captured) = capture.next().await {
+        serve_outbound(&mesh, &net, captured);
+    }
+}
+
+fn serve_outbound(mesh: &Arc<Mesh>, net: &Arc<WorkloadNet>, captured: Captured) {
+    match mesh.name(captured.original.workload) {
+        Some(name) => {
+            tokio::spawn(outbound(Arc::clone(mesh), Arc::clone(net), name, captured));
+        }
+        None => {
+            tokio::spawn(captured.leg.refuse(Refusal::Refused));
         }
     }
 }

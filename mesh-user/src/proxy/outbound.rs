@@ -1,10 +1,11 @@
 //! A captured connection of a local workload: resolve the original destination, open the wire leg from inside
-//! the workload's namespace, prove the server. Every failure reaches the application as a reset.
+//! the workload's namespace, prove the server. Every failure reaches the application: as its `connect`'s error
+//! where that is held, else as a reset.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc, time::Instant};
 
 use rand::Rng;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     Mesh, View,
@@ -14,12 +15,13 @@ use super::{
     stage::{Ends, Wire, carry},
 };
 use crate::{
-    capture::{OriginalDestination, WorkloadNet},
+    capture::{AppLeg, Captured, Form, Refusal, WorkloadNet},
+    config::DeniedConnect,
     identity::SpiffeId,
     policy::Mode,
-    sys::socket::{prepare_leg, reset_on_close},
+    sys::socket::prepare_leg,
     telemetry::{Direction, HandshakeSide, ResponseFlags},
-    tls::Established,
+    tls::{Established, Unconfirmed},
     world::{Destination, Endpoint, Workload, WorkloadName},
 };
 
@@ -31,12 +33,11 @@ pub(super) async fn outbound(
     mesh: Arc<Mesh>,
     net: Arc<WorkloadNet>,
     name: WorkloadName,
-    original: OriginalDestination,
-    app: TcpStream,
+    Captured { leg, original }: Captured,
 ) {
     let view = mesh.view().clone();
     let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
-        return reset_on_close(&app);
+        return leg.refuse(Refusal::Refused).await;
     };
     let destination = canonical(original.destination);
     let source = original.source.map_or(destination, canonical);
@@ -44,25 +45,41 @@ pub(super) async fn outbound(
         &mesh,
         &view,
         Direction::Outbound,
-        "listener",
+        leg.form().as_str(),
         (source, Some(workload)),
         (destination, view.world().by_socket(destination)),
     );
     let Some(_admission) = mesh.admit() else {
-        reset_on_close(&app);
+        leg.refuse(Refusal::Refused).await;
         return attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
     };
-    let outbound =
-        Outbound { mesh: &mesh, view: &view, workload, net: &net, source: original.source, destination };
-    match outbound.open(&mut attempt, &app).await {
-        Ok((wire, remote)) => {
+    let outbound = Outbound {
+        mesh: &mesh,
+        view: &view,
+        workload,
+        net: &net,
+        source: original.source,
+        destination,
+        form: leg.form(),
+    };
+    let opened = tokio::select! {
+        biased;
+        opened = outbound.open(&mut attempt) => opened,
+        () = leg.given_up() => Err(Failure::new(ResponseFlags::Reset, "the application gave up its connect")),
+    };
+    let (wire, remote) = match opened {
+        Ok(opened) => opened,
+        Err(failure) => {
+            leg.refuse(failure.refusal).await;
+            return attempt.fail(failure);
+        }
+    };
+    match outbound.complete(leg).await {
+        Ok(app) => {
             attempt.allow_outbound();
             carry(&mesh, attempt, app, wire, Ends { workload: name, remote, sni: None }).await;
         }
-        Err(failure) => {
-            reset_on_close(&app);
-            attempt.fail(failure);
-        }
+        Err(failure) => attempt.fail(failure),
     }
 }
 
@@ -73,16 +90,19 @@ struct Outbound<'a> {
     net: &'a WorkloadNet,
     source: Option<SocketAddr>,
     destination: SocketAddr,
+    form: Form,
 }
 
 impl Outbound<'_> {
-    async fn open(
-        &self,
-        attempt: &mut Attempt,
-        app: &TcpStream,
-    ) -> Result<(Wire, Option<WorkloadName>), Failure> {
-        let limits = &self.view.snapshot.config.limits;
-        prepare_leg(app, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, &e))?;
+    /// The app leg, once the wire leg is proven.
+    async fn complete(&self, leg: AppLeg) -> Result<TcpStream, Failure> {
+        let failed = |error: io::Error| Failure::new(ResponseFlags::Reset, &error);
+        let app = leg.complete().await.map_err(failed)?;
+        prepare_leg(&app, liveness(&self.view.snapshot.config.limits)).map_err(failed)?;
+        Ok(app)
+    }
+
+    async fn open(&self, attempt: &mut Attempt) -> Result<(Wire, Option<WorkloadName>), Failure> {
         let (endpoints, service) = match self.view.world().resolve(self.destination) {
             Destination::NotMeshed => {
                 let wire = self.connect(self.destination).await?;
@@ -105,8 +125,11 @@ impl Outbound<'_> {
             return Ok((Wire::Plain(stream), remote));
         }
         let expected = self.view.identities(endpoint.workload.id);
-        let established = self.handshake(stream, &expected, endpoint.addr).await?;
+        let mut established = self.handshake(stream, &expected, endpoint.addr).await?;
         attempt.set_tls(self.view, &established);
+        if self.form == Form::Hold && established.will_be_confirmed() {
+            self.confirmed(&mut established).await?;
+        }
         Ok((Wire::Tls(Box::new(established)), remote))
     }
 
@@ -132,11 +155,32 @@ impl Outbound<'_> {
 
     async fn connect(&self, to: SocketAddr) -> Result<TcpStream, Failure> {
         let limits = &self.view.snapshot.config.limits;
-        let failed = |e: std::io::Error| Failure::new(ResponseFlags::ConnectFailure, &format!("{to}: {e}"));
+        let failed = |error: io::Error| Failure::connect(to, &error);
         let socket = self.net.wire_socket(to, self.source).map_err(failed)?;
         let stream = connected(socket, limits.connect_timeout()).await.map_err(failed)?;
         prepare_leg(&stream, liveness(limits)).map_err(failed)?;
         Ok(stream)
+    }
+
+    /// Waits for the word of the server's meshd, so that `connect` succeeds only when the application there has
+    /// taken the connection.
+    async fn confirmed(&self, established: &mut Established) -> Result<(), Failure> {
+        let config = &self.view.snapshot.config;
+        match timeout(config.limits.connect_timeout(), established.confirmed()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(denied @ Unconfirmed::Denied)) => {
+                let refusal = match config.capture.denied {
+                    DeniedConnect::Refused => Refusal::Refused,
+                    DeniedConnect::Unreachable => Refusal::Unreachable,
+                };
+                Err(Failure { refusal, ..Failure::new(ResponseFlags::Denied, &denied) })
+            }
+            Ok(Err(refused)) => Err(Failure::new(ResponseFlags::ConnectFailure, &refused)),
+            Err(_) => Err(Failure {
+                refusal: Refusal::Unanswered,
+                ..Failure::new(ResponseFlags::ConnectFailure, "the server does not confirm the connection")
+            }),
+        }
     }
 
     async fn handshake(

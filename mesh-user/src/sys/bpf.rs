@@ -33,6 +33,8 @@ const LINK_DETACH: libc::c_int = 34;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum AttachType {
+    /// `BPF_CGROUP_INET_EGRESS`
+    SkbEgress = 1,
     /// `BPF_CGROUP_INET_SOCK_CREATE`
     SockCreate = 2,
     /// `BPF_CGROUP_SOCK_OPS`
@@ -66,6 +68,12 @@ pub enum LinkTarget {
     Netns(u32),
     /// Something meshd does not attach to.
     Other,
+}
+
+/// A value that a program wrote, if the bytes are as many.
+pub fn read_pod<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: `Pod`: any bytes of the right number are a value; the read needs no alignment.
+    (bytes.len() == mem::size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 fn call<A>(command: libc::c_int, attr: &mut A) -> io::Result<libc::c_long> {

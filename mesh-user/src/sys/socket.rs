@@ -70,6 +70,19 @@ pub fn take_error(socket: &impl AsFd) -> Option<io::Error> {
     SockRef::from(socket).take_error().ok().flatten()
 }
 
+/// Waits for a connect that is under way. Must be called within a tokio runtime.
+///
+/// # Errors
+/// The connect's own.
+pub async fn finish_connect(socket: socket2::Socket) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match take_error(&stream) {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
 /// Reads without consuming; `WouldBlock` when nothing has come.
 pub fn peek(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;

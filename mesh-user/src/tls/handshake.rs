@@ -143,7 +143,7 @@ async fn drive(
     // A flight held back for an acknowledgement costs 40 ms, here and in the relay.
     stream.set_nodelay(true)?;
     let mut handshake = Handshake { stream, session, input: Vec::new(), received: 0, plaintext: Vec::new() };
-    let peer_closed = tokio::time::timeout(limits.timeout, handshake.run(limits.max_bytes))
+    let End { peer_closed, unsent } = tokio::time::timeout(limits.timeout, handshake.run(limits.max_bytes))
         .await
         .map_err(|_| HandshakeError::Timeout(limits.timeout))??;
     let Handshake { stream, session, input, plaintext, .. } = handshake;
@@ -159,13 +159,21 @@ async fn drive(
         stream,
         session,
         ciphertext: input,
-        outgoing: Vec::new(),
+        outgoing: unsent,
         plaintext,
         peer_closed,
         failed: None,
         peer,
         facts,
     })
+}
+
+/// What a handshake leaves behind.
+struct End {
+    /// The peer has already closed its direction.
+    peer_closed: bool,
+    /// The server's first records after it, which confirm the connection ([`Established::confirm`]).
+    unsent: Vec<u8>,
 }
 
 struct Handshake {
@@ -177,8 +185,7 @@ struct Handshake {
 }
 
 impl Handshake {
-    /// Whether the peer has already closed its direction.
-    async fn run(&mut self, max_bytes: usize) -> Result<bool, HandshakeError> {
+    async fn run(&mut self, max_bytes: usize) -> Result<End, HandshakeError> {
         let mut outgoing = Vec::new();
         let mut peer_closed = false;
         loop {
@@ -195,11 +202,13 @@ impl Handshake {
                     peer_closed = true;
                 }
                 Ok(step) => {
-                    self.send(&mut outgoing).await?;
+                    let is_over =
+                        matches!(step, Step::Ready | Step::Closed) && !self.session.is_handshaking();
+                    if !(is_over && self.session.confirms()) {
+                        self.send(&mut outgoing).await?;
+                    }
                     match step {
-                        Step::Ready | Step::Closed if !self.session.is_handshaking() => {
-                            return Ok(peer_closed);
-                        }
+                        _ if is_over => return Ok(End { peer_closed, unsent: outgoing }),
                         Step::Closed => return Err(HandshakeError::Closed),
                         _ => self.receive(max_bytes).await?,
                     }

@@ -2,6 +2,7 @@
 //! certificate proven in the TLS handshake of that very connection, never from an address.
 
 mod client_hello;
+mod confirm;
 mod context;
 mod error;
 mod handshake;
@@ -19,6 +20,7 @@ mod verify;
 #[cfg(test)]
 use crate as meshd_library;
 pub use client_hello::{ClientHello, Detected, MAX_CLIENT_HELLO_BYTES, detect};
+pub(crate) use confirm::Unconfirmed;
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
 pub use error::{Dialect, HandshakeError, VerifyError};
 pub use handshake::{Established, HandshakeLimits, SessionFacts};

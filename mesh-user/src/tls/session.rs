@@ -84,6 +84,12 @@ impl Session {
         }
     }
 
+    /// Whether what follows the handshake first, a server's tickets in TLS 1.3, says that the connection stands.
+    /// Before TLS 1.3 they belong to the handshake.
+    pub(crate) fn confirms(&self) -> bool {
+        !self.is_client() && self.version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
     pub(crate) fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match &self.side {
             Side::Client(c) => c.peer_certificates(),

@@ -47,6 +47,15 @@ impl Established {
         Ok(())
     }
 
+    /// Waits for a record and opens it, with what begins after it.
+    pub(super) async fn next_record(&mut self) -> Result<(), Unsettled> {
+        if self.peer_closed {
+            return Err(Unsettled::Ended);
+        }
+        self.read_some(HEADER_BYTES).await?;
+        self.reach_record_boundary().await
+    }
+
     /// Of the first record, at least. A length that no record has is left to rustls to refuse.
     fn missing_bytes(&self) -> usize {
         let whole = match self.ciphertext[..] {
@@ -101,7 +110,7 @@ impl Established {
         Ok(())
     }
 
-    async fn send_outgoing(&mut self) -> io::Result<()> {
+    pub(super) async fn send_outgoing(&mut self) -> io::Result<()> {
         while !self.outgoing.is_empty() {
             self.stream.writable().await?;
             match self.stream.try_write(&self.outgoing) {

@@ -15,10 +15,14 @@ use tokio::{
 };
 
 use super::{
-    Established, HandshakeError, HandshakeLimits, TlsContext, TlsSettings, VerifyError, provider,
+    Established, HandshakeError, HandshakeLimits, TlsContext, TlsSettings, Unconfirmed, VerifyError,
+    provider,
     test_pki::{Leaf, TestCa, bundles, self_signed, shared},
 };
-use crate::identity::{SpiffeId, Svid, TrustBundles};
+use crate::{
+    identity::{SpiffeId, Svid, TrustBundles},
+    sys::socket::reset_on_close,
+};
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";
@@ -71,6 +75,11 @@ impl Nodes {
         let address = near.peer_addr().unwrap().ip();
         let connect = self.client.connect(near, &self.client_svid, &self.expected, address, limits());
         tokio::join!(connect, self.server.accept(far, &self.server_svid, limits()))
+    }
+
+    async fn established(&self) -> (Established, Established) {
+        let (client, server) = self.handshake().await;
+        (client.unwrap(), server.unwrap())
     }
 }
 
@@ -236,12 +245,10 @@ async fn other_protocols_stalls_and_floods_are_refused() {
     assert_eq!(nodes.server.accept(far, &nodes.server_svid, short).await.unwrap_err().label(), "closed");
 }
 
-/// TLS 1.3 tickets come after the handshake: the client's relay must read them.
-async fn read_ticket(client: &mut Established) {
-    let mut bytes = [0; 4096];
-    let read = client.stream.read(&mut bytes).await.unwrap();
-    client.ciphertext.extend_from_slice(&bytes[..read]);
-    client.reach_record_boundary().await.unwrap();
+/// The server's word carries the ticket.
+async fn confirm(client: &mut Established, server: &mut Established) {
+    server.confirm().await.unwrap();
+    client.confirmed().await.unwrap();
 }
 
 #[tokio::test]
@@ -250,11 +257,11 @@ async fn a_resumed_session_keeps_its_identity_and_is_verified_again() {
     let nodes = Nodes::of(&ca);
     for resumed in [false, true, true] {
         let (client, server) = nodes.handshake().await;
-        let (mut client, server) = (client.unwrap(), server.unwrap());
+        let (mut client, mut server) = (client.unwrap(), server.unwrap());
         assert_eq!((client.facts().resumed, server.facts().resumed), (resumed, resumed));
         assert_eq!(server.peer().spiffe_id.to_string(), WEB);
         assert_eq!(client.peer().spiffe_id.to_string(), DB);
-        read_ticket(&mut client).await;
+        confirm(&mut client, &mut server).await;
     }
     nodes.server_bundles.store(Arc::new(bundles(&[&TestCa::new("cluster.local")])));
     let error = nodes.handshake().await.1.unwrap_err();
@@ -265,13 +272,49 @@ async fn a_resumed_session_keeps_its_identity_and_is_verified_again() {
 async fn a_session_does_not_resume_for_another_client_identity() {
     let ca = TestCa::new("cluster.local");
     let mut nodes = Nodes::of(&ca);
-    let mut client = nodes.handshake().await.0.unwrap();
-    read_ticket(&mut client).await;
+    let (client, server) = nodes.handshake().await;
+    confirm(&mut client.unwrap(), &mut server.unwrap()).await;
     nodes.client_svid = ca.svid("spiffe://cluster.local/ns/shop/sa/other");
     let (_, server) = nodes.handshake().await;
     let server = server.unwrap();
     assert!(!server.facts().resumed);
     assert_eq!(server.peer().spiffe_id.path(), "/ns/shop/sa/other");
+}
+
+#[tokio::test]
+async fn a_connection_is_confirmed_or_denied_or_refused_after_the_handshake() {
+    let ca = TestCa::new("cluster.local");
+    for suite in provider().cipher_suites.into_iter().filter(|suite| suite.tls13().is_some()) {
+        let only = CryptoProvider { cipher_suites: vec![suite], ..provider() };
+        let nodes = Nodes::with(&ca, only, ca.svid(WEB), ca.svid(DB));
+        // The second is a resumed one.
+        for _ in 0..2 {
+            let (mut client, mut server) = nodes.established().await;
+            assert!(client.will_be_confirmed());
+            let early = tokio::time::timeout(Duration::from_millis(50), client.confirmed()).await;
+            assert!(early.is_err(), "nobody has confirmed it: {early:?}");
+            confirm(&mut client, &mut server).await;
+        }
+        let (mut client, server) = nodes.established().await;
+        drop(server.deny());
+        assert!(matches!(client.confirmed().await, Err(Unconfirmed::Denied)));
+        let (mut client, server) = nodes.established().await;
+        reset_on_close(server.stream());
+        drop(server);
+        assert!(matches!(client.confirmed().await, Err(Unconfirmed::Refused(_))));
+    }
+}
+
+#[tokio::test]
+async fn before_tls_13_the_handshake_itself_is_the_last_word() {
+    let ca = TestCa::new("cluster.local");
+    let suite = provider().cipher_suites.into_iter().find(|suite| suite.tls13().is_none()).unwrap();
+    let only = CryptoProvider { cipher_suites: vec![suite], ..provider() };
+    let nodes = Nodes::with(&ca, only, ca.svid(WEB), ca.svid(DB));
+    let (mut client, server) = nodes.established().await;
+    assert!(!client.will_be_confirmed() && server.outgoing.is_empty());
+    drop(server.deny());
+    assert!(matches!(client.confirmed().await, Err(Unconfirmed::Refused(_))));
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ pub(crate) struct Node {
     relay: Relay,
     /// Seconds per daemon on an emulated kernel: off there but in the story about it.
     pub(crate) canary: bool,
+    /// More of the node's file, below `capture`.
+    pub(crate) capture: serde_json::Map<String, Value>,
     /// More of the node's file, by the top-level field's name.
     pub(crate) settings: serde_json::Map<String, Value>,
     meshd: Option<Program>,
@@ -54,6 +56,7 @@ impl Node {
             capture_cgroup: ground.cgroup().to_owned(),
             relay: ground.relay(),
             canary: !ground.scale().is_vm(),
+            capture: serde_json::Map::new(),
             settings: serde_json::Map::new(),
             meshd: None,
         })

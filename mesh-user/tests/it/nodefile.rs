@@ -87,12 +87,17 @@ impl Workload {
 pub(crate) fn node_file(node: &super::daemon::Node, workloads: &[Workload], services: &[Value]) -> Value {
     let local: Vec<Value> = workloads.iter().filter(|w| w.node == node.name).map(Workload::local).collect();
     let remote: Vec<Value> = workloads.iter().filter(|w| w.node != node.name).map(Workload::remote).collect();
+    let mut capture = Map::from_iter([
+        ("cgroup".to_owned(), json!(node.capture_cgroup())),
+        ("canary".to_owned(), json!(node.canary)),
+    ]);
+    capture.extend(node.capture.clone());
     json!({
         "node": node.name,
         "stateDir": node.state_dir(),
         "runtimeDir": node.runtime_dir(),
         "policiesDir": node.policies_dir(),
-        "capture": { "cgroup": node.capture_cgroup(), "canary": node.canary },
+        "capture": capture,
         "relay": node.relay().as_str(),
         "workloads": local,
         "remoteWorkloads": remote,

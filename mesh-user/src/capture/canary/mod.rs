@@ -3,6 +3,7 @@
 //! are those that the daemon attaches, to the same cgroup, under a runtime directory of their own; no
 //! workload of the node is touched, and nothing is left behind.
 
+mod held;
 mod peer;
 mod root;
 mod script;
@@ -11,14 +12,19 @@ mod stage;
 use std::{net::IpAddr, time::Duration};
 
 use super::{
-    Capture, CaptureError, CaptureLimits, CapturePlan, CaptureSettings, PlannedWorkload, Selector, cleanup,
+    Capture, CaptureError, CaptureLimits, CapturePlan, CaptureSettings, EnrolledNamespace, Form,
+    PlannedWorkload, Selector, cleanup,
 };
 
-pub use peer::{PeerError, run as run_peer};
+pub use held::NAME as HELD_CONNECT;
+pub use peer::{PeerError, run as run_peer, run_held as run_held_peer};
 pub use root::sockets_outside;
 
 /// The hidden subcommand of `meshd` with which the canary's child runs [`run_peer`].
 pub const PEER_COMMAND: &str = "canary-peer";
+
+/// Its flag for [`run_held_peer`].
+pub const HELD_FLAG: &str = "--held";
 
 /// Bound on each step. Natively all of them together take a fraction of a second; an emulated machine is
 /// twenty times slower.
@@ -58,26 +64,43 @@ pub fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError
     clean_up(&settings.runtime_dir)?;
     let stage = stage::Stage::build()?;
     let own = CaptureSettings {
+        form: Form::Listener,
         runtime_dir: settings.runtime_dir.join(DIR_NAME),
         limits: LIMITS,
         keep_on_exit: false,
         log_programs: false,
         ..settings.clone()
     };
-    let capture = Capture::start(&own)?;
-    let outcome = perform(&capture, &stage, &own);
-    let ended = capture.shutdown();
-    let mut proofs = outcome?;
-    ended?;
+    let mut proofs = on_stage(&stage, &own, script::play)?;
+    let holding = CaptureSettings { form: Form::Hold, ..own };
+    proofs.push(
+        on_stage(&stage, &holding, |client, _, child| held::play(&client, child))
+            .unwrap_or_else(|error| held::not_tried(&error)),
+    );
     proofs.push(root::capability(&settings.cgroup));
     Ok(proofs)
 }
 
-fn perform(
+/// Captures the stage's two namespaces while `play` runs.
+fn on_stage<T>(
+    stage: &stage::Stage,
+    settings: &CaptureSettings,
+    play: impl FnOnce(EnrolledNamespace, EnrolledNamespace, peer::Child) -> T,
+) -> Result<T, CaptureError> {
+    let capture = Capture::start(settings)?;
+    let outcome = perform(&capture, stage, settings, play);
+    let ended = capture.shutdown();
+    let seen = outcome?;
+    ended?;
+    Ok(seen)
+}
+
+fn perform<T>(
     capture: &Capture,
     stage: &stage::Stage,
     settings: &CaptureSettings,
-) -> Result<Vec<Capability>, CaptureError> {
+    play: impl FnOnce(EnrolledNamespace, EnrolledNamespace, peer::Child) -> T,
+) -> Result<T, CaptureError> {
     let mut applied = capture.apply(&plan(stage))?;
     if let Some((_, error)) = applied.failed.pop() {
         return Err(error);
@@ -87,8 +110,8 @@ fn perform(
         at.map(|at| applied.namespaces.swap_remove(at)).ok_or(CaptureError::Object("canary namespace"))
     };
     let (client, server) = (take(stage.client.cookie())?, take(stage.server.cookie())?);
-    let child = peer::Child::start(&settings.cgroup, &settings.runtime_dir, stage)?;
-    Ok(script::play(client, server, child))
+    let child = peer::Child::start(settings, stage)?;
+    Ok(play(client, server, child))
 }
 
 fn plan(stage: &stage::Stage) -> CapturePlan {

@@ -14,8 +14,8 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    super::CaptureError,
-    PEER_COMMAND, SERVER_PORT, STEP_LIMIT,
+    super::{CaptureError, CaptureSettings, Form},
+    HELD_FLAG, PEER_COMMAND, SERVER_PORT, STEP_LIMIT,
     script::accept_within,
     stage::{ChildCgroup, SERVER, Stage, failed},
 };
@@ -37,26 +37,66 @@ fn peer_failed(action: &'static str) -> impl FnOnce(io::Error) -> PeerError {
     move |source| PeerError { action, source }
 }
 
-/// The child's whole life. `cgroup_processes` is the file that moves it; without one it stays where it is.
+/// What the child says of a connect that was refused.
+pub(super) const REFUSED: &str = "refused";
+/// Where it expects that.
+pub(super) const REFUSED_PORT: u16 = SERVER_PORT + 1;
+
+/// The child's life where connects are held: one that succeeds and one that is refused, for each family.
 ///
 /// # Errors
-/// When something of its own failed; what it was shown wrongly is for the parent to judge.
-pub fn run(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Result<(), PeerError> {
+/// As [`run`].
+pub fn run_held(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Result<(), PeerError> {
+    let (client, listeners) = begin(client, server, cgroup_processes)?;
+    for listener in &listeners {
+        let address = listener.local_addr().map_err(peer_failed("read its listener's address"))?;
+        let stream = connect(&client, address);
+        let line = match &stream {
+            Ok(stream) => client_line(stream),
+            Err(error) => format!("{CONNECT_FAILED}: {error}"),
+        };
+        say(&line).map_err(peer_failed("report"))?;
+        let line = match connect(&client, SocketAddr::new(address.ip(), REFUSED_PORT)) {
+            Ok(_) => "connected".to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => REFUSED.to_owned(),
+            Err(error) => format!("{CONNECT_FAILED}: {error}"),
+        };
+        say(&line).map_err(peer_failed("report"))?;
+    }
+    let _ = io::stdin().read_to_end(&mut Vec::new());
+    Ok(())
+}
+
+/// Enters its cgroup and listens on the server's addresses, as far as there are such.
+fn begin(
+    client: &Path,
+    server: &Path,
+    cgroup_processes: Option<&Path>,
+) -> Result<(NetNs, Vec<TcpListener>), PeerError> {
     if let Some(processes) = cgroup_processes {
         // Before any socket: the cgroup in which a socket is made is the one that counts.
         fs::write(processes, "0").map_err(peer_failed("enter its cgroup"))?;
     }
     let client = NetNs::open(client).map_err(peer_failed("open the client's namespace"))?;
     let server = NetNs::open(server).map_err(peer_failed("open the server's namespace"))?;
-    let addresses = SERVER.map(|address| SocketAddr::new(address, SERVER_PORT));
-    let listeners: Vec<_> = addresses
+    let listeners: Vec<_> = SERVER
         .iter()
+        .map(|address| SocketAddr::new(*address, SERVER_PORT))
         .filter_map(|address| server.run_in(|| TcpListener::bind(address)).and_then(|bound| bound).ok())
         .collect();
     say(&format!("listening {}", listeners.len())).map_err(peer_failed("report"))?;
+    Ok((client, listeners))
+}
+
+/// The child's whole life. `cgroup_processes` is the file that moves it; without one it stays where it is.
+///
+/// # Errors
+/// When something of its own failed; what it was shown wrongly is for the parent to judge.
+pub fn run(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Result<(), PeerError> {
+    let (client, listeners) = begin(client, server, cgroup_processes)?;
     let mut clients = Vec::new();
-    for address in addresses.iter().take(listeners.len()) {
-        let line = match connect(&client, *address) {
+    for address in SERVER.iter().map(|address| SocketAddr::new(*address, SERVER_PORT)).take(listeners.len()) {
+        let line = match connect(&client, address) {
             Ok(stream) => {
                 let line = client_line(&stream);
                 clients.push(stream);
@@ -120,14 +160,19 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// `runtime_dir` is the canary's own.
-    pub(super) fn start(attached: &Path, runtime_dir: &Path, stage: &Stage) -> Result<Self, CaptureError> {
+    /// `settings` are the canary's own.
+    pub(super) fn start(settings: &CaptureSettings, stage: &Stage) -> Result<Self, CaptureError> {
+        let (attached, runtime_dir) = (&settings.cgroup, &settings.runtime_dir);
         // Where cgroups are read-only the child stays in meshd's own, which may be below the attached one.
         let cgroup = ChildCgroup::create(attached, runtime_dir)
             .inspect_err(|error| tracing::info!(%error, "the canary runs in meshd's own cgroup"))
             .ok();
         let mut command = Command::new("/proc/self/exe");
-        command.arg(PEER_COMMAND).args([stage.client.path_for_others(), stage.server.path_for_others()]);
+        command.arg(PEER_COMMAND);
+        if settings.form == Form::Hold {
+            command.arg(HELD_FLAG);
+        }
+        command.args([stage.client.path_for_others(), stage.server.path_for_others()]);
         command.args(cgroup.as_ref().map(ChildCgroup::processes).iter().map(PathBuf::as_path));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().map_err(failed("start its child"))?;

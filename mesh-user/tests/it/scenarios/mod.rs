@@ -4,6 +4,7 @@ use super::harness::Story;
 
 mod bulk;
 mod endings;
+mod hold;
 mod hostile;
 mod http;
 mod interop;
@@ -20,13 +21,14 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 15] = [
+    let topics: [(&str, &'static [Story]); 16] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("http", http::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
+        ("hold", hold::STORIES),
         ("modes", modes::STORIES),
         ("policy", policy::STORIES),
         ("hostile", hostile::STORIES),

@@ -1,0 +1,210 @@
+//! The `hold` form: the programs keep an application's SYN back and tell it here through a ring buffer. Each
+//! held connect is handed on once, however often its SYN is sent again, until it is completed, refused, left
+//! unanswered or given up by the application.
+
+mod answer;
+mod leg;
+mod reader;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use mesh_common::{HeldConnect, held_event};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Captured, WorkloadNet};
+pub use leg::HeldLeg;
+pub(super) use reader::Reader;
+
+/// Held connects of one subscriber that wait to be taken up. What does not fit is told again by the client's
+/// own retransmission.
+const QUEUE: usize = 4096;
+
+/// Who waits for held connects, and which are being decided.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    spaces: Mutex<HashMap<u64, Vec<mpsc::Sender<Pending>>>>,
+    /// By socket cookie: the connect that is being decided, by its number.
+    pending: Mutex<HashMap<u64, (usize, CancellationToken)>>,
+    numbers: AtomicUsize,
+}
+
+/// A held connect, and the word that the application gave it up.
+#[derive(Debug)]
+struct Pending {
+    held: HeldConnect,
+    number: usize,
+    given_up: CancellationToken,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Desk {
+    /// Takes in one event of the programs.
+    pub(super) fn take(&self, held: HeldConnect) {
+        match held.kind {
+            held_event::HELD => self.hand_on(held),
+            held_event::ABANDONED => {
+                if let Some((_, given_up)) = locked(&self.pending).remove(&held.socket_cookie) {
+                    given_up.cancel();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn hand_on(&self, held: HeldConnect) {
+        let (number, given_up) = (self.numbers.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        {
+            let mut pending = locked(&self.pending);
+            if pending.contains_key(&held.socket_cookie) {
+                return; // its SYN was sent again while meshd decides
+            }
+            pending.insert(held.socket_cookie, (number, given_up.clone()));
+        }
+        let subscriber = {
+            let mut spaces = locked(&self.spaces);
+            let subscribers = spaces.entry(held.netns_cookie).or_default();
+            subscribers.retain(|subscriber| !subscriber.is_closed());
+            number.checked_rem(subscribers.len()).map(|at| subscribers[at].clone())
+        };
+        let taken = subscriber
+            .is_some_and(|subscriber| subscriber.try_send(Pending { held, number, given_up }).is_ok());
+        if !taken {
+            self.forget(held.socket_cookie, number);
+        }
+    }
+
+    /// The connect is decided; the socket may have been used for another one meanwhile.
+    fn forget(&self, socket_cookie: u64, number: usize) {
+        let mut pending = locked(&self.pending);
+        if pending.get(&socket_cookie).is_some_and(|(current, _)| *current == number) {
+            pending.remove(&socket_cookie);
+        }
+    }
+
+    fn subscribe(&self, netns_cookie: u64) -> mpsc::Receiver<Pending> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        locked(&self.spaces).entry(netns_cookie).or_default().push(sender);
+        receiver
+    }
+
+    /// Nobody serves this namespace any more: its subscribers end.
+    pub(super) fn close(&self, netns_cookie: u64) {
+        locked(&self.spaces).remove(&netns_cookie);
+    }
+}
+
+/// A namespace's held connects.
+#[derive(Clone, Debug)]
+pub struct HeldConnects {
+    desk: Arc<Desk>,
+    net: Arc<WorkloadNet>,
+}
+
+impl HeldConnects {
+    pub(super) fn new(desk: Arc<Desk>, net: Arc<WorkloadNet>) -> Self {
+        Self { desk, net }
+    }
+
+    /// A share of them: each held connect goes to one subscriber.
+    pub fn subscribe(&self) -> HoldCapture {
+        let queue = self.desk.subscribe(self.net.cookie());
+        HoldCapture { desk: Arc::clone(&self.desk), net: Arc::clone(&self.net), queue }
+    }
+}
+
+/// The `hold` form's share of a namespace's captured connections.
+#[derive(Debug)]
+pub struct HoldCapture {
+    desk: Arc<Desk>,
+    net: Arc<WorkloadNet>,
+    queue: mpsc::Receiver<Pending>,
+}
+
+impl HoldCapture {
+    /// Waits for the next held connect; none when the namespace is not captured any more.
+    pub async fn next(&mut self) -> Option<Captured> {
+        loop {
+            let Pending { held, number, given_up } = self.queue.recv().await?;
+            let leg = HeldLeg::new((&self.desk, number), &self.net, &held, given_up);
+            // A workload that is gone: its SYN stays unanswered until its TCP gives up or it is enrolled again.
+            if let Some(original) = self.net.original_of(&held, leg.client()) {
+                return Some(Captured { leg: leg.into(), original });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETNS: u64 = 7;
+
+    fn held(kind: u32, socket_cookie: u64) -> HeldConnect {
+        HeldConnect { netns_cookie: NETNS, socket_cookie, kind, ..HeldConnect::default() }
+    }
+
+    #[test]
+    fn a_syn_sent_again_is_handed_on_once_until_it_is_decided() {
+        let desk = Desk::default();
+        let mut queue = desk.subscribe(NETNS);
+        desk.take(held(held_event::HELD, 1));
+        desk.take(held(held_event::HELD, 1));
+        let first = queue.try_recv().unwrap();
+        assert!(queue.try_recv().is_err());
+        desk.forget(1, first.number);
+        desk.take(held(held_event::HELD, 1));
+        assert!(queue.try_recv().is_ok());
+    }
+
+    #[test]
+    fn giving_up_reaches_whoever_decides_and_the_socket_may_connect_again() {
+        let desk = Desk::default();
+        let mut queue = desk.subscribe(NETNS);
+        desk.take(held(held_event::HELD, 1));
+        let first = queue.try_recv().unwrap();
+        desk.take(held(held_event::ABANDONED, 1));
+        assert!(first.given_up.is_cancelled());
+        desk.take(held(held_event::HELD, 1));
+        let second = queue.try_recv().unwrap();
+        assert!(!second.given_up.is_cancelled());
+        desk.forget(1, first.number);
+        desk.take(held(held_event::ABANDONED, 1));
+        assert!(second.given_up.is_cancelled(), "the first connect's end is not the second's");
+    }
+
+    #[test]
+    fn without_a_subscriber_or_room_the_next_syn_is_a_new_chance() {
+        let desk = Desk::default();
+        desk.take(held(held_event::HELD, 1));
+        let mut queue = desk.subscribe(NETNS);
+        desk.take(held(held_event::HELD, 1));
+        assert!(queue.try_recv().is_ok());
+        for cookie in 2..QUEUE as u64 + 10 {
+            desk.take(held(held_event::HELD, cookie));
+        }
+        assert_eq!(locked(&desk.pending).len(), QUEUE + 1);
+        desk.close(NETNS);
+        drop(queue);
+    }
+
+    #[test]
+    fn held_connects_are_dealt_out_in_turn() {
+        let desk = Desk::default();
+        let mut queues = [desk.subscribe(NETNS), desk.subscribe(NETNS)];
+        (0..4).for_each(|cookie| desk.take(held(held_event::HELD, cookie)));
+        for queue in &mut queues {
+            assert!(queue.try_recv().is_ok() && queue.try_recv().is_ok() && queue.try_recv().is_err());
+        }
+    }
+}

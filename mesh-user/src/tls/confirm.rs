@@ -1,0 +1,107 @@
+//! The server's word that a connection stands. In TLS 1.3 a client's handshake is over before the server has seen
+//! its certificate, let alone asked the policy or reached the application. Between two meshds (ALPN `meshd/1`) the
+//! server's first record after the handshake, its session ticket, therefore waits until the app leg is connected;
+//! an alert or a reset in its place says that there is none. A client that can still tell its application waits
+//! for it; others need not, since a ticket may come at any time (RFC 8446 section 4.6.1).
+
+use std::io;
+
+use rustls::{
+    AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ProtocolVersion, SupportedCipherSuite,
+    crypto::cipher::{OutboundChunks, OutboundPlainMessage},
+};
+
+use super::{ALPN_PROTOCOLS, Established, settle::Unsettled};
+
+const HEADER_BYTES: usize = 5;
+const FATAL: u8 = 2;
+
+/// Why the server's word did not come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unconfirmed {
+    /// Its policy does not let us in.
+    #[error("the server's policy denies this client")]
+    Denied,
+    /// It has nobody to connect us with, or went away.
+    #[error("the server does not take the connection: {0}")]
+    Refused(Unsettled),
+}
+
+impl Established {
+    /// Server: the app leg is connected.
+    pub(crate) async fn confirm(&mut self) -> io::Result<()> {
+        self.send_outgoing().await
+    }
+
+    /// Server: tells a client's meshd that policy denies it, in place of [`Self::confirm`], as far as its socket
+    /// takes it at once. Others would take the alert for an orderly end. Reset the connection afterwards.
+    pub(crate) fn deny(self) -> tokio::net::TcpStream {
+        let is_awaited = self.speaks_meshd();
+        let suite = self.facts().cipher_suite;
+        let Self { stream, session, outgoing, .. } = self;
+        if is_awaited {
+            // What was sealed to confirm is never sent, so that its place in the sequence is free.
+            let unsent = records_in(&outgoing);
+            let alert = session.into_kernel().ok().and_then(|(secrets, _)| {
+                let (sequence, keys) = secrets.tx;
+                seal_alert(suite, keys, sequence.checked_sub(unsent)?)
+            });
+            if let Some(alert) = alert {
+                // The reset that follows says enough where it cannot be sent.
+                let _ = stream.try_write(&alert);
+            }
+        }
+        stream
+    }
+
+    /// Client: whether the server gives its word before its first data. One that is no meshd does not.
+    pub(crate) fn will_be_confirmed(&self) -> bool {
+        self.speaks_meshd()
+    }
+
+    fn speaks_meshd(&self) -> bool {
+        self.alpn() == Some(ALPN_PROTOCOLS[0]) && self.facts().version == ProtocolVersion::TLSv1_3
+    }
+
+    /// Client: waits for the server's word. Loses nothing when it is dropped half-way.
+    pub(crate) async fn confirmed(&mut self) -> Result<(), Unconfirmed> {
+        let word = if self.ciphertext.is_empty() {
+            self.next_record().await
+        } else {
+            self.reach_record_boundary().await
+        };
+        match word {
+            Ok(()) => Ok(()),
+            Err(Unsettled::Protocol(Error::AlertReceived(AlertDescription::AccessDenied))) => {
+                Err(Unconfirmed::Denied)
+            }
+            Err(other) => Err(Unconfirmed::Refused(other)),
+        }
+    }
+}
+
+fn records_in(mut sealed: &[u8]) -> u64 {
+    let mut count = 0;
+    while let [_, _, _, high, low, ..] = *sealed {
+        let length = HEADER_BYTES + usize::from(u16::from_be_bytes([high, low]));
+        sealed = sealed.get(length..).unwrap_or_default();
+        count += 1;
+    }
+    count
+}
+
+fn seal_alert(suite: SupportedCipherSuite, keys: ConnectionTrafficSecrets, sequence: u64) -> Option<Vec<u8>> {
+    let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+    | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+    | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = keys
+    else {
+        return None;
+    };
+    let alert = OutboundPlainMessage {
+        typ: ContentType::Alert,
+        version: ProtocolVersion::TLSv1_2,
+        payload: OutboundChunks::Single(&[FATAL, u8::from(AlertDescription::AccessDenied)]),
+    };
+    let sealed = suite.tls13()?.aead_alg.encrypter(key, iv).encrypt(alert, sequence).ok()?;
+    Some(sealed.encode())
+}
