@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -134,7 +135,8 @@ fn probe(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects as the arguments say: from an address and port, without blocking, through a v4-mapped address.
+/// Connects as the arguments say: from an address and port, without blocking, through a v4-mapped address, with
+/// options that lead packets elsewhere, with a socket made before `--connect-when` names a file that is there.
 fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
     let to = match to {
         // A dual-stack program's way to an IPv4 host.
@@ -154,6 +156,21 @@ fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
     if let Some(own) = args.option("--from") {
         let own: SocketAddr = own.parse().map_err(std::io::Error::other)?;
         socket.bind(&own.into())?;
+    }
+    if let Some(device) = args.option("--device") {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    if args.flag("--mark") {
+        socket.set_mark(0x1ee7)?;
+    }
+    if args.flag("--transparent") {
+        socket.set_ip_transparent_v4(true)?;
+    }
+    if let Some(file) = args.option("--connect-when") {
+        say(&json!({ "event": "waiting" }));
+        while !Path::new(file).exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
     socket.connect(&to.into())?;
     Ok(socket.into())

@@ -72,9 +72,10 @@ impl Desk {
         }
         let subscriber = {
             let mut spaces = locked(&self.spaces);
-            let subscribers = spaces.entry(held.netns_cookie).or_default();
-            subscribers.retain(|subscriber| !subscriber.is_closed());
-            number.checked_rem(subscribers.len()).map(|at| subscribers[at].clone())
+            spaces.get_mut(&held.netns_cookie).and_then(|subscribers| {
+                subscribers.retain(|subscriber| !subscriber.is_closed());
+                Some(subscribers.get(number.checked_rem(subscribers.len())?)?.clone())
+            })
         };
         let taken = subscriber
             .is_some_and(|subscriber| subscriber.try_send(Pending { held, number, given_up }).is_ok());

@@ -3,6 +3,7 @@
 use super::harness::Story;
 
 mod bulk;
+mod bypass;
 mod endings;
 mod hold;
 mod hostile;
@@ -21,7 +22,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 16] = [
+    let topics: [(&str, &'static [Story]); 17] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -29,6 +30,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
+        ("bypass", bypass::STORIES),
         ("modes", modes::STORIES),
         ("policy", policy::STORIES),
         ("hostile", hostile::STORIES),
