@@ -166,10 +166,21 @@ fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
     if args.flag("--transparent") {
         socket.set_ip_transparent_v4(true)?;
     }
+    if args.flag("--fastopen") {
+        // The SYN leaves with the first data.
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpFastOpenConnect, &true)?;
+    }
     if let Some(file) = args.option("--connect-when") {
         say(&json!({ "event": "waiting" }));
         while !Path::new(file).exists() {
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    if let Some(other) = args.option("--after-refusal-by") {
+        let other: SocketAddr = other.parse().map_err(std::io::Error::other)?;
+        match socket.connect(&other.into()) {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+            result => return Err(std::io::Error::other(format!("{other} did not refuse: {result:?}"))),
         }
     }
     socket.connect(&to.into())?;

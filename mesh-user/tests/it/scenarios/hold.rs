@@ -54,9 +54,10 @@ fn a_held_connect_is_completed_when_the_far_side_is_proven(ground: &Ground) -> a
     let _server = serve(&mesh.server, 7000, &["--echo"])?;
     mesh.watched("held", || {
         for to in [mesh.server.at(7000), mesh.server.at6(7000)] {
-            for options in [&["--send", MARKER][..], &["--send", MARKER, "--nonblocking"]] {
-                let seen = probe(&mesh.client, to, options)?;
-                ensure!(seen["text"] == MARKER, "{seen}");
+            for way in [&[][..], &["--nonblocking"], &["--fastopen"]] {
+                let options = [&["--send", MARKER, "--shutdown"], way].concat();
+                let seen = probe(&mesh.client, to, &options)?;
+                ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{to} {way:?}: {seen}");
             }
         }
         Ok(())
@@ -68,9 +69,15 @@ fn a_held_connect_is_completed_when_the_far_side_is_proven(ground: &Ground) -> a
 
 fn a_stopped_server_is_connection_refused(ground: &Ground) -> anyhow::Result<()> {
     let mesh = holding(ground)?;
-    for to in [mesh.server.at(7999), mesh.server.at6(7999)] {
+    let _other = serve(&mesh.server, 7000, &["--echo"])?;
+    for (to, running) in
+        [(mesh.server.at(7999), mesh.server.at(7000)), (mesh.server.at6(7999), mesh.server.at6(7000))]
+    {
         let seen = probe(&mesh.client, to, &["--send", MARKER])?;
         ensure!(seen["connect"] == "refused", "{to}: {seen}");
+        let again = ["--send", MARKER, "--shutdown", "--after-refusal-by", &to.to_string()];
+        let seen = probe(&mesh.client, running, &again)?;
+        ensure!(seen["text"] == MARKER, "the same socket, after a refusal: {seen}");
     }
     let (host, port) = (mesh.server.v4.to_string(), "7999");
     let url = format!("http://{host}:{port}/");
