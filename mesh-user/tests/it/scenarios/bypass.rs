@@ -49,7 +49,8 @@ fn a_socket_older_than_meshd_is_captured_when_it_connects(ground: &Ground) -> an
     let _server = serve(&mesh.server, 7000, &["--echo"])?;
     let go = ground.dir().join("go");
     let file = go.to_string_lossy().into_owned();
-    let options = ["--send", MARKER, "--shutdown", "--connect-when", &file];
+    // The time to wait for meshd counts.
+    let options = ["--send", MARKER, "--shutdown", "--connect-when", &file, "--wait-ms", "120000"];
     let mut old = start_probe(&mesh.client, mesh.server.at(7000), &options)?;
     old.wait_to_say("waiting", PATIENCE)?;
     mesh.start()?;
