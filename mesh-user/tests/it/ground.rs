@@ -197,7 +197,7 @@ fn remove(tag: &str) {
         fs::read_dir(NETNS_DIR).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
     for name in names.iter().map(fs::DirEntry::file_name) {
         if name.to_string_lossy().starts_with(&format!("{tag}-")) {
-            quietly(Command::new("ip").args(["netns", "delete"]).arg(&name));
+            super::netns::remove(&name);
         }
     }
     let dir = Path::new(TMP_DIR).join(tag);

@@ -58,13 +58,8 @@ pub(crate) struct Pods {
 impl Pods {
     pub(crate) fn given(ground: &Ground) -> anyhow::Result<Self> {
         let mut wire = Wire::lay(ground)?;
-        Ok(Self {
-            client: wire.plug("client")?,
-            other: wire.plug("other")?,
-            server: wire.plug("server")?,
-            outsider: wire.plug("outsider")?,
-            wire,
-        })
+        let [client, other, server, outsider] = wire.plug(["client", "other", "server", "outsider"])?;
+        Ok(Self { wire, client, other, server, outsider })
     }
 
     pub(crate) fn capture(&self, name: &str) -> anyhow::Result<Capture> {
@@ -95,8 +90,8 @@ impl Mesh {
     /// Everything but running daemons, strict.
     pub(crate) fn given(ground: &Ground) -> anyhow::Result<Self> {
         let mut pods = Pods::given(ground)?;
-        let a = Node::new(ground, pods.wire.plug("node-a")?)?;
-        let b = Node::new(ground, pods.wire.plug("node-b")?)?;
+        let [a, b] = pods.wire.plug(["node-a", "node-b"])?;
+        let (a, b) = (Node::new(ground, a)?, Node::new(ground, b)?);
         let workloads = vec![
             Workload::pod(&pods.client, "node-a"),
             Workload::pod(&pods.other, "node-a"),

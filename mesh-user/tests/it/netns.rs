@@ -1,13 +1,18 @@
 //! Network namespaces as pods and nodes, joined by a bridge in a namespace of its own: the wire. Addresses repeat in
 //! every story, since no story's wire is joined to another's or to the machine.
 
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 
 use super::ground::{Ground, NETNS_DIR};
 use super::process::{Finished, Launch};
@@ -43,7 +48,7 @@ impl Wire {
             cgroup: ground.cgroup().to_owned(),
             plugged: 0,
         };
-        ip(&["netns", "add", &netns])?;
+        make(&netns)?;
         // No snooping and no learning delay: what is plugged in talks at once.
         ip_batch(
             &netns,
@@ -52,37 +57,44 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Plugs in a new place called `name`.
-    pub(crate) fn plug(&mut self, name: &str) -> anyhow::Result<Place> {
+    /// Plugs in a new place of each name.
+    pub(crate) fn plug<const N: usize>(&mut self, names: [&str; N]) -> anyhow::Result<[Place; N]> {
+        let places = names.map(|name| self.place(name));
+        for place in &places {
+            make(&place.netns)?;
+            super::cgroup::make(&place.cgroup)?;
+        }
+        let port = |Place { name, netns, .. }: &Place| {
+            format!(
+                "link add v-{name} type veth peer name eth0 netns {netns}\nlink set v-{name} master br0 up\n"
+            )
+        };
+        ip_batch(&self.netns, &places.iter().map(port).collect::<String>())?;
+        for place in &places {
+            // Services' addresses are nobody's: only capture makes them lead anywhere.
+            ip_batch(
+                &place.netns,
+                &format!(
+                    "link set lo up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\nlink set eth0 up\n\
+                     route add default via 10.201.0.1\n",
+                    place.v4, place.v6
+                ),
+            )?;
+        }
+        Ok(places)
+    }
+
+    fn place(&mut self, name: &str) -> Place {
         self.plugged += 1;
         let host = 10 + self.plugged;
-        let place = Place {
+        Place {
             name: name.to_owned(),
             v4: Ipv4Addr::new(10, 201, 0, host),
             v6: Ipv6Addr::new(0xfd00, 0x201, 0, 0, 0, 0, 0, u16::from(host)),
             netns: format!("{}-{name}", self.tag),
             dir: self.dir.clone(),
             cgroup: self.cgroup.join(name),
-        };
-        let (inside, port) = (place.netns.as_str(), format!("v-{name}"));
-        ip(&["netns", "add", inside])?;
-        ip_batch(
-            &self.netns,
-            &format!(
-                "link add {port} type veth peer name eth0 netns {inside}\nlink set {port} master br0 up\n"
-            ),
-        )?;
-        // Services' addresses are nobody's: only capture makes them lead anywhere.
-        ip_batch(
-            inside,
-            &format!(
-                "link set lo up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\nlink set eth0 up\n\
-                 route add default via 10.201.0.1\n",
-                place.v4, place.v6
-            ),
-        )?;
-        super::cgroup::make(&place.cgroup)?;
-        Ok(place)
+        }
     }
 
     /// A command in the wire's namespace, outside the pods.
@@ -149,13 +161,28 @@ fn launch(label: &str, argv: &[&str], netns: &str, cgroup: &Path, dir: &Path) ->
     }
 }
 
-/// Runs `ip` with these arguments.
-fn ip(args: &[&str]) -> anyhow::Result<()> {
+/// Makes a named namespace as `ip netns add` does (ip-netns(8)), without a process for it.
+fn make(name: &str) -> anyhow::Result<()> {
     super::ground::still_wanted()?;
-    let output = Command::new("ip").args(args).output().context("running ip (package iproute2)")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ip {}: {}", args.join(" "), said.trim());
-    Ok(())
+    fs::create_dir_all(NETNS_DIR)?;
+    let file = Path::new(NETNS_DIR).join(name);
+    File::create_new(&file).with_context(|| format!("making {}", file.display()))?;
+    // The thread takes the new namespace with it when it ends; the mount keeps it.
+    let enter_and_keep = || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        mount(Some("/proc/thread-self/ns/net"), &file, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    };
+    thread::scope(|scope| scope.spawn(enter_and_keep).join())
+        .map_err(|_| anyhow::anyhow!("the thread that makes {name} panicked"))?
+        .with_context(|| format!("making the namespace {name}"))
+}
+
+/// Takes a name away; the namespace goes when nothing is in it any more.
+pub(super) fn remove(name: &OsStr) {
+    let file = Path::new(NETNS_DIR).join(name);
+    // One that was made only half is a file without a mount.
+    let _ = umount2(&file, MntFlags::MNT_DETACH);
+    let _ = fs::remove_file(&file);
 }
 
 /// Runs lines of `ip` commands in one process: each costs a fifth of a second on an emulated kernel.

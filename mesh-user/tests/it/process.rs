@@ -1,13 +1,15 @@
-//! Programs in a namespace and a cgroup: started through a shell that moves itself first, so that a program's sockets
-//! are created where capture looks for them. Output goes to files in the story's folder, so that no pipe can fill.
+//! Programs in a namespace and a cgroup: started by a thread that is in the namespace, through a shell that moves
+//! itself into the cgroup first, so that a program's sockets are created where capture looks for them. Output goes to files in the story's folder, so that no pipe can fill.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -40,25 +42,21 @@ impl Launch {
         cgroup::make(&group)?;
         let (out, err) = (self.logs.join(format!("{unique}.out")), self.logs.join(format!("{unique}.err")));
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&group).args([
-            "nsenter",
-            &format!("--net={}", self.netns.display()),
-            "--",
-        ]);
+        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&group);
         if let Some(user) = &self.user {
             let account = nix::unistd::User::from_name(user)?.with_context(|| format!("no user {user}"))?;
             let (uid, gid) = (account.uid.to_string(), account.gid.to_string());
             command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--clear-groups", "--"]);
         }
-        let child = command
+        command
             .args(&self.argv)
             .current_dir("/")
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(File::create(&out)?)
-            .stderr(File::create(&err)?)
-            .spawn()
-            .with_context(|| format!("starting {}", self.argv.join(" ")))?;
+            .stderr(File::create(&err)?);
+        let child = spawn_in(&self.netns, &mut command)
+            .with_context(|| format!("starting {} in {}", self.argv.join(" "), self.netns.display()))?;
         Ok(Program { label: unique, child, group, out, err })
     }
 
@@ -66,6 +64,17 @@ impl Launch {
     pub(crate) fn finish(self, limit: Duration) -> anyhow::Result<Finished> {
         self.start()?.finish(limit)
     }
+}
+
+/// A process belongs to the namespace of the thread that starts it.
+fn spawn_in(netns: &Path, command: &mut Command) -> anyhow::Result<Child> {
+    let netns = File::open(netns)?;
+    let enter_and_start = || {
+        setns(&netns, CloneFlags::CLONE_NEWNET)?;
+        anyhow::Ok(command.spawn()?)
+    };
+    thread::scope(|scope| scope.spawn(enter_and_start).join())
+        .map_err(|_| anyhow::anyhow!("the thread that starts it panicked"))?
 }
 
 /// A running program; killed with its children when dropped.
