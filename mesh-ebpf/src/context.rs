@@ -11,6 +11,8 @@ use mesh_common::AddrNet;
 use crate::read::{mapped, read_address_at, read_field};
 
 pub(crate) const AF_INET6: u32 = 10;
+/// `include/net/tcp_states.h`.
+pub(crate) const TCP_SYN_SENT: u32 = 2;
 pub(crate) const SOCK_STREAM: u32 = 1;
 pub(crate) const IPPROTO_TCP: u32 = 6;
 

@@ -14,7 +14,7 @@ use aya_ebpf::{
 use mesh_common::{Counter, HeldConnect, SockView, held_event, socket_flags};
 
 use crate::{
-    context::AF_INET6,
+    context::{AF_INET6, TCP_SYN_SENT},
     maps::{HELD, HELD_UNTIL, count, view},
     read::{mapped, read_address_at, read_field},
 };
@@ -23,7 +23,6 @@ const PASS: i32 = 1;
 const DROP: i32 = 0;
 /// The loopback interface in every namespace (net/core/dev.c: it is registered first).
 const LOOPBACK_IFINDEX: u32 = 1;
-const TCP_SYN_SENT: u32 = 2;
 
 #[cgroup_skb]
 pub(crate) fn hold_syn(ctx: SkBuffContext) -> i32 {

@@ -13,13 +13,12 @@ use aya_ebpf::{
 use mesh_common::{Counter, HostClientKey, OriginalDst, SockView, TupleKey, socket_flags};
 
 use crate::{
-    context::{Ends, read_ends},
+    context::{Ends, TCP_SYN_SENT, read_ends},
     hold::abandoned,
     maps::{BY_TUPLE, HOST_CLIENTS, PEER_OF, count, view, view_or_create},
     read::read_field,
 };
 
-const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 
 #[sock_ops]

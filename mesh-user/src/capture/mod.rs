@@ -112,7 +112,7 @@ mod parking {
     //! A mutex without poisoning: the state it guards is consistent after every statement that can panic.
     use std::sync::{Mutex as StdMutex, MutexGuard, PoisonError};
 
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     pub(super) struct Mutex<T>(StdMutex<T>);
 
     impl<T> Mutex<T> {

@@ -6,7 +6,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,10 @@ use mesh_common::{AddrNet, HeldConnect, OWN_PRIORITY, PeerView, TupleKey};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::maps::{Shared, tuple_key};
+use super::{
+    maps::{Shared, tuple_key},
+    parking::Mutex,
+};
 use crate::sys::netns::NetNs;
 
 /// Where a captured connection wanted to go.
@@ -183,7 +186,7 @@ impl WorkloadNet {
     /// Sends a whole IP packet within the namespace.
     pub(super) fn send_raw(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
         let socket = {
-            let mut sockets = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sockets = self.raw.lock();
             let slot = &mut sockets[usize::from(to.is_ipv6())];
             match slot {
                 Some(socket) => Arc::clone(socket),

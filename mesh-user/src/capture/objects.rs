@@ -34,9 +34,8 @@ const LOG_BYTES_UNUSED: u32 = 4096;
 /// A map holds the old set and the new one while a plan is applied.
 const OLD_AND_NEW: u32 = 2;
 
-/// Loads with the process's one loader: a new one parses the kernel's own types, tens of milliseconds (a second on
-/// an emulated machine) for nothing, since our programs do not depend on them. Every setting of `set` is made anew
-/// for each load.
+/// Loads with the process's one loader: a new one parses the kernel's own types, megabytes of them, for nothing,
+/// since our programs do not depend on them. Every setting of `set` is made anew for each load.
 fn load(
     object: &'static str,
     bytes: &[u8],

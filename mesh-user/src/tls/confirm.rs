@@ -36,7 +36,7 @@ impl Established {
     /// Server: tells a client's meshd that policy denies it, in place of [`Self::confirm`], as far as its socket
     /// takes it at once. Others would take the alert for an orderly end. Reset the connection afterwards.
     pub(crate) fn deny(self) -> tokio::net::TcpStream {
-        let is_awaited = self.speaks_meshd();
+        let is_awaited = self.will_be_confirmed();
         let suite = self.facts().cipher_suite;
         let Self { stream, session, outgoing, .. } = self;
         if is_awaited {
@@ -54,12 +54,8 @@ impl Established {
         stream
     }
 
-    /// Client: whether the server gives its word before its first data. One that is no meshd does not.
+    /// Whether the server gives its word before its first data: both ends are meshds, in TLS 1.3.
     pub(crate) fn will_be_confirmed(&self) -> bool {
-        self.speaks_meshd()
-    }
-
-    fn speaks_meshd(&self) -> bool {
         self.alpn() == Some(ALPN_PROTOCOLS[0]) && self.facts().version == ProtocolVersion::TLSv1_3
     }
 

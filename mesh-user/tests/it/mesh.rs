@@ -201,6 +201,11 @@ pub(crate) fn is_unserved(seen: &Value) -> bool {
     seen["received"] == 0 && seen["ended"] != "eof" && seen["ended"] != "open"
 }
 
+/// How many connections a peer that serves has accepted.
+pub(crate) fn accepted(server: &Program) -> usize {
+    json_lines(&server.stdout()).iter().filter(|event| event["event"] == "accepted").count()
+}
+
 /// A probe of the server at port 7000 is answered in full.
 pub(crate) fn must_serve(mesh: &Mesh) -> anyhow::Result<()> {
     let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--shutdown"])?;

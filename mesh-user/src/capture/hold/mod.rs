@@ -9,7 +9,7 @@ mod reader;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -18,7 +18,7 @@ use mesh_common::{HeldConnect, held_event};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Captured, WorkloadNet};
+use super::{Captured, WorkloadNet, parking::Mutex};
 pub use leg::HeldLeg;
 pub(super) use reader::Reader;
 
@@ -43,17 +43,13 @@ struct Pending {
     given_up: CancellationToken,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Desk {
     /// Takes in one event of the programs.
     pub(super) fn take(&self, held: HeldConnect) {
         match held.kind {
             held_event::HELD => self.hand_on(held),
             held_event::ABANDONED => {
-                if let Some((_, given_up)) = locked(&self.pending).remove(&held.socket_cookie) {
+                if let Some((_, given_up)) = self.pending.lock().remove(&held.socket_cookie) {
                     given_up.cancel();
                 }
             }
@@ -64,14 +60,14 @@ impl Desk {
     fn hand_on(&self, held: HeldConnect) {
         let (number, given_up) = (self.numbers.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
         {
-            let mut pending = locked(&self.pending);
+            let mut pending = self.pending.lock();
             if pending.contains_key(&held.socket_cookie) {
                 return; // its SYN was sent again while meshd decides
             }
             pending.insert(held.socket_cookie, (number, given_up.clone()));
         }
         let subscriber = {
-            let mut spaces = locked(&self.spaces);
+            let mut spaces = self.spaces.lock();
             spaces.get_mut(&held.netns_cookie).and_then(|subscribers| {
                 subscribers.retain(|subscriber| !subscriber.is_closed());
                 Some(subscribers.get(number.checked_rem(subscribers.len())?)?.clone())
@@ -86,7 +82,7 @@ impl Desk {
 
     /// The connect is decided; the socket may have been used for another one meanwhile.
     fn forget(&self, socket_cookie: u64, number: usize) {
-        let mut pending = locked(&self.pending);
+        let mut pending = self.pending.lock();
         if pending.get(&socket_cookie).is_some_and(|(current, _)| *current == number) {
             pending.remove(&socket_cookie);
         }
@@ -94,13 +90,13 @@ impl Desk {
 
     fn subscribe(&self, netns_cookie: u64) -> mpsc::Receiver<Pending> {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        locked(&self.spaces).entry(netns_cookie).or_default().push(sender);
+        self.spaces.lock().entry(netns_cookie).or_default().push(sender);
         receiver
     }
 
     /// Nobody serves this namespace any more: its subscribers end.
     pub(super) fn close(&self, netns_cookie: u64) {
-        locked(&self.spaces).remove(&netns_cookie);
+        self.spaces.lock().remove(&netns_cookie);
     }
 }
 
@@ -194,7 +190,7 @@ mod tests {
         for cookie in 2..QUEUE as u64 + 10 {
             desk.take(held(held_event::HELD, cookie));
         }
-        assert_eq!(locked(&desk.pending).len(), QUEUE + 1);
+        assert_eq!(desk.pending.lock().len(), QUEUE + 1);
         desk.close(NETNS);
         drop(queue);
     }

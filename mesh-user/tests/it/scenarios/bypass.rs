@@ -6,7 +6,7 @@ use anyhow::ensure;
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{MARKER, Mesh, is_unserved, last_line, probe, serve, serve_at, start_probe};
+use crate::it::mesh::{MARKER, Mesh, accepted, is_unserved, last_line, probe, serve, serve_at, start_probe};
 use crate::it::netns::Place;
 use crate::it::peer;
 use crate::it::process::PATIENCE;
@@ -39,7 +39,7 @@ fn socket_options_do_not_lead_past_meshd(ground: &Ground) -> anyhow::Result<()> 
         ensure!(is_unserved(&seen), "{seen}");
         Ok(())
     })?;
-    let accepted = server.stdout().matches(r#""event":"accepted""#).count();
+    let accepted = accepted(&server);
     ensure!(accepted == 3, "the server accepted {accepted} connections: {}", server.stdout());
     Ok(())
 }

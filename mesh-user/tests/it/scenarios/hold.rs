@@ -12,7 +12,7 @@ use crate::it::daemon::Node;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::mesh::{
-    MARKER, Mesh, ONLY_CLIENT, STRICT, last_line, must_serve, probe, serve, serve_at, start_probe,
+    MARKER, Mesh, ONLY_CLIENT, STRICT, accepted, last_line, must_serve, probe, serve, serve_at, start_probe,
 };
 use crate::it::nodefile::Workload;
 use crate::it::peer;
@@ -137,8 +137,8 @@ fn a_connect_that_policy_denies_is_told_so(ground: &Ground) -> anyhow::Result<()
         mesh.b.wait_access_log("the denial", denied)?;
     }
     must_serve(&mesh)?;
-    let accepted = server.stdout().matches(r#""event":"accepted""#).count();
-    ensure!(accepted == 1, "a denied client got through: {}", server.stdout());
+    let count = accepted(&server);
+    ensure!(count == 1, "a denied client got through: {}", server.stdout());
     Ok(())
 }
 
@@ -197,18 +197,12 @@ fn a_held_connect_outlives_its_daemon_without_plaintext(ground: &Ground) -> anyh
     let mut waiting = start_probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER])?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(waiting.is_running(), "nobody can have decided: {}", waiting.stdout());
-    let received = |server: &crate::it::process::Program| {
-        crate::it::mesh::json_lines(&server.stdout())
-            .iter()
-            .filter(|line| line["event"] == "accepted")
-            .count()
-    };
-    let before = received(&server);
+    let before = accepted(&server);
     mesh.a.start()?;
     // The new daemon's programs do not know the old socket: its next SYN finds nobody.
     let seen = last_line(&waiting.finish(PATIENCE * 3)?)?;
     ensure!(seen["connect"] == "refused", "{seen}");
-    ensure!(received(&server) == before, "{}", server.stdout());
+    ensure!(accepted(&server) == before, "{}", server.stdout());
     tap.stop()?.must_not_show(MARKER)?;
     must_serve(&mesh)
 }

@@ -5,7 +5,7 @@ use anyhow::ensure;
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{MARKER, Mesh, json_lines, probe, serve, start_probe, wait_event};
+use crate::it::mesh::{MARKER, Mesh, accepted, probe, serve, start_probe, wait_event};
 use crate::it::pki::{self, Claim, Files};
 use crate::it::process::{Launch, PATIENCE};
 
@@ -147,7 +147,7 @@ fn a_stalled_handshake_is_ended_and_blocks_nobody(ground: &Ground) -> anyhow::Re
         let seen = crate::it::mesh::last_line(&program.finish(PATIENCE * 2)?)?;
         ensure!(seen["ended"] != "open" && seen["ms"].as_u64() > Some(1000), "{seen}");
     }
-    let accepted = json_lines(&server.stdout()).iter().filter(|event| event["event"] == "accepted").count();
+    let accepted = accepted(&server);
     ensure!(accepted == 1, "the server saw {accepted} connections");
     Ok(())
 }

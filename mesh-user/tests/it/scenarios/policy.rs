@@ -5,8 +5,8 @@ use anyhow::ensure;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::mesh::{
-    MARKER, Mesh, ONLY_CLIENT, PERMISSIVE, STRICT, is_unserved, json_lines, last_line, probe, serve,
-    start_probe, wait_event,
+    MARKER, Mesh, ONLY_CLIENT, PERMISSIVE, STRICT, accepted, is_unserved, json_lines, last_line, probe,
+    serve, start_probe, wait_event,
 };
 use crate::it::process::PATIENCE;
 
@@ -35,7 +35,7 @@ fn an_allowed_caller_passes_and_another_is_refused(ground: &Ground) -> anyhow::R
         ensure!(is_unserved(&denied), "{denied}");
         Ok(())
     })?;
-    let accepted = json_lines(&server.stdout()).iter().filter(|event| event["event"] == "accepted").count();
+    let accepted = accepted(&server);
     ensure!(accepted == 1, "the server saw {accepted} connections");
     let line = mesh.b.wait_access_log("the denial", |line| line["verdict"] == "deny")?;
     ensure!(line["peer_spiffe_id"] == "spiffe://cluster.local/ns/shop/sa/other", "{line}");
