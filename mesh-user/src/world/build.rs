@@ -2,12 +2,14 @@
 //! lookup ambiguous is refused here again, so that no other source can slip it in.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::{InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World};
+use super::{
+    InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World, select::LabelIndex,
+};
 use crate::{
     config::{Config, RemoteWorkloadConfig, Selector, ServiceConfig, WorkloadConfig},
     identity::{SpiffeId, SpiffeIdError},
@@ -70,9 +72,7 @@ impl World {
         for workload in &config.remote_workloads {
             world.add(remote(config, workload)?)?;
         }
-        for service in &config.services {
-            world.add_service(service)?;
-        }
+        world.add_services(&config.services)?;
         Ok(world)
     }
 
@@ -112,31 +112,36 @@ impl World {
         Ok(())
     }
 
-    fn add_service(&mut self, config: &ServiceConfig) -> Result<(), WorldError> {
-        let name = name(&config.namespace, &config.name);
-        let selected = |w: &&Workload| w.namespace() == config.namespace && w.has_labels(&config.selector);
-        let service = Service {
-            addresses: canonical(&config.addresses),
-            ports: config.ports.iter().map(|p| (p.port, p.target())).collect(),
-            workloads: self.workloads.iter().filter(selected).map(|w| w.id).collect(),
-            name,
-        };
-        if self.services.iter().any(|s| s.name == service.name) {
-            return Err(WorldError::DuplicateName(service.name.to_string()));
-        }
-        for address in &service.addresses {
-            if let Some(owner) = self.sharing(*address).next() {
-                return Err(duplicate(*address, &owner.name, &service.name));
+    fn add_services(&mut self, configs: &[ServiceConfig]) -> Result<(), WorldError> {
+        let labels = LabelIndex::new(&self.workloads);
+        let services: Vec<_> = configs.iter().map(|config| service(config, &labels)).collect();
+        let (mut names, mut owners) = (HashSet::new(), HashMap::new());
+        for (index, service) in services.iter().enumerate() {
+            if !names.insert(&service.name) {
+                return Err(WorldError::DuplicateName(service.name.to_string()));
             }
-            if let Some(owner) = self.services.iter().find(|s| s.addresses.contains(address)) {
-                return Err(duplicate(*address, &owner.name, &service.name));
-            }
-            for (port, target) in &service.ports {
-                self.service_ports.insert(SocketAddr::new(*address, *port), (self.services.len(), *target));
+            for address in &service.addresses {
+                let workload = self.sharing(*address).next().map(|workload| &workload.name);
+                let owner = workload.or(owners.insert(*address, &service.name));
+                if let Some(owner) = owner.filter(|owner| **owner != service.name) {
+                    return Err(duplicate(*address, owner, &service.name));
+                }
+                for (port, target) in &service.ports {
+                    self.service_ports.insert(SocketAddr::new(*address, *port), (index, *target));
+                }
             }
         }
-        self.services.push(service);
+        self.services = services;
         Ok(())
+    }
+}
+
+fn service(config: &ServiceConfig, labels: &LabelIndex<'_>) -> Service {
+    Service {
+        name: name(&config.namespace, &config.name),
+        addresses: canonical(&config.addresses),
+        ports: config.ports.iter().map(|p| (p.port, p.target())).collect(),
+        workloads: labels.select(&config.namespace, &config.selector),
     }
 }
 

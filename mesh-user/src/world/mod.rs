@@ -2,6 +2,7 @@
 //! Pure: it never reads a file, a clock or the kernel; readers hold it behind an `Arc`.
 
 mod build;
+mod select;
 #[cfg(test)]
 mod tests;
 

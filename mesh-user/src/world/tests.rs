@@ -115,6 +115,42 @@ fn a_shared_address_names_its_workload_only_with_a_port() {
 }
 
 #[test]
+fn services_select_by_every_label_within_their_namespace() {
+    use std::fmt::Write as _;
+    let pairs = [("app", "db"), ("app", "web"), ("tier", "back"), ("tier", "front")];
+    let labels = |bits: u32| {
+        let chosen = pairs.iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0);
+        chosen.map(|(_, (key, value))| format!("{key}: {value}")).collect::<Vec<_>>().join(", ")
+    };
+    // Sets with two values for one key are no labels.
+    let sets: Vec<u32> = (0..16).filter(|bits| bits & 3 != 3 && bits & 12 != 12).collect();
+    let mut yaml = "node: a\nremoteWorkloads:\n".to_owned();
+    for (number, (namespace, bits)) in
+        ["shop", "other"].into_iter().flat_map(|n| sets.iter().map(move |b| (n, *b))).enumerate()
+    {
+        let labels = labels(bits);
+        writeln!(yaml, "  - {{ name: w{number}, namespace: {namespace}, labels: {{{labels}}}, addresses: [10.0.0.{number}], node: b }}").unwrap();
+    }
+    yaml.push_str("services:\n");
+    for bits in sets.iter().filter(|bits| **bits != 0) {
+        let selector = labels(*bits);
+        writeln!(yaml, "  - {{ name: s{bits}, namespace: shop, addresses: [10.96.0.{bits}], ports: [{{port: 80}}], selector: {{{selector}}} }}").unwrap();
+    }
+    let config = Config::parse(&yaml, "test").unwrap();
+    let world = World::build(&config).unwrap();
+    for (service, asked) in world.services().iter().zip(&config.services) {
+        let expected: Vec<_> = world
+            .workloads()
+            .iter()
+            .filter(|w| w.namespace() == "shop" && w.has_labels(&asked.selector))
+            .map(|w| w.id)
+            .collect();
+        assert_eq!(service.workloads, expected, "{}", service.name);
+        assert!(!expected.is_empty(), "{}", service.name);
+    }
+}
+
+#[test]
 fn ambiguity_is_refused_even_without_validation() {
     let mut shared = config();
     shared.remote_workloads[2].addresses.push("10.0.1.2".parse().unwrap());
