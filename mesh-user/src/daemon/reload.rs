@@ -183,6 +183,7 @@ impl Runtime {
         for cookie in applied.removed {
             self.acceptors.remove(cookie);
         }
+        self.mesh.forget_gone_workloads();
         self.mesh.metrics.set_workloads(applied.enrolled.len());
         self.report(failed);
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     Connections, View,
+    numbers::Numbers,
     relay::{self, RelayChoice, RelayKind, RelayOptions},
 };
 use crate::{
@@ -56,7 +57,7 @@ pub struct Mesh {
     pub access_log: AccessLog,
     /// Live connections.
     pub connections: Connections,
-    names: RwLock<Vec<WorkloadName>>,
+    numbers: Numbers,
     handshakes: Semaphore,
     accepted: AtomicUsize,
 }
@@ -73,7 +74,7 @@ impl Mesh {
             metrics: parts.metrics,
             access_log: parts.access_log,
             connections: Connections::default(),
-            names: RwLock::default(),
+            numbers: Numbers::default(),
             handshakes: Semaphore::new(handshakes),
             accepted: AtomicUsize::new(0),
         }
@@ -89,20 +90,23 @@ impl Mesh {
         self.view.store(Arc::new(View::new(snapshot)));
     }
 
-    /// The number by which capture knows a workload: the same for one name while the daemon runs.
+    /// The number by which capture knows a workload: the same for one name as long as that is in force.
     pub fn number(&self, name: &WorkloadName) -> u32 {
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        let index = names.iter().position(|known| known == name).unwrap_or_else(|| {
-            names.push(name.clone());
-            names.len() - 1
-        });
-        // limits.workloads keeps the count far below u32::MAX
-        u32::try_from(index).unwrap_or(u32::MAX)
+        self.numbers.number(name)
     }
 
     /// The workload behind a number of capture's.
     pub fn name(&self, number: u32) -> Option<WorkloadName> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).get(number as usize).cloned()
+        self.numbers.name(number)
+    }
+
+    /// Forgets the numbers of workloads that are not on this node any more.
+    pub fn forget_gone_workloads(&self) {
+        let view = self.view();
+        let world = view.world();
+        self.numbers.retain(|name| {
+            world.by_name(&name.namespace, &name.name).is_some_and(|workload| workload.local.is_some())
+        });
     }
 
     /// The relay kind of a TLS connection.

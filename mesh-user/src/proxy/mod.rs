@@ -7,6 +7,7 @@ mod detect;
 mod inbound;
 mod listeners;
 mod mesh;
+mod numbers;
 mod outbound;
 mod recheck;
 pub mod relay;

@@ -123,7 +123,7 @@ fn services_select_by_every_label_within_their_namespace() {
         chosen.map(|(_, (key, value))| format!("{key}: {value}")).collect::<Vec<_>>().join(", ")
     };
     // Sets with two values for one key are no labels.
-    let sets: Vec<u32> = (0..16).filter(|bits| bits & 3 != 3 && bits & 12 != 12).collect();
+    let sets: Vec<u32> = (0..16).filter(|bits| bits & 0b0011 != 0b0011 && bits & 0b1100 != 0b1100).collect();
     let mut yaml = "node: a\nremoteWorkloads:\n".to_owned();
     for (number, (namespace, bits)) in
         ["shop", "other"].into_iter().flat_map(|n| sets.iter().map(move |b| (n, *b))).enumerate()
