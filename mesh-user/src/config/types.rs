@@ -295,7 +295,7 @@ pub struct Limits {
     pub handshake_timeout_ms: u64,
     /// Connecting a leg takes at most this long.
     pub connect_timeout_ms: u64,
-    /// A connection without a byte for this long is closed.
+    /// A connection without a byte for this long is closed; 0: never, as without meshd.
     pub idle_timeout_ms: u64,
     /// How long PERMISSIVE waits for a first byte before it takes the client for plaintext.
     pub detect_timeout_ms: u64,
@@ -303,7 +303,7 @@ pub struct Limits {
     pub pre_handshake_bytes: u32,
     /// Time for connections to end at an orderly stop.
     pub drain_time_ms: u64,
-    /// `TCP_USER_TIMEOUT` of the wire leg.
+    /// A connection whose peer leaves data unacknowledged and says nothing for this long is closed; a peer that answers but does not read is waited for. 0: when the kernel gives up, after some 15 minutes.
     pub user_timeout_ms: u64,
     /// Idle time before keepalive probes.
     pub keepalive_idle_ms: u64,
@@ -320,7 +320,7 @@ impl Default for Limits {
             concurrent_handshakes: 1024,
             handshake_timeout_ms: 10_000,
             connect_timeout_ms: 10_000,
-            idle_timeout_ms: 3_600_000,
+            idle_timeout_ms: 0,
             detect_timeout_ms: 500,
             pre_handshake_bytes: 65_536,
             drain_time_ms: 5_000,

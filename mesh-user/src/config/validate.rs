@@ -91,7 +91,6 @@ fn settings(check: &mut Check<'_>, config: &Config) {
         ("limits.concurrentHandshakes", u64::from(limits.concurrent_handshakes)),
         ("limits.handshakeTimeoutMs", limits.handshake_timeout_ms),
         ("limits.connectTimeoutMs", limits.connect_timeout_ms),
-        ("limits.idleTimeoutMs", limits.idle_timeout_ms),
         ("limits.detectTimeoutMs", limits.detect_timeout_ms),
         ("limits.keepaliveIdleMs", limits.keepalive_idle_ms),
     ] {

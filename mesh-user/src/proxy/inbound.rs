@@ -9,13 +9,13 @@ use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
     detect::{Opening, opening},
-    mesh::{OVER_LIMIT, handshake_limits, liveness},
+    mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
 };
 use crate::{
     capture::{PeerViewGuard, WorkloadNet},
     policy::{DenyReason, L4Request, Mode},
-    sys::socket::{finish_connect, prepare_leg, reset_on_close},
+    sys::socket::{finish_connect, prepare_app_leg, prepare_wire_leg, reset_on_close},
     telemetry::{Direction, HandshakeSide, ResponseFlags},
     tls::{Established, HandshakeError},
     world::{Workload, WorkloadName},
@@ -85,7 +85,8 @@ impl Inbound<'_> {
         let mode = policy.mode(self.local.port());
         attempt.set_mode(mode);
         let limits = &self.view.snapshot.config.limits;
-        prepare_leg(&stream, liveness(limits)).map_err(|e| Failure::new(ResponseFlags::Failed, &e))?;
+        prepare_wire_leg(&stream, limits.keepalive_idle())
+            .map_err(|e| Failure::new(ResponseFlags::Failed, &e))?;
         let (wire, sni) = self.identify(attempt, stream, mode).await?;
         let peer = match &wire {
             Wire::Plain(_) => None,
@@ -220,7 +221,7 @@ impl Inbound<'_> {
         };
         let (socket, guard) = net.app_socket(self.local, self.client).map_err(refused)?;
         let stream = connected(socket, limits.connect_timeout()).await.map_err(refused)?;
-        prepare_leg(&stream, liveness(limits)).map_err(refused)?;
+        prepare_app_leg(&stream).map_err(refused)?;
         Ok((stream, guard))
     }
 }

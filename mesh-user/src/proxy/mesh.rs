@@ -20,7 +20,6 @@ use crate::{
     ca::SvidStore,
     config::{self, Limits},
     discovery::Snapshot,
-    sys::socket::Liveness,
     telemetry::{AccessLog, Metrics},
     tls::{HandshakeLimits, KernelTls, TlsContext},
     world::WorkloadName,
@@ -160,10 +159,9 @@ pub(super) fn handshake_limits(limits: &Limits) -> HandshakeLimits {
 
 /// Bounds of a relay, from the configuration.
 pub(super) fn relay_options(limits: &Limits) -> RelayOptions {
-    RelayOptions { idle_timeout: limits.idle_timeout(), ..RelayOptions::default() }
-}
-
-/// Socket options of a leg, from the configuration.
-pub(super) fn liveness(limits: &Limits) -> Liveness {
-    Liveness { keepalive_idle: limits.keepalive_idle(), user_timeout: limits.user_timeout() }
+    RelayOptions {
+        idle_timeout: limits.idle_timeout(),
+        user_timeout: limits.user_timeout(),
+        ..RelayOptions::default()
+    }
 }

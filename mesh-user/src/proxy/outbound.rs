@@ -11,7 +11,7 @@ use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
     inbound::{canonical, connected, handshake_failure},
-    mesh::{OVER_LIMIT, handshake_limits, liveness},
+    mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     config::DeniedConnect,
     identity::SpiffeId,
     policy::Mode,
-    sys::socket::prepare_leg,
+    sys::socket::{prepare_app_leg, prepare_wire_leg},
     telemetry::{Direction, HandshakeSide, ResponseFlags},
     tls::{Established, Unconfirmed},
     world::{Destination, Endpoint, Workload, WorkloadName},
@@ -98,7 +98,7 @@ impl Outbound<'_> {
     async fn complete(&self, leg: AppLeg) -> Result<TcpStream, Failure> {
         let failed = |error: io::Error| Failure::new(ResponseFlags::Reset, &error);
         let app = leg.complete().await.map_err(failed)?;
-        prepare_leg(&app, liveness(&self.view.snapshot.config.limits)).map_err(failed)?;
+        prepare_app_leg(&app).map_err(failed)?;
         Ok(app)
     }
 
@@ -158,7 +158,7 @@ impl Outbound<'_> {
         let failed = |error: io::Error| Failure::connect(to, &error);
         let socket = self.net.wire_socket(to, self.source).map_err(failed)?;
         let stream = connected(socket, limits.connect_timeout()).await.map_err(failed)?;
-        prepare_leg(&stream, liveness(limits)).map_err(failed)?;
+        prepare_wire_leg(&stream, limits.keepalive_idle()).map_err(failed)?;
         Ok(stream)
     }
 

@@ -121,7 +121,7 @@ fn telemetry_kind(kind: RelayKind) -> telemetry::RelayKind {
 fn explain(outcome: &RelayOutcome, live: &Live) -> (ResponseFlags, Option<String>) {
     let flags = match &outcome.ended_by {
         EndedBy::Finished | EndedBy::HandedOver => return (ResponseFlags::None, None),
-        EndedBy::AppReset | EndedBy::WireReset => ResponseFlags::Reset,
+        EndedBy::AppReset | EndedBy::WireReset | EndedBy::Silent => ResponseFlags::Reset,
         EndedBy::Truncated => ResponseFlags::Truncated,
         EndedBy::WireProtocol(_) => ResponseFlags::TlsFailure,
         EndedBy::Idle => ResponseFlags::IdleTimeout,

@@ -1,7 +1,12 @@
-//! What tokio does not offer of sockets: keepalive and user timeout, reset on close, peeking, and an accept that
+//! What tokio does not offer of sockets: keepalive, what a peer owes, reset on close, peeking, and an accept that
 //! outlasts bad moments. Every helper works on a borrowed descriptor and never closes it.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd},
+    time::Duration,
+};
 
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
@@ -12,33 +17,61 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// Probes sent before a silent peer is given up.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// How soon a dead peer is noticed.
-#[derive(Debug, Clone, Copy)]
-pub struct Liveness {
-    /// Idle time before the first keepalive probe.
-    pub keepalive_idle: Duration,
-    /// Unacknowledged data older than this ends the connection (`TCP_USER_TIMEOUT`, RFC 5482).
-    pub user_timeout: Duration,
+/// `TCP_NODELAY` for an app leg. Its other end is on the same kernel and cannot vanish without a word.
+pub fn prepare_app_leg(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_nodelay(true)
 }
 
-impl Default for Liveness {
-    fn default() -> Self {
-        Self { keepalive_idle: Duration::from_secs(60), user_timeout: Duration::from_secs(60) }
-    }
-}
-
-/// `TCP_NODELAY`, keepalive and `TCP_USER_TIMEOUT` for a leg of a relay.
-pub fn prepare_leg(socket: &impl AsFd, liveness: Liveness) -> io::Result<()> {
+/// `TCP_NODELAY` and keepalive for a wire leg. `keepalive_idle`: idle time before the first probe.
+pub fn prepare_wire_leg(socket: &impl AsFd, keepalive_idle: Duration) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
-    let interval = (liveness.keepalive_idle / 4).max(Duration::from_secs(1));
+    let interval = (keepalive_idle / 4).max(Duration::from_secs(1));
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
-            .with_time(liveness.keepalive_idle.max(Duration::from_secs(1)))
+            .with_time(keepalive_idle.max(Duration::from_secs(1)))
             .with_interval(interval)
             .with_retries(KEEPALIVE_PROBES),
-    )?;
-    socket.set_tcp_user_timeout(Some(liveness.user_timeout))
+    )
+}
+
+/// What a connection's peer has left unanswered (`TCP_INFO`, include/uapi/linux/tcp.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owed {
+    /// Time since its last acknowledgement.
+    pub silence: Duration,
+    /// How often data that it has not acknowledged was sent again.
+    pub retransmitted: u8,
+    /// Probes of its closed window since it last answered.
+    pub unanswered_probes: u8,
+}
+
+/// Asks the kernel what a TCP socket's peer owes.
+///
+/// # Errors
+/// When it is not a TCP socket.
+pub fn owed(socket: &impl AsFd) -> io::Result<Owed> {
+    // SAFETY: integers only; zero is a valid value of each.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;
+    // SAFETY: both pointers lead to live locals, and `length` says how large the first one is.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Owed {
+        silence: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+        retransmitted: info.tcpi_retransmits,
+        unanswered_probes: info.tcpi_probes,
+    })
 }
 
 /// Accepts the next connection, whatever became of the one before it. An error is the listener's own and lasting.
@@ -86,7 +119,7 @@ pub async fn finish_connect(socket: socket2::Socket) -> io::Result<TcpStream> {
 /// Reads without consuming; `WouldBlock` when nothing has come.
 pub fn peek(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    Ok(recv(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), buffer, flags)?)
+    Ok(recv(socket.as_fd().as_raw_fd(), buffer, flags)?)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::{
     handover::{Handover, HandoverState},
     ktls::Ktls,
     legs::Legs,
+    patience::{idle, silent},
     plain::Plain,
     stats::{EndedBy, LiveStats, RelayOptions, RelayOutcome},
     userspace::Userspace,
@@ -84,6 +85,7 @@ pub(super) async fn relay_pump(
             _ = app_error => Ended::By(EndedBy::AppReset),
             _ = wire_error => Ended::By(EndedBy::WireReset),
             () = idle(live, options.idle_timeout) => Ended::By(EndedBy::Idle),
+            () = silent(&wire, options.user_timeout) => Ended::By(EndedBy::Silent),
         }
     };
     match ended {
@@ -166,17 +168,6 @@ impl Directions {
             }
         }
         if self.inbound_ended && self.outbound_ended { Poll::Ready(EndedBy::Finished) } else { Poll::Pending }
-    }
-}
-
-/// One timer per connection, set again only when it fires: activity costs an atomic store.
-async fn idle(live: &LiveStats, timeout: Duration) {
-    loop {
-        let left = timeout.saturating_sub(live.idle());
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left).await;
     }
 }
 

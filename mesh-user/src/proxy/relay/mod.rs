@@ -6,6 +6,7 @@ mod driver;
 mod handover;
 mod ktls;
 mod legs;
+mod patience;
 mod pipes;
 mod plain;
 mod stats;

@@ -18,8 +18,11 @@ use crate::tls::VerifyError;
 /// Bounds of one relay.
 #[derive(Debug, Clone, Copy)]
 pub struct RelayOptions {
-    /// Without a byte either way for so long, both legs are reset.
+    /// Without a byte either way for so long, both legs are reset; zero: never.
     pub idle_timeout: Duration,
+    /// Both legs are reset when the wire's peer has acknowledged nothing for so long though it should have; zero:
+    /// when the kernel gives it up.
+    pub user_timeout: Duration,
     /// Kernel TLS changes its key, or ends the connection, after so many records, and always before the
     /// AEAD's own limit (RFC 8446 section 5.5).
     pub records_per_key: u64,
@@ -27,7 +30,7 @@ pub struct RelayOptions {
 
 impl Default for RelayOptions {
     fn default() -> Self {
-        Self { idle_timeout: Duration::from_secs(3600), records_per_key: u64::MAX }
+        Self { idle_timeout: Duration::ZERO, user_timeout: Duration::ZERO, records_per_key: u64::MAX }
     }
 }
 
@@ -152,7 +155,7 @@ pub enum EndedBy {
     Finished,
     /// The application reset its connection.
     AppReset,
-    /// The wire leg was reset, or its peer went silent.
+    /// The wire leg was reset, or the kernel gave its peer up.
     WireReset,
     /// The wire leg ended without `close_notify`: bytes may be missing (RFC 8446 section 6.1).
     Truncated,
@@ -164,6 +167,8 @@ pub enum EndedBy {
     KeyUpdateUnsupported,
     /// Nothing moved for the idle timeout.
     Idle,
+    /// The wire's peer owes acknowledgements and sends none.
+    Silent,
     /// Closed from outside; the reason is in [`LiveStats::close_reason`].
     Closed,
     /// Both legs live on in [`RelayOutcome::handover`].
@@ -184,6 +189,7 @@ impl EndedBy {
             Self::KeyExhausted => "key_exhausted",
             Self::KeyUpdateUnsupported => "key_update_unsupported",
             Self::Idle => "idle_timeout",
+            Self::Silent => "user_timeout",
             Self::Closed => "closed",
             Self::HandedOver => "handed_over",
             Self::Local(_) => "local",

@@ -1,13 +1,15 @@
 //! How connections end travels from one end to the other: FIN as FIN, reset as reset, and never a reset as a FIN.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{Mesh, last_line, probe, serve, start_probe, wait_event};
-use crate::it::process::PATIENCE;
+use crate::it::mesh::{Mesh, accepted, last_line, probe, serve, start_probe, wait_event};
+use crate::it::process::{PATIENCE, Program, wait_until};
 
 pub(super) const STORIES: &[Story] = stories![
     EveryRelay 60:
@@ -20,6 +22,7 @@ pub(super) const STORIES: &[Story] = stories![
     Daemon 60:
         a_service_that_is_down_is_a_reset_at_once_and_never_a_clean_end,
         an_unreachable_node_is_an_error_and_never_a_clean_end,
+        a_peer_that_does_not_read_is_waited_for_and_one_that_is_gone_is_not,
 ];
 
 fn half_close_from_client_reaches_server_and_the_answer_comes_back(ground: &Ground) -> anyhow::Result<()> {
@@ -112,4 +115,35 @@ fn an_unreachable_node_is_an_error_and_never_a_clean_end(ground: &Ground) -> any
     mesh.server.run(&["ip", "link", "set", "eth0", "down"])?.succeeded()?;
     let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", "x", "--wait-ms", "40000"])?;
     must_have_failed(&seen)
+}
+
+fn a_peer_that_does_not_read_is_waited_for_and_one_that_is_gone_is_not(
+    ground: &Ground,
+) -> anyhow::Result<()> {
+    let timeout_ms = ground.scale().of(1000, 5000);
+    let mut mesh = Mesh::given(ground)?;
+    mesh.limits = json!({ "userTimeoutMs": timeout_ms });
+    mesh.start()?;
+    let server = serve(&mesh.server, 7000, &["--reply-kib", "1"])?;
+    // More than all buffers on the way hold, so that somebody must wait.
+    let kib = 16 * 1024;
+    let (much, wait) = (kib.to_string(), ["--wait-ms", "120000"]);
+    let sending = |times: usize| -> anyhow::Result<Program> {
+        let options = [&["--send-kib", &much, "--shutdown"], &wait[..]].concat();
+        let client = start_probe(&mesh.client, mesh.server.at(7000), &options)?;
+        wait_until(PATIENCE, "the server to see the client", || Ok(accepted(&server) == times))?;
+        server.signal(Signal::SIGSTOP)?;
+        Ok(client)
+    };
+    let paused = sending(1)?;
+    std::thread::sleep(Duration::from_millis(4 * timeout_ms));
+    server.signal(Signal::SIGCONT)?;
+    let seen = last_line(&paused.finish(PATIENCE * 2)?)?;
+    ensure!(seen["received"] == 1024 && seen["ended"] == "eof" && seen["sent_all"] == true, "{seen}");
+    let cut_off = sending(2)?;
+    mesh.server.run(&["ip", "link", "set", "eth0", "down"])?.succeeded()?;
+    let seen = last_line(&cut_off.finish(PATIENCE * 2)?)?;
+    ensure!(seen["ended"] == "reset" && seen["sent_all"] == false, "{seen}");
+    mesh.a.wait_access_log("the peer that is gone", |line| line["error"] == "user_timeout")?;
+    Ok(())
 }
