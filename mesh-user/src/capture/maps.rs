@@ -16,7 +16,7 @@ use aya::{
 };
 use mesh_common::{Counter, OriginalDst, PeerView, SockView, TupleKey, socket_flags};
 
-use super::{CaptureError, hold::Desk, objects::NodeObject};
+use super::{CaptureError, CaptureLimits, hold::Desk, objects::NodeObject};
 use crate::sys::bpf::MapFd;
 
 /// What the programs counted since they were loaded, summed over CPUs, in [`Counter::ALL`]'s order.
@@ -75,7 +75,7 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(super) fn new(node: &mut NodeObject) -> Result<Self, CaptureError> {
+    pub(super) fn new(node: &mut NodeObject, limits: &CaptureLimits) -> Result<Self, CaptureError> {
         Ok(Self {
             by_tuple: node.map("BY_TUPLE")?,
             peer_of: node.map("PEER_OF")?,
@@ -83,7 +83,7 @@ impl Shared {
             stats: PerCpuArray::try_from(node.take_map("STATS")?)
                 .map_err(|_| CaptureError::Object("STATS"))?,
             slots: ArcSwap::default(),
-            desk: Arc::default(),
+            desk: Arc::new(Desk::new(limits.held_connects.max(1) as usize)),
         })
     }
 

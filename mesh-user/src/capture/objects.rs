@@ -81,7 +81,8 @@ impl NodeObject {
                 .map_max_entries("EXCLUDED_OUTBOUND", OLD_AND_NEW * per_workload)
                 // each address is there twice: for its owner, and as local to the node
                 .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
-                .map_max_entries("BY_TUPLE", limits.connections);
+                .map_max_entries("BY_TUPLE", limits.connections)
+                .map_max_entries("HELD", limits.held_ring_bytes());
         })?;
         for (name, _) in HOOKS {
             load_program(&mut ebpf, name)?;

@@ -6,6 +6,8 @@ use std::{
     path::PathBuf,
 };
 
+use mesh_common::HeldConnect;
+
 use super::{CaptureError, Form};
 
 /// Bound on addresses and excluded ports: so many per workload on average.
@@ -41,17 +43,31 @@ pub struct CaptureLimits {
     pub destinations: u32,
     /// Connections between `connect` and `accept`, and app legs, at one time.
     pub connections: u32,
+    /// Held connects that wait to be taken up.
+    pub held_connects: u32,
 }
 
 impl Default for CaptureLimits {
     fn default() -> Self {
-        Self { workloads: 1024, destinations: 65536, connections: 65536 }
+        Self { workloads: 1024, destinations: 65536, connections: 65536, held_connects: 4096 }
     }
 }
 
 impl CaptureLimits {
     pub(super) fn addresses(&self) -> usize {
         self.workloads as usize * PER_WORKLOAD
+    }
+
+    /// Size of the ring buffer for so many, bytes: a power of two, and a page at least.
+    pub(super) fn held_ring_bytes(&self) -> u32 {
+        const HEADER_BYTES: usize = 8; // BPF_RINGBUF_HDR_SZ
+        const PAGE_BYTES: usize = 4096;
+        let bytes = (self.held_connects as usize).saturating_mul(size_of::<HeldConnect>() + HEADER_BYTES);
+        bytes
+            .max(PAGE_BYTES)
+            .checked_next_power_of_two()
+            .and_then(|b| u32::try_from(b).ok())
+            .unwrap_or(1 << 31)
     }
 
     pub(super) fn excluded_ports(&self) -> usize {
@@ -176,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_plan_over_a_limit_is_refused_with_the_limit_and_the_count() {
-        let limits = CaptureLimits { workloads: 1, destinations: 1, connections: 1 };
+        let limits = CaptureLimits { workloads: 1, destinations: 1, ..CaptureLimits::default() };
         let plan = CapturePlan {
             workloads: vec![workload("a", Selector::User(1)), workload("b", Selector::User(2))],
             destinations: vec![],

@@ -69,7 +69,7 @@ impl State {
         let mut node = NodeObject::load(&dir.bpf(), &settings.limits, settings.log_programs)?;
         let program_log =
             if settings.log_programs { Some(ProgramLog::start(node.ebpf_mut())?) } else { None };
-        let shared = Arc::new(Shared::new(&mut node)?);
+        let shared = Arc::new(Shared::new(&mut node, &settings.limits)?);
         let tables = Tables::new(&node, &settings.limits, host.cookie())?;
         let mut state = Self {
             settings: settings.clone(),

@@ -291,6 +291,8 @@ pub struct Limits {
     pub connections: u32,
     /// Handshakes under way at once.
     pub concurrent_handshakes: u32,
+    /// Held connects that wait to be taken up; what is more is told again by TCP's own retransmission.
+    pub held_connects: u32,
     /// A handshake takes at most this long.
     pub handshake_timeout_ms: u64,
     /// Connecting a leg takes at most this long.
@@ -318,6 +320,7 @@ impl Default for Limits {
             destinations: 65_536,
             connections: 65_536,
             concurrent_handshakes: 1024,
+            held_connects: 4096,
             handshake_timeout_ms: 10_000,
             connect_timeout_ms: 10_000,
             idle_timeout_ms: 0,

@@ -9,6 +9,9 @@ use std::{
 use super::{Config, Selector, WorkloadConfig, yaml::Problem};
 use crate::identity::SpiffeId;
 
+/// Their ring buffer takes 128 MiB.
+const MAX_HELD_CONNECTS: u32 = 1 << 20;
+
 struct Check<'a> {
     text: &'a str,
     problems: Vec<Problem>,
@@ -89,12 +92,16 @@ fn settings(check: &mut Check<'_>, config: &Config) {
         ("limits.destinations", u64::from(limits.destinations)),
         ("limits.connections", u64::from(limits.connections)),
         ("limits.concurrentHandshakes", u64::from(limits.concurrent_handshakes)),
+        ("limits.heldConnects", u64::from(limits.held_connects)),
         ("limits.handshakeTimeoutMs", limits.handshake_timeout_ms),
         ("limits.connectTimeoutMs", limits.connect_timeout_ms),
         ("limits.detectTimeoutMs", limits.detect_timeout_ms),
         ("limits.keepaliveIdleMs", limits.keepalive_idle_ms),
     ] {
         check.positive(path, value);
+    }
+    if limits.held_connects > MAX_HELD_CONNECTS {
+        check.wrong("limits.heldConnects", format!("must be at most {MAX_HELD_CONNECTS}"));
     }
     if limits.pre_handshake_bytes < 4096 {
         check.wrong("limits.preHandshakeBytes", "must be at least 4096, or no ClientHello fits");

@@ -205,6 +205,7 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
             workloads: config.limits.workloads,
             destinations: config.limits.destinations,
             connections: config.limits.connections,
+            held_connects: config.limits.held_connects,
         },
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),

@@ -27,6 +27,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         limits.destinations => "limits.destinations",
         limits.connections => "limits.connections",
         limits.concurrent_handshakes => "limits.concurrentHandshakes",
+        limits.held_connects => "limits.heldConnects",
         limits.clock_skew_ms => "limits.clockSkewMs",
         access_log => "accessLog",
         metrics => "metrics",

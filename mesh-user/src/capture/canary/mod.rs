@@ -31,7 +31,8 @@ pub const HELD_FLAG: &str = "--held";
 const STEP_LIMIT: Duration = Duration::from_secs(15);
 const SERVER_PORT: u16 = 8080;
 const DIR_NAME: &str = "canary";
-const LIMITS: CaptureLimits = CaptureLimits { workloads: 2, destinations: 4, connections: 64 };
+const LIMITS: CaptureLimits =
+    CaptureLimits { workloads: 2, destinations: 4, connections: 64, held_connects: 64 };
 
 /// One thing the canary tried.
 #[derive(Clone, Debug, PartialEq, Eq)]

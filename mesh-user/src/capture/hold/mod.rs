@@ -22,13 +22,12 @@ use super::{Captured, WorkloadNet, parking::Mutex};
 pub use leg::HeldLeg;
 pub(super) use reader::Reader;
 
-/// Held connects of one subscriber that wait to be taken up. What does not fit is told again by the client's
-/// own retransmission.
-const QUEUE: usize = 4096;
-
 /// Who waits for held connects, and which are being decided.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Desk {
+    /// Held connects of one subscriber that wait to be taken up. What does not fit is told again by the client's
+    /// own retransmission.
+    waiting_limit: usize,
     spaces: Mutex<HashMap<u64, Vec<mpsc::Sender<Pending>>>>,
     /// By socket cookie: the connect that is being decided, by its number.
     pending: Mutex<HashMap<u64, (usize, CancellationToken)>>,
@@ -44,6 +43,15 @@ struct Pending {
 }
 
 impl Desk {
+    pub(super) fn new(waiting_limit: usize) -> Self {
+        Self {
+            waiting_limit,
+            spaces: Mutex::default(),
+            pending: Mutex::default(),
+            numbers: AtomicUsize::new(0),
+        }
+    }
+
     /// Takes in one event of the programs.
     pub(super) fn take(&self, held: HeldConnect) {
         match held.kind {
@@ -89,7 +97,7 @@ impl Desk {
     }
 
     fn subscribe(&self, netns_cookie: u64) -> mpsc::Receiver<Pending> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (sender, receiver) = mpsc::channel(self.waiting_limit);
         self.spaces.lock().entry(netns_cookie).or_default().push(sender);
         receiver
     }
@@ -146,6 +154,7 @@ mod tests {
     use super::*;
 
     const NETNS: u64 = 7;
+    const LIMIT: usize = 16;
 
     fn held(kind: u32, socket_cookie: u64) -> HeldConnect {
         HeldConnect { netns_cookie: NETNS, socket_cookie, kind, ..HeldConnect::default() }
@@ -153,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_syn_sent_again_is_handed_on_once_until_it_is_decided() {
-        let desk = Desk::default();
+        let desk = Desk::new(LIMIT);
         let mut queue = desk.subscribe(NETNS);
         desk.take(held(held_event::HELD, 1));
         desk.take(held(held_event::HELD, 1));
@@ -166,7 +175,7 @@ mod tests {
 
     #[test]
     fn giving_up_reaches_whoever_decides_and_the_socket_may_connect_again() {
-        let desk = Desk::default();
+        let desk = Desk::new(LIMIT);
         let mut queue = desk.subscribe(NETNS);
         desk.take(held(held_event::HELD, 1));
         let first = queue.try_recv().unwrap();
@@ -182,22 +191,22 @@ mod tests {
 
     #[test]
     fn without_a_subscriber_or_room_the_next_syn_is_a_new_chance() {
-        let desk = Desk::default();
+        let desk = Desk::new(LIMIT);
         desk.take(held(held_event::HELD, 1));
         let mut queue = desk.subscribe(NETNS);
         desk.take(held(held_event::HELD, 1));
         assert!(queue.try_recv().is_ok());
-        for cookie in 2..QUEUE as u64 + 10 {
+        for cookie in 2..LIMIT as u64 + 10 {
             desk.take(held(held_event::HELD, cookie));
         }
-        assert_eq!(desk.pending.lock().len(), QUEUE + 1);
+        assert_eq!(desk.pending.lock().len(), LIMIT + 1);
         desk.close(NETNS);
         drop(queue);
     }
 
     #[test]
     fn held_connects_are_dealt_out_in_turn() {
-        let desk = Desk::default();
+        let desk = Desk::new(LIMIT);
         let mut queues = [desk.subscribe(NETNS), desk.subscribe(NETNS)];
         (0..4).for_each(|cookie| desk.take(held(held_event::HELD, cookie)));
         for queue in &mut queues {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::it::daemon::Node;
 use crate::it::ground::Ground;
@@ -29,6 +29,8 @@ pub(super) const STORIES: &[Story] = stories![
         a_client_of_two_families_falls_back_to_the_other,
         a_connect_given_up_leaves_nothing_behind,
         many_connects_wait_together_and_all_succeed,
+        a_connect_that_finds_the_ring_full_is_told_again,
+        workloads_that_race_each_get_their_own_verdict,
         a_held_connect_outlives_its_daemon_without_plaintext,
         the_form_is_named_and_its_hook_goes_with_it;
 ];
@@ -185,6 +187,55 @@ fn many_connects_wait_together_and_all_succeed(ground: &Ground) -> anyhow::Resul
     let seen = last_line(&waiting.finish(PATIENCE * 4)?)?;
     ensure!(seen["failed"] == 0, "{seen}");
     println!("{count} connects held together were served in {} ms", seen["ms"]);
+    Ok(())
+}
+
+fn a_connect_that_finds_the_ring_full_is_told_again(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    hold(&mut mesh.a);
+    // A ring of two pages, which holds a hundred.
+    mesh.limits = json!({ "heldConnects": 64 });
+    mesh.start()?;
+    let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
+    must_serve(&mesh)?;
+    let (to, count) = (mesh.server.at(7000).to_string(), "200");
+    mesh.a.meshd()?.signal(Signal::SIGSTOP)?;
+    let short = peer::command_line(&["short", &to, "--count", count, "--threads", count]);
+    let waiting = mesh.client.launch("short", &short).start()?;
+    std::thread::sleep(Duration::from_secs(2));
+    mesh.a.meshd()?.signal(Signal::SIGCONT)?;
+    let seen = last_line(&waiting.finish(PATIENCE * 4)?)?;
+    ensure!(seen["failed"] == 0, "{seen}");
+    let full = mesh.a.metric("meshd_bpf_events_total", &["event=\"held_ring_full\""])?;
+    ensure!(full > 0, "the ring held all of them");
+    Ok(())
+}
+
+/// `MESHD_TEST_LOAD` sets how many connections each of the two makes.
+fn workloads_that_race_each_get_their_own_verdict(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    mesh.policies(&format!("{STRICT}{ONLY_CLIENT}"))?;
+    hold(&mut mesh.a);
+    mesh.start()?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    must_serve(&mesh)?;
+    let before = accepted(&server);
+    let to = mesh.server.at(7000).to_string();
+    let count =
+        std::env::var("MESHD_TEST_LOAD").unwrap_or_else(|_| ground.scale().of("2000", "60").to_owned());
+    let short = peer::command_line(&["short", &to, "--count", &count, "--threads", "32"]);
+    let racing = [&mesh.client, &mesh.other].map(|place| place.launch("short", &short).start());
+    let mut failures = Vec::new();
+    for racer in racing {
+        let seen = last_line(&racer?.finish(PATIENCE * 30)?)?;
+        failures.push(seen["failed"].to_string());
+        println!("{count} connects, {} failed, in {} ms", seen["failed"], seen["ms"]);
+    }
+    ensure!(failures == ["0", &count], "failures of the allowed and of the denied: {failures:?}");
+    let served = accepted(&server) - before;
+    ensure!(served.to_string() == count, "the server accepted {served}");
+    let left = mesh.a.ctl_json(&["connections"])?;
+    ensure!(left["connections"].as_array().is_some_and(Vec::is_empty), "connections are left: {left}");
     Ok(())
 }
 
