@@ -80,12 +80,13 @@ fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()))
 }
 
-/// Together with meshd where that is built too: one set of features, so that nothing is compiled twice.
+/// By the names of the programs, not by package: cargo then unites the features of all default members, as the
+/// tests' builds do, and nothing is compiled twice.
 fn build(with_meshd: bool) -> Result<PathBuf> {
     step("the benchmark (release)");
-    let mut cargo = command(paths::cargo(), ["build", "--quiet", "--release", "--package", "bench"]);
+    let mut cargo = command(paths::cargo(), ["build", "--quiet", "--release", "--bin", "meshd-bench"]);
     if with_meshd {
-        cargo.args(["--package", "mesh-user"]);
+        cargo.args(["--bin", "meshd", "--bin", "meshctl"]);
     }
     crate::command::run(cargo.current_dir(paths::workspace())).context("cannot build the benchmark")?;
     Ok(paths::target()?.join("release/meshd-bench"))

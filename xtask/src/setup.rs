@@ -40,7 +40,7 @@ pub(crate) fn for_vm(series: Series) -> Result<Kernel> {
 pub(crate) fn build() -> Result<()> {
     ebpf::build()?;
     step("meshd and meshctl (release)");
-    let mut cargo = command(paths::cargo(), ["build", "--release", "--package", "mesh-user"]);
+    let mut cargo = command(paths::cargo(), ["build", "--release", "--bin", "meshd", "--bin", "meshctl"]);
     run(cargo.current_dir(paths::workspace())).context("cannot build meshd and meshctl")?;
     note(&format!("{}", paths::target()?.join("release/meshd").display()));
     Ok(())

@@ -96,31 +96,28 @@ fn finish(levels: &mut Vec<Level>, level: Level) {
     levels.push(level);
 }
 
-/// Everything that is no integration test: libraries, programs, other test files, doc tests, xtask's own.
+/// Everything that is no integration test: libraries, programs, other test files, doc tests.
 fn unit(args: &TestArgs) -> Level {
     step("unit tests");
     let started = Instant::now();
     let mut summary = Summary::default();
-    let packages = ["--package", "mesh-common", "--package", "mesh-user"];
-    let mut targets = vec!["--lib".to_owned(), "--bins".to_owned()];
-    targets.extend(other_test_files().into_iter().flat_map(|name| ["--test".to_owned(), name]));
-    let mut main = cargo_test(&packages);
-    main.args(targets);
-    let mut doc = cargo_test(&packages);
+    let mut main = cargo_test();
+    main.args(["--lib", "--bins"]);
+    main.args(other_test_files().into_iter().flat_map(|name| ["--test".to_owned(), name]));
+    let mut doc = cargo_test();
     doc.arg("--doc");
-    let mut own = cargo_test(&["--package", "xtask", "--package", "bench", "--bins"]);
-    for (what, command) in
-        [("unit tests", &mut main), ("doc tests", &mut doc), ("xtask's and bench's tests", &mut own)]
-    {
+    for (what, command) in [("unit tests", &mut main), ("doc tests", &mut doc)] {
         filter_last(command, args);
         run_tests(command, what, &mut summary);
     }
     Level { name: "unit".to_owned(), summary, took: started.elapsed() }
 }
 
-fn cargo_test(packages: &[&str]) -> Command {
+/// Always for all default members, as clippy: for some of them cargo would unite other features of what they
+/// depend on, and build that once more.
+fn cargo_test() -> Command {
     let mut cargo = command(paths::cargo(), ["test", "--release", "--no-fail-fast"]);
-    cargo.args(packages).current_dir(paths::workspace());
+    cargo.current_dir(paths::workspace());
     cargo
 }
 
@@ -229,10 +226,9 @@ fn run_tests(command: &mut Command, what: &str, total: &mut Summary) {
 /// Builds the tests that run in virtual machines and finds the executables in cargo's messages.
 fn binaries() -> Result<Binaries> {
     step("integration tests (build)");
-    let args =
-        ["test", "--release", "--package", "mesh-user", "--test", INTEGRATION, "--test", RELAY, "--no-run"];
-    let mut cargo = command(paths::cargo(), args);
-    cargo.arg("--message-format=json-render-diagnostics").current_dir(paths::workspace());
+    let mut cargo = cargo_test();
+    cargo.args(["--test", INTEGRATION, "--test", RELAY, "--no-run"]);
+    cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
         bail!("cannot build the integration tests");
