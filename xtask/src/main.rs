@@ -21,6 +21,7 @@ mod kernels;
 mod leftovers;
 mod libtest;
 mod lint;
+mod machines;
 mod packages;
 mod paths;
 mod process;

@@ -40,7 +40,7 @@ pub(crate) fn run(integration: &Path) -> Level {
     let guest = vm::Guest { kernel: &kernel, command, env: Vec::new(), timeout: LIMIT };
     let mut said = String::new();
     let failure = match guest.run(|line| {
-        println!("{line}");
+        println!("systemd| {line}");
         said.push_str(line);
         said.push('\n');
     }) {

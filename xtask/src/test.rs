@@ -16,41 +16,19 @@ use crate::{
     ebpf, envoy, host,
     kernels::{self, Series},
     libtest::Summary,
-    lint, paths,
+    lint, machines, paths,
     report::{self, Level},
-    setup, systemd, vm,
+    setup,
 };
 
-/// An emulated kernel is ten to thirty times slower than this machine's own.
-const VM_LIMIT: Duration = Duration::from_secs(26 * 60);
 const INTEGRATION: &str = "integration";
 /// The relay's cases for every kind; kernel TLS needs another kernel than most build machines have.
 const RELAY: &str = "relay_kernel";
 
-/// The emulated kernel on which every story runs with every kernel TLS relay.
-const ALL_STORIES: Series = Series::V6_12;
-
-/// Stories left out on the emulated 7.x machine, which has one processor only (`vm.rs` says why) and so takes a
-/// minute for each: they are told on this machine's kernel and on the other two.
-const LEFT_OUT_ON_7: [&str; 12] = [
-    "bulk::",
-    "hostile::",
-    "http::",
-    "interop::",
-    "lifecycle::",
-    "limits::",
-    "modes::",
-    "neighbours::",
-    "operating::",
-    "policy::",
-    "selectors::",
-    "servers_first::",
-];
-
 /// The test binaries that also run in the virtual machines.
-struct Binaries {
-    integration: PathBuf,
-    relay: PathBuf,
+pub(crate) struct Binaries {
+    pub(crate) integration: PathBuf,
+    pub(crate) relay: PathBuf,
 }
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
@@ -68,12 +46,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     match binaries() {
         Ok(binaries) => {
             finish(&mut levels, native(&binaries.integration, args));
-            for series in chosen_kernels(args) {
-                finish(&mut levels, in_vm(&binaries, series, args));
-            }
-            if chosen_kernels(args).contains(&systemd::KERNEL) && args.filter.is_none() {
-                finish(&mut levels, systemd::run(&binaries.integration));
-            }
+            levels.extend(machines::run(&binaries, &chosen_kernels(args), args));
         }
         Err(error) => {
             finish(&mut levels, Level::broken("integration", &format!("{error:#}"), Duration::ZERO));
@@ -154,63 +127,6 @@ fn native(binary: &Path, args: &TestArgs) -> Level {
         &mut summary,
     );
     Level { name: "integration native".to_owned(), summary, took: started.elapsed() }
-}
-
-fn in_vm(binaries: &Binaries, series: Series, args: &TestArgs) -> Level {
-    let name = format!("integration {}", series.name());
-    step(&format!("{name} (virtual machine)"));
-    let kernel = match setup::for_vm(series) {
-        Ok(kernel) => kernel,
-        Err(error) => return Level::skipped(&name, &format!("no virtual machine: {error:#}")),
-    };
-    let started = Instant::now();
-    // Both, whatever becomes of the first; the script's own arguments are the binaries and the filter.
-    let script = "relay=$1 integration=$2 skip=$3; shift 3; MESHD_TEST_SCALE=64 \"$relay\" \"$@\"; failed=$?; \
-                  \"$integration\" $skip \"$@\" && exit $failed";
-    let mut words: Vec<String> = ["bash", "-c", script, "tests"].map(str::to_owned).into();
-    words.extend([&binaries.relay, &binaries.integration].map(|binary| binary.display().to_string()));
-    let left_out: &[&str] =
-        if series == Series::V7_3 && !vm::has_two_processors(&kernel) { &LEFT_OUT_ON_7 } else { &[] };
-    words.push(left_out.iter().flat_map(|topic| ["--skip ", topic, " "]).collect());
-    words.extend(args.filter.clone());
-    let env = [
-        ("MESHD_TEST_SCALE", "vm"),
-        ("MESHD_TEST_CGROUP", "/sys/fs/cgroup"),
-        ("MESHD_TEST_REQUIRE_KTLS", "1"),
-        ("RUST_BACKTRACE", "1"),
-    ];
-    let mut env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    if series != ALL_STORIES && !vm::is_accelerated() {
-        // Splice differs from the copy loop in how bytes move, which these two kernels' relay cases and bulk
-        // stories show; who is asked for what does not.
-        env.push(("MESHD_TEST_SPLICE_BULK_ONLY".to_owned(), "1".to_owned()));
-    }
-    let guest = vm::Guest { kernel: &kernel, command: words, env, timeout: VM_LIMIT };
-    let mut summary = Summary::default();
-    for topic in left_out {
-        summary.skip(
-            &format!("{topic}*"),
-            "topics left out on this emulated kernel, which has one processor; told on the others",
-        );
-    }
-    let outcome = guest.run(|line| {
-        println!("{line}");
-        summary.read(line);
-    });
-    match outcome {
-        Ok(outcome) => {
-            note(&format!("{} booted in {:.1} s", kernel.release, outcome.boot.as_secs_f64()));
-            summary.close(outcome.exit_code == 0, &name, "");
-            if summary.results == 1 {
-                summary.fail("one of its two programs printed no result line", "");
-            }
-        }
-        Err(error) => {
-            note(&format!("{error:#}"));
-            summary.fail("the virtual machine", &format!("{error:#}"));
-        }
-    }
-    Level { name, summary, took: started.elapsed() }
 }
 
 /// Runs a program that prints like libtest, showing and counting its lines.

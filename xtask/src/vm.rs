@@ -9,7 +9,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc::RecvTimeoutError,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::RecvTimeoutError,
+    },
     time::{Duration, Instant},
 };
 
@@ -60,7 +63,7 @@ impl Guest<'_> {
     /// the text is in the error.
     pub(crate) fn run(&self, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
         sweep_dead_runs();
-        let run_dir = Leftover::new(run_folder(std::process::id()));
+        let run_dir = Leftover::new(run_folder());
         fs::create_dir(run_dir.path())
             .with_context(|| format!("cannot create {}", run_dir.path().display()))?;
         let marker = format!("@@guest-{}-{}@@", std::process::id(), self.kernel.release);
@@ -186,8 +189,10 @@ impl Guest<'_> {
 const RUN_PREFIX: &str = "meshd-vm-";
 
 /// Where one run keeps its socket, console and archive.
-fn run_folder(pid: u32) -> PathBuf {
-    std::env::temp_dir().join(format!("{RUN_PREFIX}{pid}"))
+fn run_folder() -> PathBuf {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("{RUN_PREFIX}{}-{run}", std::process::id()))
 }
 
 /// Removes what runs left that were killed.
@@ -195,7 +200,8 @@ fn sweep_dead_runs() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(RUN_PREFIX)?.parse::<u32>().ok());
+        let run = name.to_str().and_then(|name| name.strip_prefix(RUN_PREFIX)?.split_once('-'));
+        let pid = run.and_then(|(pid, _)| pid.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             // Another run may be sweeping too.
             let _ = fs::remove_dir_all(entry.path());

@@ -193,12 +193,12 @@ fn many_connects_wait_together_and_all_succeed(ground: &Ground) -> anyhow::Resul
 fn a_connect_that_finds_the_ring_full_is_told_again(ground: &Ground) -> anyhow::Result<()> {
     let mut mesh = Mesh::given(ground)?;
     hold(&mut mesh.a);
-    // A ring of two pages, which holds a hundred.
-    mesh.limits = json!({ "heldConnects": 64 });
+    // A ring of one page, which holds some fifty.
+    mesh.limits = json!({ "heldConnects": 16 });
     mesh.start()?;
     let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
     must_serve(&mesh)?;
-    let (to, count) = (mesh.server.at(7000).to_string(), "200");
+    let (to, count) = (mesh.server.at(7000).to_string(), "64");
     mesh.a.meshd()?.signal(Signal::SIGSTOP)?;
     let short = peer::command_line(&["short", &to, "--count", count, "--threads", count]);
     let waiting = mesh.client.launch("short", &short).start()?;
