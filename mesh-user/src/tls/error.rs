@@ -23,6 +23,12 @@ pub enum VerifyError {
     /// The leaf is a CA, or its key usage forbids what it is used for.
     #[error("the certificate is not usable for this: {0}")]
     Usage(&'static str),
+    /// An issuer on the path may not vouch for it: path length, name constraints.
+    #[error("an issuer of the certificate may not vouch for it: {0}")]
+    Constraint(&'static str),
+    /// A signature algorithm or a key that proves nothing any more.
+    #[error("the certificate proves too little: {0}")]
+    Weak(&'static str),
     /// Not exactly one URI SAN, or it is no SPIFFE ID.
     #[error("the certificate does not carry exactly one SPIFFE ID: {0}")]
     BadSpiffeId(String),
@@ -43,6 +49,8 @@ impl VerifyError {
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
             Self::Usage(_) => "usage",
+            Self::Constraint(_) => "constraint",
+            Self::Weak(_) => "weak",
             Self::BadSpiffeId(_) => "bad_spiffe_id",
             Self::WrongIdentity(_) => "wrong_identity",
             Self::Malformed(_) => "bad_certificate",

@@ -8,8 +8,9 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, string::Ia5String,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SignatureAlgorithm,
+    string::Ia5String,
 };
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -22,6 +23,8 @@ pub(crate) struct TestCa {
     pub(crate) trust_domain: TrustDomain,
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
+    /// The authorities between it and the root, its own certificate first.
+    above: Vec<CertificateDer<'static>>,
 }
 
 /// What a leaf is to be; start from [`Leaf::of`].
@@ -41,6 +44,10 @@ pub(crate) struct Leaf {
     pub(crate) key_usage: Vec<KeyUsagePurpose>,
     /// Extended key usage; empty leaves the extension out.
     pub(crate) extended_key_usage: Vec<ExtendedKeyUsagePurpose>,
+    /// Extensions that no field stands for.
+    pub(crate) extensions: Vec<CustomExtension>,
+    /// What its key is for.
+    pub(crate) algorithm: &'static SignatureAlgorithm,
 }
 
 impl Leaf {
@@ -58,6 +65,8 @@ impl Leaf {
                 ExtendedKeyUsagePurpose::ServerAuth,
                 ExtendedKeyUsagePurpose::ClientAuth,
             ],
+            extensions: Vec::new(),
+            algorithm: &PKCS_ECDSA_P256_SHA256,
         }
     }
 }
@@ -65,14 +74,39 @@ impl Leaf {
 impl TestCa {
     /// A fresh root.
     pub(crate) fn new(trust_domain: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
+        Self::with_key(trust_domain, KeyPair::generate().unwrap())
+    }
+
+    /// A fresh root with this key.
+    pub(crate) fn with_key(trust_domain: &str, key: KeyPair) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, format!("root of {trust_domain}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let root = params.self_signed(&key).unwrap().der().clone();
         let trust_domain = trust_domain.parse().unwrap();
-        Self { trust_domain, issuer: Issuer::new(params, key), root }
+        Self { trust_domain, issuer: Issuer::new(params, key), root, above: Vec::new() }
+    }
+
+    /// An authority below this one, as `change` has it.
+    pub(crate) fn below(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        let depth = self.above.len();
+        params.distinguished_name.push(DnType::CommonName, format!("{depth} below {}", self.trust_domain));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        change(&mut params);
+        let own = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let above = std::iter::once(own).chain(self.above.iter().cloned()).collect();
+        let (trust_domain, root) = (self.trust_domain.clone(), self.root());
+        Self { trust_domain, issuer: Issuer::new(params, key), root, above }
+    }
+
+    /// A certificate for a key that nobody here has.
+    pub(crate) fn certify(&self, leaf: &Leaf, key: &impl PublicKeyData) -> Vec<CertificateDer<'static>> {
+        let own = params(leaf).signed_by(key, &self.issuer).unwrap().der().clone();
+        std::iter::once(own).chain(self.above.iter().cloned()).collect()
     }
 
     /// The root certificate.
@@ -87,9 +121,8 @@ impl TestCa {
 
     /// An SVID with this leaf.
     pub(crate) fn issue(&self, leaf: &Leaf) -> Svid {
-        let (params, key) = (params(leaf), KeyPair::generate().unwrap());
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        svid(leaf, certificate.der().clone(), &key)
+        let key = KeyPair::generate_for(leaf.algorithm).unwrap();
+        svid(leaf, self.certify(leaf, &key), &key)
     }
 }
 
@@ -97,7 +130,7 @@ impl TestCa {
 pub(crate) fn self_signed(leaf: &Leaf) -> Svid {
     let key = KeyPair::generate().unwrap();
     let certificate = params(leaf).self_signed(&key).unwrap();
-    svid(leaf, certificate.der().clone(), &key)
+    svid(leaf, vec![certificate.der().clone()], &key)
 }
 
 /// The bundles that hold these authorities' roots.
@@ -119,16 +152,17 @@ fn params(leaf: &Leaf) -> CertificateParams {
     let uris = leaf.uris.iter().map(|u| SanType::URI(Ia5String::try_from(u.as_str()).unwrap()));
     let names = leaf.dns_names.iter().map(|n| SanType::DnsName(Ia5String::try_from(n.as_str()).unwrap()));
     params.subject_alt_names = uris.chain(names).collect();
+    params.custom_extensions.clone_from(&leaf.extensions);
     params
 }
 
-fn svid(leaf: &Leaf, certificate: CertificateDer<'static>, key: &KeyPair) -> Svid {
+fn svid(leaf: &Leaf, chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Svid {
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let placeholder = "spiffe://unparsable.example/leaf".parse().unwrap();
     Svid {
         spiffe_id: leaf.uris.first().and_then(|u| u.parse().ok()).unwrap_or(placeholder),
-        serial: format!("{:x}", certificate.iter().fold(0_u64, |h, b| h.rotate_left(5) ^ u64::from(*b))),
-        chain: vec![certificate],
+        serial: format!("{:x}", chain[0].iter().fold(0_u64, |h, b| h.rotate_left(5) ^ u64::from(*b))),
+        chain,
         key: any_supported_type(&key).unwrap(),
         not_before: leaf.not_before,
         not_after: leaf.not_after,

@@ -1,5 +1,9 @@
 //! Handshakes over loopback sockets: who is believed, who is refused and why, and that nothing is lost.
 
+mod certificates;
+mod resumption;
+mod wire;
+
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -46,6 +50,7 @@ fn limits() -> HandshakeLimits {
 struct Nodes {
     client: TlsContext,
     server: TlsContext,
+    client_bundles: Arc<ArcSwap<TrustBundles>>,
     server_bundles: Arc<ArcSwap<TrustBundles>>,
     client_svid: Svid,
     server_svid: Svid,
@@ -59,10 +64,22 @@ impl Nodes {
 
     fn with(ca: &TestCa, provider: CryptoProvider, client_svid: Svid, server_svid: Svid) -> Self {
         let settings = TlsSettings::new("cluster.local".parse().unwrap());
-        let server_bundles = shared(bundles(&[ca]));
+        Self::with_settings(ca, provider, &settings, client_svid, server_svid)
+    }
+
+    fn with_settings(
+        ca: &TestCa,
+        provider: CryptoProvider,
+        settings: &TlsSettings,
+        client_svid: Svid,
+        server_svid: Svid,
+    ) -> Self {
+        let [client_bundles, server_bundles] = [(); 2].map(|()| shared(bundles(&[ca])));
+        let context = |bundles, provider| TlsContext::with_provider(settings.clone(), bundles, provider);
         Self {
-            client: TlsContext::with_provider(settings.clone(), shared(bundles(&[ca])), provider.clone()),
-            server: TlsContext::with_provider(settings, Arc::clone(&server_bundles), provider),
+            client: context(Arc::clone(&client_bundles), provider.clone()),
+            server: context(Arc::clone(&server_bundles), provider),
+            client_bundles,
             server_bundles,
             client_svid,
             server_svid,

@@ -18,6 +18,8 @@ use x509_parser::{
     certificate::X509Certificate,
     extensions::{GeneralName, ParsedExtension},
     prelude::FromDer,
+    public_key::PublicKey,
+    x509::SubjectPublicKeyInfo,
 };
 
 use super::VerifyError;
@@ -25,6 +27,8 @@ use crate::identity::{SpiffeId, TrustBundles, TrustDomain};
 
 /// A chain longer than this is refused before it is parsed.
 const MAX_CHAIN_CERTIFICATES: usize = 8;
+/// The shortest RSA key that rustls takes a signature of.
+const MIN_RSA_BITS: usize = 2048;
 /// A certificate larger than this is refused before it is parsed.
 const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 
@@ -100,6 +104,7 @@ impl PeerVerifier {
             return Err(VerifyError::Malformed("the chain is too large".to_owned()));
         }
         let claims = parse_leaf(leaf)?;
+        intermediates.iter().try_for_each(must_sign_certificates)?;
         self.verify_path(leaf, intermediates, role, claims.spiffe_id.trust_domain(), now)?;
         if !expected.is_none_or(|ids| self.matches(ids, &claims.spiffe_id)) {
             return Err(VerifyError::WrongIdentity(claims.spiffe_id));
@@ -186,6 +191,16 @@ fn path_error(error: webpki::Error, domain: &TrustDomain) -> VerifyError {
             VerifyError::UnknownAuthority(domain.clone())
         }
         Error::CaUsedAsEndEntity => VerifyError::Usage("the leaf is a CA"),
+        Error::EndEntityUsedAsCa => VerifyError::Usage("a certificate in the chain is no CA"),
+        Error::PathLenConstraintViolated => {
+            VerifyError::Constraint("more CAs follow than its path length allows")
+        }
+        // webpki cannot match URIs: a constraint on them excludes them all (rustls/webpki#19).
+        Error::NameConstraintViolation => VerifyError::Constraint("its name constraints exclude the leaf"),
+        Error::UnsupportedSignatureAlgorithmContext(_)
+        | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            VerifyError::Weak("a signature's algorithm is not accepted")
+        }
         Error::RequiredEkuNotFoundContext(_) => {
             VerifyError::Usage("extended key usage lacks this end's purpose")
         }
@@ -211,6 +226,7 @@ fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<LeafClaims, VerifyError> {
             return Err(VerifyError::Usage("key usage of a leaf includes keyCertSign or cRLSign"));
         }
     }
+    must_be_strong(certificate.public_key())?;
     let validity = certificate.validity();
     Ok(LeafClaims {
         spiffe_id: only_spiffe_id(&certificate)?,
@@ -222,6 +238,30 @@ fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<LeafClaims, VerifyError> {
             hex
         }),
     })
+}
+
+/// webpki does not look at the key usage of the path's CAs (RFC 5280 section 4.2.1.3).
+fn must_sign_certificates(issuer: &CertificateDer<'_>) -> Result<(), VerifyError> {
+    let malformed =
+        |_| VerifyError::Malformed("a certificate of the chain is no X.509 certificate".to_owned());
+    let (_, issuer) = X509Certificate::from_der(issuer).map_err(malformed)?;
+    match issuer.key_usage() {
+        Ok(Some(usage)) if !usage.value.key_cert_sign() => {
+            Err(VerifyError::Usage("the key usage of an issuer lacks keyCertSign"))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(VerifyError::Malformed("key usage appears twice".to_owned())),
+    }
+}
+
+/// A path says nothing about the key at its end, and the handshake's signature only that it is wrong.
+fn must_be_strong(key: &SubjectPublicKeyInfo<'_>) -> Result<(), VerifyError> {
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) if rsa.key_size() < MIN_RSA_BITS => {
+            Err(VerifyError::Weak("an RSA key is shorter than 2048 bits"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Exactly one URI SAN, and it is a SPIFFE ID (X509-SVID.md section 2). Other kinds of names are ignored.
