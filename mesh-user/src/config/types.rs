@@ -289,7 +289,7 @@ pub struct Limits {
     pub destinations: u32,
     /// Live connections.
     pub connections: u32,
-    /// Handshakes under way at once.
+    /// Handshakes under way at once, in each direction; of those that come in, a quarter from one address.
     pub concurrent_handshakes: u32,
     /// Held connects that wait to be taken up; what is more is told again by TCP's own retransmission.
     pub held_connects: u32,

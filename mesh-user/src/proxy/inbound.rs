@@ -194,7 +194,7 @@ impl Inbound<'_> {
             reset_on_close(&stream);
             return Err(Failure::new(ResponseFlags::TlsFailure, "the workload has no valid SVID"));
         };
-        let Some(_permit) = self.mesh.handshake_permit(limits.timeout).await else {
+        let Some(_place) = self.mesh.handshakes.inbound(self.client.ip(), limits.timeout).await else {
             metrics.handshake_ended(HandshakeSide::Server, Err("too_many"));
             reset_on_close(&stream);
             return Err(Failure::new(ResponseFlags::Limit, "limits.concurrentHandshakes is reached"));

@@ -1,18 +1,13 @@
 //! What every connection shares: the snapshot of the moment, certificates, TLS, metrics, limits.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
-
-use arc_swap::{ArcSwap, Guard};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     Connections, View,
+    handshakes::Handshakes,
     numbers::Numbers,
     relay::{self, RelayChoice, RelayKind, RelayOptions},
 };
@@ -24,6 +19,7 @@ use crate::{
     tls::{HandshakeLimits, KernelTls, TlsContext},
     world::WorkloadName,
 };
+use arc_swap::{ArcSwap, Guard};
 
 /// What a [`Mesh`] is made of.
 pub struct MeshParts {
@@ -57,7 +53,7 @@ pub struct Mesh {
     /// Live connections.
     pub connections: Connections,
     numbers: Numbers,
-    handshakes: Semaphore,
+    pub(super) handshakes: Handshakes,
     accepted: AtomicUsize,
 }
 
@@ -74,7 +70,7 @@ impl Mesh {
             access_log: parts.access_log,
             connections: Connections::default(),
             numbers: Numbers::default(),
-            handshakes: Semaphore::new(handshakes),
+            handshakes: Handshakes::new(handshakes),
             accepted: AtomicUsize::new(0),
         }
     }
@@ -132,11 +128,6 @@ impl Mesh {
     /// Connections accepted and not ended, handshaking ones included.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
-    }
-
-    /// A place among the concurrent handshakes, or none within `patience`.
-    pub(super) async fn handshake_permit(&self, patience: Duration) -> Option<SemaphorePermit<'_>> {
-        tokio::time::timeout(patience, self.handshakes.acquire()).await.ok()?.ok()
     }
 }
 

@@ -4,6 +4,7 @@
 mod attempt;
 mod connections;
 mod detect;
+mod handshakes;
 mod inbound;
 mod listeners;
 mod mesh;

@@ -195,7 +195,7 @@ impl Outbound<'_> {
             metrics.handshake_ended(HandshakeSide::Client, Err("no_svid"));
             return Err(Failure::new(ResponseFlags::TlsFailure, "the workload has no valid SVID"));
         };
-        let Some(_permit) = self.mesh.handshake_permit(limits.timeout).await else {
+        let Some(_place) = self.mesh.handshakes.outbound(limits.timeout).await else {
             metrics.handshake_ended(HandshakeSide::Client, Err("too_many"));
             return Err(Failure::new(ResponseFlags::Limit, "limits.concurrentHandshakes is reached"));
         };
