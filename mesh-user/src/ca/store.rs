@@ -146,7 +146,7 @@ impl SvidStore {
     pub fn renew_due(&self, now: SystemTime) -> Vec<(SpiffeId, Result<Arc<Svid>, CaError>)> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outcomes = Vec::new();
-        for (id, entry) in plans.iter_mut().filter(|(_, e)| e.plan.next <= now) {
+        for (id, entry) in plans.iter_mut().filter(|(_, e)| e.plan.is_due(now)) {
             outcomes.push((id.clone(), self.renew(entry, id)));
         }
         if outcomes.iter().any(|(_, outcome)| outcome.is_ok()) {
@@ -239,7 +239,7 @@ impl SvidStore {
 
 impl Entry {
     fn new() -> Self {
-        Self { plan: Plan { next: UNIX_EPOCH, failures: 0 }, last_error: None }
+        Self { plan: Plan { next: UNIX_EPOCH, made: UNIX_EPOCH, failures: 0 }, last_error: None }
     }
 
     fn renew(&mut self, issuer: &dyn Issuer, id: &SpiffeId) -> Result<Arc<Svid>, CaError> {

@@ -283,3 +283,29 @@ fn renewal_is_due_around_half_the_life_and_backs_off() {
     assert_eq!(waits[..4], [1, 2, 4, 8]);
     assert_eq!(waits[39], 300);
 }
+
+#[test]
+fn a_clock_that_is_set_forward_or_back_renews_at_once() {
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let plan = Plan::after_issue(start, start + DAY, 0.5);
+    let seconds = Duration::from_secs;
+    for (now, is_due) in [
+        (start, false),
+        (start + DAY / 4, false),
+        (start + 20 * DAY, true),
+        // Within what an SVID is backdated by, it is valid by the old clock too.
+        (start - seconds(30), false),
+        (start - seconds(90), true),
+        (SystemTime::UNIX_EPOCH, true),
+    ] {
+        assert_eq!((plan.is_due(now), plan.wait(now).is_zero()), (is_due, is_due), "{now:?}");
+    }
+    let failed = plan.after_failure(start, 1.0);
+    assert!(failed.is_due(start - DAY), "a failure keeps a day's wait");
+    let store = SvidStore::new(open(&tempfile::tempdir().unwrap().path().join("ca")).unwrap());
+    store.ensure([id("web")]);
+    let first = store.get(&id("web")).unwrap();
+    assert_eq!(store.renew_due(SystemTime::now() - DAY).len(), 1);
+    assert_ne!(store.get(&id("web")).unwrap().serial, first.serial);
+    assert_eq!(store.renew_due(SystemTime::now()).len(), 0, "and again and again");
+}
