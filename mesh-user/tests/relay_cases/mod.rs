@@ -1,6 +1,7 @@
 //! What every relay kind must do, told as stories between an application's client and server with two
 //! relays between them.
 
+mod floods;
 mod mesh;
 mod peer;
 mod protocol;
@@ -17,6 +18,11 @@ use tokio::{
     net::TcpStream,
 };
 
+use floods::{
+    a_flood_of_warnings_ends_the_connection, a_message_of_sixteen_megabytes_is_not_collected,
+    a_renegotiation_is_refused, empty_records_carry_nothing_and_keep_nothing_alive,
+    key_updates_without_data_end_the_connection, padding_is_taken_off, tickets_without_end_do_no_harm,
+};
 use mesh::{Mesh, scaled};
 use peer::RustlsPeer;
 use protocol::{
@@ -70,6 +76,13 @@ pub(crate) fn cases() -> Vec<(&'static str, Case)> {
         a_breach_with_the_handshake_is_answered_by_an_alert,
         a_breach_of_the_protocol_is_answered_by_an_alert,
         a_fatal_alert_of_the_peer_ends_both_legs,
+        padding_is_taken_off,
+        empty_records_carry_nothing_and_keep_nothing_alive,
+        key_updates_without_data_end_the_connection,
+        a_flood_of_warnings_ends_the_connection,
+        tickets_without_end_do_no_harm,
+        a_renegotiation_is_refused,
+        a_message_of_sixteen_megabytes_is_not_collected,
     ]
 }
 

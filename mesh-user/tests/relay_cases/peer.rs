@@ -9,9 +9,10 @@ use std::{
 
 use mesh_user::proxy::relay::{RelayOptions, RelayOutcome};
 use rustls::{
-    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ServerConfig, ServerConnection,
-    SignatureScheme,
+    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, ProtocolVersion, ServerConfig,
+    ServerConnection, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -31,7 +32,20 @@ pub(crate) struct RustlsPeer {
 impl RustlsPeer {
     /// The application's end, its relay, and the server that the relay talks to.
     pub(crate) async fn behind(kinds: &Kinds) -> (TcpStream, JoinHandle<RelayOutcome>, Self) {
-        let trust = Trust::new();
+        Self::behind_in(&Trust::new(), kinds, RelayOptions::default()).await
+    }
+
+    /// The same in TLS 1.2.
+    pub(crate) async fn behind_tls12(kinds: &Kinds) -> (TcpStream, JoinHandle<RelayOutcome>, Self) {
+        let suite = TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
+        Self::behind_in(&Trust::with_suite(suite), kinds, RelayOptions::default()).await
+    }
+
+    pub(crate) async fn behind_in(
+        trust: &Trust,
+        kinds: &Kinds,
+        options: RelayOptions,
+    ) -> (TcpStream, JoinHandle<RelayOutcome>, Self) {
         let svid = trust.ca.svid(SERVER);
         let resolver = SingleCertAndKey::from(CertifiedKey::new(svid.chain.clone(), Arc::clone(&svid.key)));
         let mut config = ServerConfig::builder_with_provider(Arc::new(mesh_user::tls::provider()))
@@ -56,13 +70,14 @@ impl RustlsPeer {
         let (established, peer) = tokio::join!(trust.connect(near), handshake);
         let (app, app_leg) = tcp_pair().await;
         let wire = leg(established, kinds.client, &kinds.kernel).await;
-        let relay = spawn(app_leg, wire, RelayOptions::default(), Arc::default());
+        let relay = spawn(app_leg, wire, options, Arc::default());
         (app, relay, peer.unwrap())
     }
 
     /// From here on records are made by hand.
     pub(crate) fn into_raw(self) -> RawPeer {
-        RawPeer::new(self.tcp, self.tls.dangerous_extract_secrets().unwrap())
+        let is_tls13 = self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+        RawPeer::new(self.tcp, is_tls13, self.tls.dangerous_extract_secrets().unwrap())
     }
 
     fn flush(&mut self) {
@@ -83,6 +98,18 @@ impl RustlsPeer {
     pub(crate) fn update_keys(&mut self) {
         self.tls.refresh_traffic_keys().unwrap();
         self.flush();
+    }
+
+    /// Key after key, until the relay has had enough.
+    pub(crate) fn flood_key_updates(&mut self, count: usize) {
+        for _ in 0..count {
+            self.tls.refresh_traffic_keys().unwrap();
+            while self.tls.wants_write() {
+                if self.tls.write_tls(&mut self.tcp).is_err() {
+                    return;
+                }
+            }
+        }
     }
 
     pub(crate) fn fin_without_close_notify(&mut self) {
@@ -159,7 +186,7 @@ impl LastFlight {
 
     /// Sends it with bytes made by hand.
     pub(crate) async fn with_raw(self, more: impl FnOnce(&mut RawPeer) -> Vec<u8>) -> RawPeer {
-        let mut peer = RawPeer::new(self.tcp, self.tls.dangerous_extract_secrets().unwrap());
+        let mut peer = RawPeer::new(self.tcp, true, self.tls.dangerous_extract_secrets().unwrap());
         let more = more(&mut peer);
         peer.write(&[self.flight, more].concat()).await;
         peer

@@ -145,7 +145,7 @@ async fn assert_told(peer: &mut RawPeer, what: &str, descriptions: &[u8]) {
 /// rustls and the kernel differ in what they look at first, so some breaches have two right names.
 pub(crate) async fn a_breach_of_the_protocol_is_answered_by_an_alert(kinds: Kinds) {
     type Breach = fn(&mut RawPeer) -> Vec<u8>;
-    let cases: [(&str, &[u8], Breach); 9] = [
+    let cases: [(&str, &[u8], Breach); 16] = [
         ("a forged record", &[BAD_RECORD_MAC], |raw| {
             let mut record = raw.seal(DATA, b"forged");
             record[7] ^= 1;
@@ -165,6 +165,20 @@ pub(crate) async fn a_breach_of_the_protocol_is_answered_by_an_alert(kinds: Kind
         }),
         ("a KeyUpdate of two bytes", &[DECODE_ERROR], |raw| raw.seal(HANDSHAKE, &[24, 0, 0, 2, 0, 0])),
         ("an alert of one byte", &[DECODE_ERROR], |raw| raw.seal(ALERT, &[1])),
+        ("an empty alert", &[DECODE_ERROR, UNEXPECTED_MESSAGE], |raw| raw.seal(ALERT, &[])),
+        ("a record again", &[BAD_RECORD_MAC], |raw| raw.seal(DATA, b"again").repeat(2)),
+        ("records in another order", &[BAD_RECORD_MAC], |raw| {
+            let first = raw.seal(DATA, b"first");
+            [raw.seal(DATA, b"second"), first].concat()
+        }),
+        ("a byte more than a record holds", &[RECORD_OVERFLOW], |raw| raw.seal(DATA, &vec![7; 16_385])),
+        ("padding beyond what a record holds", &[RECORD_OVERFLOW], |raw| {
+            raw.seal_padded(DATA, b"good", 16_384)
+        }),
+        ("nothing but padding", &[UNEXPECTED_MESSAGE, BAD_RECORD_MAC], |raw| raw.seal_padded(0, b"", 100)),
+        ("ChangeCipherSpec", &[UNEXPECTED_MESSAGE, BAD_RECORD_MAC, DECODE_ERROR], |_| {
+            vec![20, 3, 3, 0, 1, 1]
+        }),
     ];
     for (what, descriptions, breach) in cases {
         let (mut app, relay, peer) = RustlsPeer::behind(&kinds).await;

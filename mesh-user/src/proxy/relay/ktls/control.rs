@@ -42,11 +42,12 @@ pub(super) fn fatal(description: u8) -> [u8; 2] {
 pub(super) struct Patience {
     key_updates: u8,
     warnings: u8,
+    empty_records: u8,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { key_updates: 32, warnings: 4 }
+        Self { key_updates: 32, warnings: 4, empty_records: 32 }
     }
 }
 
@@ -96,13 +97,25 @@ impl Ktls {
             .map_err(|error| EndedBy::Local(format!("the kernel refused the next keys: {error}")))
     }
 
+    /// Data of no bytes, where the kernel does not pass over it by itself.
+    pub(super) fn take_empty(&mut self) -> Result<(), EndedBy> {
+        let Some(left) = self.patience.empty_records.checked_sub(1) else {
+            return Err(self.refuse(UNEXPECTED_MESSAGE, "too many empty records"));
+        };
+        self.patience.empty_records = left;
+        Ok(())
+    }
+
     pub(super) fn take_alert(&mut self, body: &[u8]) -> Result<(), EndedBy> {
         match *body {
             [_, 0] => self.peer_closed = true,
-            [_, USER_CANCELED] => {}
-            [WARNING, _] if !self.cipher.is_tls13() && self.patience.warnings > 0 => {
+            [WARNING, description]
+                if (description == USER_CANCELED || !self.cipher.is_tls13())
+                    && self.patience.warnings > 0 =>
+            {
                 self.patience.warnings -= 1;
             }
+            [WARNING, USER_CANCELED] => return Err(self.refuse(UNEXPECTED_MESSAGE, "too many warnings")),
             // It has ended the connection; there is nothing to answer.
             [_, description] => {
                 self.alert = None;

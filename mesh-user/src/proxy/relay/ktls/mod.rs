@@ -301,6 +301,7 @@ impl Ktls {
             Some(RECORD_DATA | RECORD_ALERT) if !self.handshake.is_empty() => {
                 Err(self.refuse(control::UNEXPECTED_MESSAGE, "a record within a handshake message"))
             }
+            Some(RECORD_DATA) if length == 0 => self.take_empty(),
             Some(RECORD_DATA) => {
                 self.patience = control::Patience::default();
                 buffer.commit(length);
