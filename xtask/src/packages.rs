@@ -53,6 +53,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "iperf3",
     "nghttp2-client",
     "openssl",
+    "gnutls-bin",
     "openssh-server",
     "openssh-client",
     "strace",

@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) capture: serde_json::Map<String, Value>,
     /// More of the node's file, by the top-level field's name.
     pub(crate) settings: serde_json::Map<String, Value>,
+    /// Where its standard error goes instead of a file of the story's.
+    pub(crate) stderr: Option<&'static str>,
     meshd: Option<Program>,
 }
 
@@ -58,6 +60,7 @@ impl Node {
             canary: !ground.scale().is_vm(),
             capture: serde_json::Map::new(),
             settings: serde_json::Map::new(),
+            stderr: None,
             meshd: None,
         })
     }
@@ -109,7 +112,12 @@ impl Node {
         let meshd = bin_dir().join("meshd");
         ensure!(meshd.exists(), "{} is not built (cargo xtask build, or set MESHD_BIN_DIR)", meshd.display());
         let config = self.config_file();
-        let argv = [meshd.to_string_lossy(), "run".into(), "--config".into(), config.to_string_lossy()];
+        let mut argv =
+            vec![meshd.to_string_lossy(), "run".into(), "--config".into(), config.to_string_lossy()];
+        if let Some(file) = self.stderr {
+            let elsewhere = format!("exec \"$@\" 2>>{file}");
+            argv.splice(..0, ["sh".into(), "-c".into(), elsewhere.into(), "sh".into()]);
+        }
         self.meshd = Some(self.place.launch("meshd", &argv).start()?);
         Ok(())
     }
@@ -225,6 +233,20 @@ impl Node {
         let sum: f64 = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
         #[expect(clippy::cast_possible_truncation, reason = "counts and seconds since 1970 fit")]
         Ok(sum.round() as i64)
+    }
+
+    /// Open files.
+    pub(crate) fn descriptors(&self) -> anyhow::Result<usize> {
+        let pid = self.meshd.as_ref().context("meshd was not started")?.pid();
+        Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+    }
+
+    /// Sets how many files it may open from now on; what is open stays open.
+    pub(crate) fn limit_descriptors(&self, soft: usize) -> anyhow::Result<()> {
+        let pid = self.meshd.as_ref().context("meshd was not started")?.pid().to_string();
+        let limit = format!("--nofile={soft}:");
+        self.place.run(&["prlimit", "--pid", &pid, &limit])?.succeeded()?;
+        Ok(())
     }
 
     /// Resident memory in KiB.

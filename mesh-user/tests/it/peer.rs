@@ -75,6 +75,7 @@ fn play(args: &Args) -> anyhow::Result<()> {
         Some("bulk-probe") => bulk::probe(args),
         Some("short") => many::short(args),
         Some("idle") => many::idle(args),
+        Some("half-open") => many::half_open(args),
         other => bail!("no such peer: {other:?}"),
     }
 }

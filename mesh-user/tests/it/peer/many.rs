@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::{Args, ms_since, say};
@@ -53,6 +54,28 @@ pub(super) fn idle(args: &Args) -> anyhow::Result<()> {
         ask(stream, b"again").with_context(|| format!("idle connection {index} no longer works"))?;
     }
     say(&json!({ "event": "all alive" }));
+    Ok(())
+}
+
+/// Begins `--count` handshakes in different ways, ends none, and says so; until the file `--until` exists.
+pub(super) fn half_open(args: &Args) -> anyhow::Result<()> {
+    // Nothing; the header of a record; a message that goes on.
+    const BEGINNINGS: [&[u8]; 3] = [&[], &[22, 3, 1], &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]];
+    let (to, count) = (args.address()?, args.number("--count", 100)?);
+    let until = Path::new(args.option("--until").context("--until FILE")?);
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let mut streams = Vec::new();
+    for (index, bytes) in (0..count).zip(BEGINNINGS.into_iter().cycle()) {
+        let mut stream = TcpStream::connect(to).with_context(|| format!("connection {index}"))?;
+        // The first ones may be over already.
+        let _ = stream.write_all(bytes);
+        streams.push(stream);
+    }
+    say(&json!({ "event": "holding", "count": streams.len() }));
+    while !until.exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 

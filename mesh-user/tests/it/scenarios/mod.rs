@@ -9,6 +9,7 @@ mod hold;
 mod hostile;
 mod http;
 mod interop;
+mod interop_gnutls;
 mod lifecycle;
 mod limits;
 mod modes;
@@ -22,7 +23,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 17] = [
+    let topics: [(&str, &'static [Story]); 20] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -34,7 +35,10 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("modes", modes::STORIES),
         ("policy", policy::STORIES),
         ("hostile", hostile::STORIES),
+        ("hostile", hostile::crowds::STORIES),
+        ("hostile", hostile::resources::STORIES),
         ("interop", interop::STORIES),
+        ("interop", interop_gnutls::STORIES),
         ("lifecycle", lifecycle::STORIES),
         ("limits", limits::STORIES),
         ("neighbours", neighbours::STORIES),

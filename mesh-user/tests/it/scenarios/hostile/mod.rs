@@ -1,6 +1,9 @@
 //! What arrives at an enrolled server's port and must not pass: certificates that prove nothing, bytes that are no
 //! TLS, handshakes that never end, endings that hide a loss. openssl plays the attacker, with real signatures.
 
+pub(super) mod crowds;
+pub(super) mod resources;
+
 use anyhow::ensure;
 
 use crate::it::ground::Ground;
