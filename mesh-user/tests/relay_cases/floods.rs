@@ -9,7 +9,7 @@ use super::{
     Kinds, expect_reset,
     mesh::{Trust, scaled},
     peer::RustlsPeer,
-    raw::{ALERT, DATA, HANDSHAKE},
+    raw::{ALERT, DATA, HANDSHAKE, RawPeer},
 };
 
 const WARNING: u8 = 1;
@@ -116,11 +116,20 @@ pub(crate) async fn a_renegotiation_is_refused(kinds: Kinds) {
     assert_eq!(relay.await.unwrap().ended_by.label(), "wire_protocol");
 }
 
-pub(crate) async fn a_message_of_sixteen_megabytes_is_not_collected(kinds: Kinds) {
-    let (app, relay, peer) = RustlsPeer::behind(&kinds).await;
-    let mut peer = peer.into_raw();
-    let record = peer.seal(HANDSHAKE, &[4, 0xff, 0xff, 0xff, 0]);
-    peer.write(&record).await;
-    expect_reset(app).await;
-    assert_eq!(relay.await.unwrap().ended_by.label(), "wire_protocol");
+/// rustls has no alert for some of these.
+pub(crate) async fn records_that_mean_nothing_end_the_connection(kinds: Kinds) {
+    type Make = fn(&mut RawPeer) -> Vec<u8>;
+    let cases: [(&str, Make); 3] = [
+        ("the beginning of a message of 16 MiB", |raw| raw.seal(HANDSHAKE, &[4, 0xff, 0xff, 0xff, 0])),
+        ("nothing but padding", |raw| raw.seal_padded(0, b"", 100)),
+        ("ChangeCipherSpec", |_| vec![20, 3, 3, 0, 1, 1]),
+    ];
+    for (what, make) in cases {
+        let (app, relay, peer) = RustlsPeer::behind(&kinds).await;
+        let mut peer = peer.into_raw();
+        let record = make(&mut peer);
+        peer.write(&record).await;
+        expect_reset(app).await;
+        assert_eq!(relay.await.unwrap().ended_by.label(), "wire_protocol", "{what}");
+    }
 }

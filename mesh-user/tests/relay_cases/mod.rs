@@ -19,9 +19,9 @@ use tokio::{
 };
 
 use floods::{
-    a_flood_of_warnings_ends_the_connection, a_message_of_sixteen_megabytes_is_not_collected,
-    a_renegotiation_is_refused, empty_records_carry_nothing_and_keep_nothing_alive,
-    key_updates_without_data_end_the_connection, padding_is_taken_off, tickets_without_end_do_no_harm,
+    a_flood_of_warnings_ends_the_connection, a_renegotiation_is_refused,
+    empty_records_carry_nothing_and_keep_nothing_alive, key_updates_without_data_end_the_connection,
+    padding_is_taken_off, records_that_mean_nothing_end_the_connection, tickets_without_end_do_no_harm,
 };
 use mesh::{Mesh, scaled};
 use peer::RustlsPeer;
@@ -82,7 +82,7 @@ pub(crate) fn cases() -> Vec<(&'static str, Case)> {
         a_flood_of_warnings_ends_the_connection,
         tickets_without_end_do_no_harm,
         a_renegotiation_is_refused,
-        a_message_of_sixteen_megabytes_is_not_collected,
+        records_that_mean_nothing_end_the_connection,
     ]
 }
 
