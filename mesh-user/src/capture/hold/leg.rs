@@ -96,6 +96,10 @@ impl HeldLeg {
 
     async fn open(&self) -> io::Result<TcpStream> {
         loop {
+            // Its port may have another connect by now, which this one must not meet.
+            if self.given_up.is_cancelled() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
             let opened = match self.net.simultaneous_open(self.own_end(), self.client) {
                 Ok(socket) => finish_connect(socket).await,
                 Err(error) => Err(error),

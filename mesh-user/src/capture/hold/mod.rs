@@ -5,6 +5,7 @@
 mod answer;
 mod leg;
 mod reader;
+mod share;
 
 use std::{
     collections::HashMap,
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Captured, WorkloadNet, parking::Mutex};
 pub use leg::HeldLeg;
 pub(super) use reader::Reader;
+use share::Share;
 
 /// Who waits for held connects, and which are being decided.
 #[derive(Debug)]
@@ -122,25 +124,23 @@ impl HeldConnects {
 
     /// A share of them: each held connect goes to one subscriber.
     pub fn subscribe(&self) -> HoldCapture {
-        let queue = self.desk.subscribe(self.net.cookie());
-        HoldCapture { desk: Arc::clone(&self.desk), net: Arc::clone(&self.net), queue }
+        HoldCapture { share: Share::new(&self.desk, self.net.cookie()), net: Arc::clone(&self.net) }
     }
 }
 
 /// The `hold` form's share of a namespace's captured connections.
 #[derive(Debug)]
 pub struct HoldCapture {
-    desk: Arc<Desk>,
+    share: Share,
     net: Arc<WorkloadNet>,
-    queue: mpsc::Receiver<Pending>,
 }
 
 impl HoldCapture {
     /// Waits for the next held connect; none when the namespace is not captured any more.
     pub async fn next(&mut self) -> Option<Captured> {
         loop {
-            let Pending { held, number, given_up } = self.queue.recv().await?;
-            let leg = HeldLeg::new((&self.desk, number), &self.net, &held, given_up);
+            let Pending { held, number, given_up } = self.share.recv().await?;
+            let leg = HeldLeg::new((self.share.desk(), number), &self.net, &held, given_up);
             // A workload that is gone: its SYN stays unanswered until its TCP gives up or it is enrolled again.
             if let Some(original) = self.net.original_of(&held, leg.client()) {
                 return Some(Captured { leg: leg.into(), original });
@@ -202,6 +202,19 @@ mod tests {
         assert_eq!(desk.pending.lock().len(), LIMIT + 1);
         desk.close(NETNS);
         drop(queue);
+    }
+
+    /// A namespace that is enrolled anew gets new subscribers, and its clients send their SYNs again.
+    #[test]
+    fn what_a_subscriber_leaves_behind_is_handed_to_the_next_one() {
+        let desk = Arc::new(Desk::default());
+        let gone = Share::new(&desk, NETNS);
+        desk.take(held(held_event::HELD, 1));
+        drop(gone);
+        assert!(desk.pending.lock().is_empty());
+        let mut queue = desk.subscribe(NETNS);
+        desk.take(held(held_event::HELD, 1));
+        assert!(queue.try_recv().is_ok());
     }
 
     #[test]
