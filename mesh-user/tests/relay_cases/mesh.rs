@@ -20,6 +20,9 @@ use crate::test_pki::{TestCa, bundles, shared};
 pub(crate) const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/web";
 pub(crate) const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/db";
 
+/// Time in which the client's first data comes up with the rest of its handshake, sometimes: both are read together.
+const SETTLING: Duration = Duration::from_millis(20);
+
 /// `full` divided by `MESHD_TEST_SCALE`, at least 1.
 pub(crate) fn scaled(full: usize) -> usize {
     let scale = std::env::var("MESHD_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
@@ -116,11 +119,27 @@ impl Mesh {
     pub(crate) async fn start_with_send_buffer(kinds: &Kinds, bytes: usize) -> Self {
         let (near, far) = tcp_pair().await;
         socket2::SockRef::from(&near).set_send_buffer_size(bytes).unwrap();
-        Self::start_over((near, far), &Trust::new(), kinds, RelayOptions::default(), &[]).await
+        Self::start_over((near, far), &Trust::new(), kinds, RelayOptions::default(), &[], SETTLING).await
+    }
+
+    /// The server's relay begins after `settling`.
+    pub(crate) async fn start_at_once(
+        trust: &Trust,
+        kinds: &Kinds,
+        options: RelayOptions,
+        early: &[u8],
+        small_send_buffer: bool,
+        settling: Duration,
+    ) -> Self {
+        let (near, far) = tcp_pair().await;
+        if small_send_buffer {
+            socket2::SockRef::from(&near).set_send_buffer_size(23_040).unwrap();
+        }
+        Self::start_over((near, far), trust, kinds, options, early, settling).await
     }
 
     pub(crate) async fn start_in(trust: &Trust, kinds: &Kinds, options: RelayOptions, early: &[u8]) -> Self {
-        Self::start_over(tcp_pair().await, trust, kinds, options, early).await
+        Self::start_over(tcp_pair().await, trust, kinds, options, early, SETTLING).await
     }
 
     /// `early` is what the application sent before its relay runs.
@@ -130,6 +149,7 @@ impl Mesh {
         kinds: &Kinds,
         options: RelayOptions,
         early: &[u8],
+        settling: Duration,
     ) -> Self {
         let ((mut client, client_app), (server_app, server)) = tokio::join!(tcp_pair(), tcp_pair());
         client.write_all(early).await.unwrap();
@@ -149,8 +169,9 @@ impl Mesh {
         };
         let far = async {
             let far = trust.accept(far).await;
-            // The client's first data and the rest of its handshake are read together, sometimes.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            if !settling.is_zero() {
+                tokio::time::sleep(settling).await;
+            }
             leg(far, kinds.server, &kinds.kernel).await
         };
         let ((client_relay, client_live, resumed), wire) = tokio::join!(near, far);

@@ -3,8 +3,10 @@
 
 mod floods;
 mod mesh;
+mod party;
 mod peer;
 mod protocol;
+mod random;
 mod raw;
 
 use std::{future::Future, io::ErrorKind, pin::Pin, sync::Arc, time::Duration};
@@ -30,6 +32,7 @@ use protocol::{
     a_fatal_alert_of_the_peer_ends_both_legs, a_key_update_with_the_handshake_is_answered,
     a_message_split_around_the_offload_is_understood, what_follows_close_notify_is_ignored,
 };
+use random::random_exchanges_are_what_the_model_says;
 
 /// Which kinds the two relays are.
 #[derive(Clone)]
@@ -83,6 +86,7 @@ pub(crate) fn cases() -> Vec<(&'static str, Case)> {
         tickets_without_end_do_no_harm,
         a_renegotiation_is_refused,
         records_that_mean_nothing_end_the_connection,
+        random_exchanges_are_what_the_model_says,
     ]
 }
 
@@ -101,6 +105,7 @@ pub(crate) fn plain_cases() -> Vec<(&'static str, Case)> {
         a_slow_reader_blocks_the_writer,
         idle_connections_hold_no_buffer_and_time_out,
         a_relay_is_closed_from_outside,
+        random_exchanges_are_what_the_model_says,
     ]
 }
 
