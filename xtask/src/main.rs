@@ -1,4 +1,4 @@
-//! Everything a person or CI types: `cargo xtask setup | build | test | demo | bench | vm | lint | clean`.
+//! Everything a person or CI types: `cargo xtask setup | build | test | fuzz | demo | bench | vm | lint | clean`.
 //!
 //! This file only parses arguments and hands over. Set-up is idempotent and cached; what it cannot do
 //! (no root, no network, another distribution) it says, it never guesses.
@@ -14,6 +14,7 @@ mod deny;
 mod diagnosis;
 mod ebpf;
 mod envoy;
+mod fuzz;
 mod host;
 mod initramfs;
 mod kernel_packages;
@@ -60,6 +61,8 @@ enum Task {
     Build,
     /// Run every test level; does all set-up first
     Test(TestArgs),
+    /// Feed what meshd parses with made-up inputs: the committed corpora, then new ones; crashes go to target/fuzz
+    Fuzz(fuzz::FuzzArgs),
     /// Show meshd at work with real programs; does all set-up first
     Demo(demo::DemoArgs),
     /// Measure meshd against plain TCP and other meshes; does all set-up first
@@ -138,6 +141,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Build => setup::build()?,
         Task::Test(args) => return test::run(&args),
+        Task::Fuzz(args) => return fuzz::run_alone(&args),
         Task::Demo(args) => return demo::run(&args),
         Task::Bench(args) => return bench::run(&args),
         Task::Story { bin_dir, colour } => story::run(&bin_dir, colour)?,

@@ -48,7 +48,10 @@ pub(crate) fn build() -> Result<()> {
 
 /// Removes what set-up cached; packages and `~/.cargo/bin` stay, and so do cargo's own build outputs.
 pub(crate) fn clean() -> Result<()> {
-    for folder in [kernels::folder()?, paths::target()?.join("tools"), paths::target()?.join("bpf")] {
+    let target = paths::target()?;
+    for folder in
+        [kernels::folder()?].into_iter().chain(["tools", "bpf", "fuzz"].map(|name| target.join(name)))
+    {
         if folder.exists() {
             step(&format!("remove {}", folder.display()));
             fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;

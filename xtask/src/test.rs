@@ -1,4 +1,4 @@
-//! `cargo xtask test`: lint, unit, integration on this machine's kernel, then the same integration binary in a
+//! `cargo xtask test`: lint, unit, fuzz, integration on this machine's kernel, then the same integration binary in a
 //! virtual machine per kernel, and systemd's unit in one more. A level that cannot run is skipped with its reason; one that says nothing failed.
 
 use std::{
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::{
     TestArgs,
     command::{command, follow, note, step},
-    ebpf, envoy, host,
+    ebpf, envoy, fuzz, host,
     kernels::{self, Series},
     libtest::Summary,
     lint, machines, paths,
@@ -43,6 +43,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         finish(&mut levels, lint::run());
     }
     finish(&mut levels, unit(args));
+    if args.filter.is_none() {
+        finish(&mut levels, fuzz::level());
+    }
     match binaries() {
         Ok(binaries) => {
             finish(&mut levels, native(&binaries.integration, args));

@@ -12,7 +12,10 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 
 use super::{api::ApiError, server::SOCKET_NAME};
 
@@ -97,29 +100,8 @@ impl AdminClient {
     }
 
     async fn exchange(&self, method: Method, path_and_query: &str) -> Result<Bytes, ClientError> {
-        let no_answer = |error: hyper::Error| ClientError::NoAnswer(error.to_string());
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.connect_error(source))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(no_answer)?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path_and_query)
-            .header(header::HOST, "meshd")
-            .header(header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| ClientError::NoAnswer(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(no_answer)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let body = body.map_err(|error| ClientError::NoAnswer(error.to_string()))?.to_bytes();
-        if status == StatusCode::OK {
-            return Ok(body);
-        }
-        let message = match serde_json::from_slice::<ApiError>(&body) {
-            Ok(document) => document.error,
-            Err(_) => format!("meshd answered {status}: {}", String::from_utf8_lossy(&body).trim()),
-        };
-        Err(ClientError::Refused { status: status.as_u16(), message })
+        exchange_over(stream, method, path_and_query).await
     }
 
     fn connect_error(&self, source: io::Error) -> ClientError {
@@ -134,7 +116,40 @@ impl AdminClient {
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+/// One request over a connection that is then closed.
+pub(super) async fn exchange_over<S>(
+    stream: S,
+    method: Method,
+    path_and_query: &str,
+) -> Result<Bytes, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let no_answer = |error: hyper::Error| ClientError::NoAnswer(error.to_string());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(no_answer)?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path_and_query)
+        .header(header::HOST, "meshd")
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| ClientError::NoAnswer(error.to_string()))?;
+    let response = sender.send_request(request).await.map_err(no_answer)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+    let body = body.map_err(|error| ClientError::NoAnswer(error.to_string()))?.to_bytes();
+    if status == StatusCode::OK {
+        return Ok(body);
+    }
+    let message = match serde_json::from_slice::<ApiError>(&body) {
+        Ok(document) => document.error,
+        Err(_) => format!("meshd answered {status}: {}", String::from_utf8_lossy(&body).trim()),
+    };
+    Err(ClientError::Refused { status: status.as_u16(), message })
+}
+
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(body).map_err(|error| ClientError::BadAnswer(error.to_string()))
 }
 

@@ -5,6 +5,9 @@
 pub mod api;
 pub mod client;
 pub mod explain;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod peer;
 mod routes;
 pub mod server;

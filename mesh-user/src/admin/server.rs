@@ -188,7 +188,7 @@ async fn pause_after(error: &io::Error) {
 }
 
 /// False when there are too many connections; the stream is then closed.
-fn spawn_connection<S>(
+pub(super) fn spawn_connection<S>(
     stream: S,
     router: &Router,
     limits: AdminLimits,

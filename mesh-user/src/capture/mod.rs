@@ -24,6 +24,9 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use parking::Mutex;
 
 pub use error::CaptureError;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use hold::fuzz;
 pub use hold::{HeldConnects, HeldLeg, HoldCapture};
 pub use maps::{MapUse, Stats};
 pub use net::{InboundOwner, OriginalDestination, PeerViewGuard, WorkloadNet};

@@ -4,6 +4,9 @@
 mod attempt;
 mod connections;
 mod detect;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 mod handshakes;
 mod inbound;
 mod listeners;

@@ -3,6 +3,8 @@
 //! unanswered or given up by the application.
 
 mod answer;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod leg;
 mod reader;
 mod share;

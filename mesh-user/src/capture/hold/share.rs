@@ -25,6 +25,11 @@ impl Share {
     pub(super) async fn recv(&mut self) -> Option<Pending> {
         self.queue.recv().await
     }
+
+    #[cfg(fuzzing)]
+    pub(super) fn try_recv(&mut self) -> Option<Pending> {
+        self.queue.try_recv().ok()
+    }
 }
 
 impl Drop for Share {

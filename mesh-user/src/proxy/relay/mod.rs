@@ -19,6 +19,9 @@ use tokio::net::TcpStream;
 pub use buffers::buffers_lent;
 pub use driver::relay;
 pub use handover::{Handover, HandoverState};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use ktls::fuzz;
 pub use stats::{CloseReason, EndedBy, LiveStats, RelayOptions, RelayOutcome};
 
 use crate::tls::{Established, KernelTls, Offloaded};

@@ -4,6 +4,9 @@
 //! Sources: RFC 8446 sections 4.6, 5.5, 6.1; Documentation/networking/tls.rst.
 
 mod control;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 
 use std::{
     io,
@@ -293,9 +296,19 @@ impl Ktls {
     ) -> Moved<()> {
         let received: io::Result<Received> =
             ready!(legs.poll_read_with(Leg::Wire, cx, |wire| ktls::receive_record(wire, buffer.room())));
-        let Received { record_type, length } = received.map_err(|error| self.receive_error(&error))?;
+        let received = received.map_err(|error| self.receive_error(&error))?;
         self.splice_refused = false;
-        Poll::Ready(match record_type {
+        Poll::Ready(self.take_record(legs, &received, buffer))
+    }
+
+    /// Takes the record that lies in the buffer's room.
+    fn take_record(
+        &mut self,
+        legs: Legs<'_>,
+        &Received { record_type, length }: &Received,
+        buffer: &mut Buffer,
+    ) -> Result<(), EndedBy> {
+        match record_type {
             None => Err(EndedBy::Truncated),
             // RFC 8446 section 5.1.
             Some(RECORD_DATA | RECORD_ALERT) if !self.handshake.is_empty() => {
@@ -315,7 +328,7 @@ impl Ktls {
             Some(other) => {
                 Err(self.refuse(control::UNEXPECTED_MESSAGE, &format!("a record of type {other}")))
             }
-        })
+        }
     }
 }
 
