@@ -95,6 +95,7 @@ fn a_wrong_file_says_where_and_what() {
         (format!("{workload}selector: {{ user: b }}, ports: [1] }}\n"), "node.yaml:3:", "ports without addresses"),
         (format!("{workload}selector: {{ user: b }}, addresses: [300.1.1.1] }}\n"), "node.yaml:3:", "IP address"),
         (format!("{workload}selector: {{ user: b }}, addresses: [127.0.0.1] }}\n"), "node.yaml:3:65: ", "reached"),
+        (format!("{workload}selector: {{ user: b }}, addresses: ['fe80::1'] }}\n"), "node.yaml:3:65: ", "link"),
         (format!("{workload}selector: {{ user: b }}, excludeOutboundPorts: [1, 1] }}\n"), "node.yaml:3:", "twice"),
         (format!("{workload}serviceAccount: 'a/b', selector: {{ user: b }} }}\n"), "node.yaml:3:46: ", "path"),
         (

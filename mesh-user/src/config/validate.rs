@@ -256,6 +256,12 @@ fn addresses(check: &mut Check<'_>, config: &Config) {
             if canonical.is_unspecified() || canonical.is_loopback() || canonical.is_multicast() {
                 check.wrong(&place, format!("{address} cannot be reached from another workload"));
             }
+            if matches!(canonical, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+                check.wrong(
+                    &place,
+                    format!("{address} means nothing without a link: no program dials it alone"),
+                );
+            }
             let others = owners.entry(canonical).or_default();
             let conflict = others.iter().find_map(|(other, first, theirs)| {
                 let twice = (*other == entry).then(|| "already belongs".to_owned());
