@@ -17,15 +17,19 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// Probes sent before a silent peer is given up.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// `TCP_NODELAY` for an app leg. Its other end is on the same kernel and cannot vanish without a word.
+/// `TCP_NODELAY` and urgent data in line for an app leg. Its other end is on the same kernel and cannot vanish without
+/// a word.
 pub fn prepare_app_leg(socket: &impl AsFd) -> io::Result<()> {
-    SockRef::from(socket).set_tcp_nodelay(true)
-}
-
-/// `TCP_NODELAY` and keepalive for a wire leg. `keepalive_idle`: idle time before the first probe.
-pub fn prepare_wire_leg(socket: &impl AsFd, keepalive_idle: Duration) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
+    // Otherwise the byte that an application sends as urgent is taken out of the stream and lost (RFC 6093 section 4).
+    socket.set_out_of_band_inline(true)
+}
+
+/// The same and keepalive for a wire leg. `keepalive_idle`: idle time before the first probe.
+pub fn prepare_wire_leg(socket: &impl AsFd, keepalive_idle: Duration) -> io::Result<()> {
+    prepare_app_leg(socket)?;
+    let socket = SockRef::from(socket);
     let interval = (keepalive_idle / 4).max(Duration::from_secs(1));
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
