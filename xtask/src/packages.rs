@@ -52,6 +52,9 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "wrk",
     "iperf3",
     "nghttp2-client",
+    "haproxy",
+    "nodejs",
+    "rsync",
     "openssl",
     "gnutls-bin",
     "openssh-server",
@@ -79,6 +82,8 @@ const SERVICES: &[(&str, &str)] = &[
     ("postgresql", "postgresql.service"),
     ("openssh-server", "ssh.service"),
     ("iperf3", "iperf3.service"),
+    ("haproxy", "haproxy.service"),
+    ("rsync", "rsync.service"),
 ];
 
 /// Installs what is missing of `needs`; does nothing, and needs neither root nor network, when all is there.

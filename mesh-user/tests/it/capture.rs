@@ -24,6 +24,11 @@ impl Capture {
         Self::start_with(wire, name, 262_144, false)
     }
 
+    /// Captures the first 2 KiB of each packet, and so many more packets at once: for what says the marker often.
+    pub(crate) fn start_of_heads(wire: &Wire, name: &str) -> anyhow::Result<Self> {
+        Self::start_with(wire, name, 2048, false)
+    }
+
     /// Captures the first bytes of each packet of much traffic; may miss some of them.
     pub(crate) fn start_of_bulk(wire: &Wire, name: &str) -> anyhow::Result<Self> {
         Self::start_with(wire, name, 160, true)

@@ -23,6 +23,8 @@ pub(crate) enum Needs {
     EveryRelay,
     /// `meshd` and Envoy, once, on this machine's own kernel.
     Envoy,
+    /// `meshd`, once, where the kernel lets programs use `io_uring`.
+    IoUring,
 }
 
 /// A story: a sentence as its name, and the function that tells it.
@@ -86,14 +88,16 @@ pub(crate) fn main() -> ExitCode {
 fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
     let relays: &[Relay] = match story.needs {
         Needs::EveryRelay => &Relay::ALL,
-        Needs::Daemon | Needs::NoDaemon | Needs::Envoy => &[Relay::Userspace],
+        Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring => &[Relay::Userspace],
     };
     relays
         .iter()
         .map(|&relay| {
             let name = match story.needs {
                 Needs::EveryRelay => format!("{topic}::{}::{relay}", story.name),
-                Needs::Daemon | Needs::NoDaemon | Needs::Envoy => format!("{topic}::{}", story.name),
+                Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring => {
+                    format!("{topic}::{}", story.name)
+                }
             };
             let skipped = Arc::clone(skipped);
             let label = name.clone();
@@ -128,6 +132,11 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
         if super::envoy::executable().is_none() {
             return Some("no Envoy under target/tools: cargo xtask test installs it".to_owned());
         }
+    }
+    if story.needs == Needs::IoUring {
+        return io_uring::IoUring::new(8)
+            .err()
+            .map(|error| format!("this kernel gives no io_uring: {error}"));
     }
     if ground::Scale::from_environment().is_vm()
         && story.needs == Needs::EveryRelay

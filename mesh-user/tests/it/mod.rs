@@ -1,5 +1,6 @@
 //! The rooms of the integration tests: `harness` runs trials, `ground` to `daemon` build and remove what a story
-//! needs, `judge` reads captured packets, `peer` is the far end of sockets, `scenarios` are the stories.
+//! needs, `judge` reads captured packets, `peer` and `scripts` are the far ends of
+//! sockets, `scenarios` are the stories.
 
 pub(crate) mod capture;
 pub(crate) mod cgroup;
@@ -18,3 +19,4 @@ pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod relay;
 pub(crate) mod scenarios;
+pub(crate) mod scripts;

@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 mod bulk;
 mod many;
+mod ring;
 mod serve;
 
 pub(crate) const VERB: &str = "__peer";
@@ -71,6 +72,8 @@ fn play(args: &Args) -> anyhow::Result<()> {
             mptcp();
             Ok(())
         }
+        Some("ring-serve") => ring::serve(args),
+        Some("ring-probe") => ring::probe(args),
         Some("bulk-serve") => bulk::serve(args),
         Some("bulk-probe") => bulk::probe(args),
         Some("short") => many::short(args),

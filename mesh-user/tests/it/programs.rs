@@ -168,13 +168,13 @@ pub(crate) fn listening(place: &Place, port: u16) -> anyhow::Result<()> {
     })
 }
 
-fn folder(place: &Place, name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn folder(place: &Place, name: &str) -> anyhow::Result<PathBuf> {
     let dir = place.dir().join(format!("{}-{name}", place.name));
     fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
     Ok(dir)
 }
 
-fn open_to_all(dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn open_to_all(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     ensure!(dir.starts_with("/tmp"), "only the tests' own folders are opened to all");
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;

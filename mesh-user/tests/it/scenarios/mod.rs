@@ -19,14 +19,17 @@ mod policy;
 mod selectors;
 mod selfcheck;
 mod servers_first;
+mod transparency;
 mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 20] = [
+    let topics: [(&str, &'static [Story]); 22] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
+        ("sockets", transparency::sockets::STORIES),
+        ("programs", transparency::programs::STORIES),
         ("http", http::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
