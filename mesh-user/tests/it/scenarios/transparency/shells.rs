@@ -41,10 +41,11 @@ pub(super) fn rsync_pushes_and_pulls(mesh: &Mesh, files: usize) -> anyhow::Resul
     }
     let conf = dir.join("rsyncd.conf");
     let module = kept.display();
-    fs::write(
-        &conf,
-        format!("use chroot = no\n[tree]\npath = {module}\nread only = no\nuid = root\ngid = root\n"),
-    )?;
+    // Nobody answers for names here, and rsync would wait for them.
+    let modules = format!(
+        "use chroot = no\nreverse lookup = no\n[tree]\npath = {module}\nread only = no\nuid = root\ngid = root\n"
+    );
+    fs::write(&conf, modules)?;
     let config = format!("--config={}", conf.display());
     let server = mesh.server.launch("rsyncd", &["rsync", "--daemon", "--no-detach", "--port=8730", &config]);
     let _server = server.start()?;
