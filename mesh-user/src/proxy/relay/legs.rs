@@ -105,7 +105,7 @@ pub(super) async fn send_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result
     Ok(())
 }
 
-fn retryable(error: &io::Error) -> bool {
+pub(super) fn retryable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 

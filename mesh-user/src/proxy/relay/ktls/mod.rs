@@ -19,7 +19,7 @@ use super::{
     Pump, RelayOptions,
     buffers::{Buffer, PLAINTEXT_BYTES},
     handover::HandoverState,
-    legs::{Leg, Legs, Moved, ended_by, send_all},
+    legs::{Leg, Legs, Moved, ended_by, retryable, send_all},
     pipes,
     stats::{EndedBy, LiveStats},
 };
@@ -197,13 +197,19 @@ impl Ktls {
         if self.splice
             && let Ok(mut pipe) = pipes::borrow()
         {
-            let moved = legs.poll_read_with(Leg::App, cx, |app| pipe.fill_from(app));
-            self.outbound = Stage::Pipe(pipe);
-            if moved.is_pending() {
-                self.outbound.release();
+            match pipe.fill_from(legs.app) {
+                Ok(moved) if moved > 0 => {
+                    self.outbound = Stage::Pipe(pipe);
+                    return Poll::Ready(Ok(true));
+                }
+                Err(error) if !retryable(&error) => {
+                    pipes::give_back(pipe);
+                    return Poll::Ready(Err(ended_by(Leg::App, &error)));
+                }
+                // Splice stops before a byte sent as urgent, in line or not, and calls that the end or nothing
+                // (net/ipv4/tcp.c, `tcp_read_sock`): a receive says what it is.
+                _ => pipes::give_back(pipe),
             }
-            let moved = ready!(moved).map_err(|error| ended_by(Leg::App, &error))?;
-            return Poll::Ready(Ok(moved > 0));
         }
         let mut buffer = Buffer::borrow();
         let read = ready!(legs.poll_read(Leg::App, cx, &mut buffer.room()[..PLAINTEXT_BYTES]))?;
