@@ -23,6 +23,8 @@ pub(crate) enum Needs {
     EveryRelay,
     /// `meshd` and Envoy, once, on this machine's own kernel.
     Envoy,
+    /// `meshd`, once, on this machine's own kernel: what the stories' programs ask of a kernel others ask in a VM.
+    Native,
     /// `meshd`, once, where the kernel lets programs use `io_uring`.
     IoUring,
 }
@@ -88,14 +90,16 @@ pub(crate) fn main() -> ExitCode {
 fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
     let relays: &[Relay] = match story.needs {
         Needs::EveryRelay => &Relay::ALL,
-        Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring => &[Relay::Userspace],
+        Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::Native => {
+            &[Relay::Userspace]
+        }
     };
     relays
         .iter()
         .map(|&relay| {
             let name = match story.needs {
                 Needs::EveryRelay => format!("{topic}::{}::{relay}", story.name),
-                Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring => {
+                Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::Native => {
                     format!("{topic}::{}", story.name)
                 }
             };
@@ -132,6 +136,11 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
         if super::envoy::executable().is_none() {
             return Some("no Envoy under target/tools: cargo xtask test installs it".to_owned());
         }
+    }
+    if story.needs == Needs::Native && ground::Scale::from_environment().is_vm() {
+        return Some(
+            "these programs are slow on an emulated kernel: their stories are told natively".to_owned(),
+        );
     }
     if story.needs == Needs::IoUring {
         return io_uring::IoUring::new(8)

@@ -2,6 +2,7 @@
 //! differs is named. `docs/transparency.md` lists every row and its story.
 
 use crate::it::capture::Capture;
+use crate::it::ground::Ground;
 use crate::it::mesh::{MARKER, Mesh};
 
 pub(super) mod programs;
@@ -17,4 +18,20 @@ fn watched(mesh: &Mesh, name: &str, act: impl FnOnce() -> anyhow::Result<()>) ->
     let tap = capture.stop()?;
     anyhow::ensure!(tap.packets() > 0, "nothing was on the wire");
     tap.must_not_show(MARKER)
+}
+
+/// A strict mesh, not started, that holds connects also where the canary is off and form `auto` does not.
+fn given(ground: &Ground) -> anyhow::Result<Mesh> {
+    let mut mesh = Mesh::given(ground)?;
+    for node in [&mut mesh.a, &mut mesh.b] {
+        node.capture.insert("form".into(), "hold".into());
+    }
+    Ok(mesh)
+}
+
+/// The same, started.
+fn running(ground: &Ground) -> anyhow::Result<Mesh> {
+    let mut mesh = given(ground)?;
+    mesh.start()?;
+    Ok(mesh)
 }

@@ -3,15 +3,15 @@
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 
-use super::{proxies, shells, stores, watched};
+use super::{proxies, running, shells, stores, watched};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{MARKER, Mesh, last_line};
+use crate::it::mesh::{MARKER, last_line};
 use crate::it::process::PATIENCE;
 use crate::it::scripts;
 
 pub(in crate::it::scenarios) const STORIES: &[Story] = stories![
-    Daemon 120:
+    Native 120:
         smtp_ftp_asyncio_and_a_programs_own_tls_work,
         node_speaks_websocket_and_http2_streams_both_ways,
         haproxy_splices_and_tells_its_client_by_proxy_protocol,
@@ -20,7 +20,7 @@ pub(in crate::it::scenarios) const STORIES: &[Story] = stories![
 ];
 
 fn smtp_ftp_asyncio_and_a_programs_own_tls_work(ground: &Ground) -> anyhow::Result<()> {
-    let mesh = Mesh::strict(ground)?;
+    let mesh = running(ground)?;
     let [key, cert] =
         ["key.pem", "cert.pem"].map(|name| ground.dir().join(name).to_string_lossy().into_owned());
     let name = format!("subjectAltName=DNS:{MARKER}.test");
@@ -71,7 +71,7 @@ fn smtp_ftp_asyncio_and_a_programs_own_tls_work(ground: &Ground) -> anyhow::Resu
 }
 
 fn node_speaks_websocket_and_http2_streams_both_ways(ground: &Ground) -> anyhow::Result<()> {
-    let mesh = Mesh::strict(ground)?;
+    let mesh = running(ground)?;
     let mut server = scripts::node(&mesh.server, "streams.js", &["serve", "7000"]).start()?;
     server.wait_to_say("listening", PATIENCE * 2)?;
     watched(&mesh, "node", || {
@@ -89,7 +89,7 @@ fn node_speaks_websocket_and_http2_streams_both_ways(ground: &Ground) -> anyhow:
 }
 
 fn haproxy_splices_and_tells_its_client_by_proxy_protocol(ground: &Ground) -> anyhow::Result<()> {
-    let mesh = Mesh::strict(ground)?;
+    let mesh = running(ground)?;
     let page = proxies::page(&mesh.server)?;
     let _nginx = proxies::nginx_behind_proxy_protocol(&mesh.server, 8080, &page)?;
     let _haproxy = proxies::haproxy(&mesh.other, 8000, mesh.server.at(8080))?;
@@ -112,7 +112,7 @@ fn haproxy_splices_and_tells_its_client_by_proxy_protocol(ground: &Ground) -> an
 }
 
 fn postgres_copies_and_notifies_and_redis_publishes_and_replicates(ground: &Ground) -> anyhow::Result<()> {
-    let mesh = Mesh::strict(ground)?;
+    let mesh = running(ground)?;
     let (_postgres, _redis) = stores::given(&mesh)?;
     watched(&mesh, "stores", || {
         stores::postgres_copies(&mesh, ground.scale().of(100_000, 5_000))?;
@@ -123,7 +123,7 @@ fn postgres_copies_and_notifies_and_redis_publishes_and_replicates(ground: &Grou
 }
 
 fn ssh_forwards_ports_and_rsync_copies(ground: &Ground) -> anyhow::Result<()> {
-    let mesh = Mesh::strict(ground)?;
+    let mesh = running(ground)?;
     watched(&mesh, "shells", || {
         shells::ssh_forwards_both_ways(&mesh)?;
         shells::rsync_pushes_and_pulls(&mesh, ground.scale().of(300, 30))

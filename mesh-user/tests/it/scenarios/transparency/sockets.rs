@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use super::super::truth::field;
-use super::watched;
+use super::{given, running, watched};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::mesh::{
@@ -57,7 +57,7 @@ fn calls(mesh: &Mesh) -> anyhow::Result<BTreeMap<(String, String), Value>> {
 }
 
 fn calls_on_sockets_see_what_they_saw_without_meshd(ground: &Ground) -> anyhow::Result<()> {
-    let mut mesh = Mesh::given(ground)?;
+    let mut mesh = given(ground)?;
     for place in [&mesh.client, &mesh.server] {
         // Fast Open for both roles without a cookie (Documentation/networking/ip-sysctl.rst).
         place.run(&["sysctl", "-qw", "net.ipv4.tcp_fastopen=519"])?.succeeded()?;
@@ -88,7 +88,7 @@ fn calls_on_sockets_see_what_they_saw_without_meshd(ground: &Ground) -> anyhow::
 }
 
 fn io_uring_connects_accepts_sends_and_receives(ground: &Ground) -> anyhow::Result<()> {
-    let mesh = Mesh::strict(ground)?;
+    let mesh = running(ground)?;
     let _plain = serve(&mesh.server, 7000, &["--echo"])?;
     let mut server = mesh.server.launch("ring", &peer::command_line(&["ring-serve", "[::]:7001"])).start()?;
     server.wait_to_say("listening", PATIENCE)?;
@@ -126,7 +126,7 @@ fn link_local(mesh: &Mesh, port: u16) -> anyhow::Result<SocketAddr> {
 }
 
 fn a_link_local_destination_is_not_meshed_and_strict_refuses_it(ground: &Ground) -> anyhow::Result<()> {
-    let mesh = Mesh::strict(ground)?;
+    let mesh = running(ground)?;
     let server = serve(&mesh.server, 7000, &["--banner", MARKER])?;
     let to = link_local(&mesh, 7000)?;
     // What a server would say reaches nobody in the clear; what the client says itself is the client's affair.
@@ -141,7 +141,7 @@ fn a_link_local_destination_is_not_meshed_and_strict_refuses_it(ground: &Ground)
 }
 
 fn a_peer_that_vanishes_is_a_reset_on_both_sides(ground: &Ground) -> anyhow::Result<()> {
-    let mut mesh = Mesh::given(ground)?;
+    let mut mesh = given(ground)?;
     mesh.limits = json!({ "keepaliveIdleMs": 1000, "userTimeoutMs": 3000 });
     mesh.start()?;
     let server = serve(&mesh.server, 7000, &["--echo"])?;
