@@ -10,7 +10,9 @@ use mesh_user::capture::fuzz::{Decision, Events, Share};
 const ABANDONED: u8 = 2;
 const EVENT_BYTES: usize = size_of::<mesh_common::HeldConnect>();
 
-#[derive(Default)]
+/// Few, so that the queues are full now and then.
+const WAITING_LIMIT: usize = 8;
+
 struct Desk {
     events: Events,
     shares: Vec<Share>,
@@ -18,7 +20,7 @@ struct Desk {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let (mut input, mut desk, mut steps) = (Input(input), Desk::default(), 0);
+    let (mut input, mut desk, mut steps) = (Input(input), Desk::new(), 0);
     while !input.0.is_empty() && steps < 2000 {
         steps += 1;
         desk.step(&mut input);
@@ -30,6 +32,10 @@ fuzz_target!(|input: &[u8]| {
 });
 
 impl Desk {
+    fn new() -> Self {
+        Self { events: Events::new(WAITING_LIMIT), shares: Vec::new(), decisions: Vec::new() }
+    }
+
     fn step(&mut self, input: &mut Input<'_>) {
         let (what, first, second) = (input.byte(), input.byte(), input.byte());
         let (netns, index) = (first % 3, usize::from(first));

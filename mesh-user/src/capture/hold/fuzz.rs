@@ -9,7 +9,6 @@ use super::{Desk, Pending, share};
 use crate::sys::bpf::read_pod;
 
 /// What the reader of the ring buffer feeds.
-#[derive(Default)]
 pub struct Events(Arc<Desk>);
 
 /// One subscriber.
@@ -25,6 +24,11 @@ pub struct Decision {
 }
 
 impl Events {
+    /// A desk at which each subscriber has room for `waiting_limit`.
+    pub fn new(waiting_limit: usize) -> Self {
+        Self(Arc::new(Desk::new(waiting_limit)))
+    }
+
     /// Takes in what the ring buffer brought; whether it was an event.
     pub fn take(&self, event: &[u8]) -> bool {
         read_pod::<HeldConnect>(event).map(|held| self.feed(held)).is_some()

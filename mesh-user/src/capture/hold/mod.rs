@@ -209,7 +209,7 @@ mod tests {
     /// A namespace that is enrolled anew gets new subscribers, and its clients send their SYNs again.
     #[test]
     fn what_a_subscriber_leaves_behind_is_handed_to_the_next_one() {
-        let desk = Arc::new(Desk::default());
+        let desk = Arc::new(Desk::new(LIMIT));
         let gone = Share::new(&desk, NETNS);
         desk.take(held(held_event::HELD, 1));
         drop(gone);

@@ -232,8 +232,8 @@ fn workloads_that_race_each_get_their_own_verdict(ground: &Ground) -> anyhow::Re
         println!("{count} connects, {} failed, in {} ms", seen["failed"], seen["ms"]);
     }
     ensure!(failures == ["0", &count], "failures of the allowed and of the denied: {failures:?}");
-    let served = accepted(&server) - before;
-    ensure!(served.to_string() == count, "the server accepted {served}");
+    let more = accepted(&server) - before;
+    ensure!(more.to_string() == count, "the server accepted {more}");
     let left = mesh.a.ctl_json(&["connections"])?;
     ensure!(left["connections"].as_array().is_some_and(Vec::is_empty), "connections are left: {left}");
     Ok(())
