@@ -44,8 +44,8 @@ pub fn prepare_wire_leg(socket: &impl AsFd, keepalive_idle: Duration) -> io::Res
 pub struct Owed {
     /// Time since its last acknowledgement.
     pub silence: Duration,
-    /// How often data that it has not acknowledged was sent again.
-    pub retransmitted: u8,
+    /// Time since it was last sent data, for the first time or again.
+    pub since_sent: Duration,
     /// Probes of its closed window since it last answered.
     pub unanswered_probes: u8,
 }
@@ -73,7 +73,7 @@ pub fn owed(socket: &impl AsFd) -> io::Result<Owed> {
     }
     Ok(Owed {
         silence: Duration::from_millis(info.tcpi_last_ack_recv.into()),
-        retransmitted: info.tcpi_retransmits,
+        since_sent: Duration::from_millis(info.tcpi_last_data_sent.into()),
         unanswered_probes: info.tcpi_probes,
     })
 }

@@ -210,8 +210,14 @@ fn read_to_end_until(stream: &mut TcpStream, end: Instant) -> Ended {
         match stream.read(&mut buffer) {
             Ok(0) => break "eof".to_owned(),
             Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            // A program that was stopped is interrupted when it goes on (signal(7)).
             Err(error)
-                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock
+                        | std::io::ErrorKind::TimedOut
+                        | std::io::ErrorKind::Interrupted
+                ) => {}
             Err(error) => break name_of(&error),
         }
     };
