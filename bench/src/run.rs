@@ -156,6 +156,10 @@ fn start_subjects(
             subjects.push(started(stage, kind, tools)?);
         }
     }
+    // Told apart by what a new connection costs only, so it is measured where somebody asks for it.
+    if args.subject.iter().any(|name| name == Kind::MeshdListener.name()) {
+        subjects.push(started(stage, Kind::MeshdListener, tools)?);
+    }
     for (kind, tool, how) in [
         (Kind::Envoy, &tools.envoy, "`cargo xtask bench` brings it"),
         (Kind::Ztunnel, &tools.ztunnel, "name an executable built with `--features testing` in ZTUNNEL_BIN"),

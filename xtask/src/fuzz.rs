@@ -93,9 +93,10 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// By cargo itself: cargo-fuzz compiles every dependency anew.
+/// By cargo itself: cargo-fuzz compiles every dependency anew. As one of all members, so that dependencies have the
+/// features that the tests' builds have given them.
 fn build(targets: &[String]) -> Result<()> {
-    let mut cargo = command(paths::cargo(), ["build", "--release", "--package", "mesh-fuzz"]);
+    let mut cargo = command(paths::cargo(), ["build", "--release", "--workspace", "--exclude", "mesh-ebpf"]);
     cargo.args(targets.iter().flat_map(|target| ["--bin", target]));
     cargo.env("RUSTC_WORKSPACE_WRAPPER", source().join("rustc-with-coverage.sh"));
     let ended = follow(cargo.current_dir(paths::workspace()), |_| ())?;

@@ -49,15 +49,15 @@ fn node_file(ground: &Ground, node: &Place) -> PathBuf {
     folder(ground, node).join("node.yaml")
 }
 
-/// Writes both nodes' files and gives them one trust.
-pub(super) fn prepare(ground: &Ground, relay: Relay, tools: &Tools) -> Result<()> {
+/// Writes both nodes' files and gives them one trust. `form` is capture's.
+pub(super) fn prepare(ground: &Ground, relay: Relay, form: &str, tools: &Tools) -> Result<()> {
     for node in nodes(ground) {
         let dir = folder(ground, node);
         fs::create_dir_all(dir.join("policies"))?;
         // The daemon refuses state that others may read.
         fs::DirBuilder::new().mode(0o700).create(dir.join("state"))?;
         fs::write(dir.join("policies/bench.yaml"), POLICIES)?;
-        fs::write(node_file(ground, node), format!("{:#}\n", configuration(ground, node, relay)))?;
+        fs::write(node_file(ground, node), format!("{:#}\n", configuration(ground, node, relay, form)))?;
     }
     // The first start of a daemon makes the root; the second node gets an intermediate of it.
     let mut first = launch(ground, &ground.node_a, tools)?;
@@ -67,7 +67,7 @@ pub(super) fn prepare(ground: &Ground, relay: Relay, tools: &Tools) -> Result<()
     ctl(ground, &ground.node_a, tools, &trust).map(drop)
 }
 
-fn configuration(ground: &Ground, node: &Place, relay: Relay) -> Value {
+fn configuration(ground: &Ground, node: &Place, relay: Relay, form: &str) -> Value {
     let workload = |place: &Place| {
         json!({
             "name": place.name, "namespace": "bench", "serviceAccount": place.name,
@@ -85,7 +85,7 @@ fn configuration(ground: &Ground, node: &Place, relay: Relay) -> Value {
     json!({
         "node": node.name,
         "stateDir": dir.join("state"), "runtimeDir": dir.join("run"), "policiesDir": dir.join("policies"),
-        "capture": { "cgroup": ground.cgroup() },
+        "capture": { "cgroup": ground.cgroup(), "form": form },
         "relay": relay.as_str(),
         "workloads": [here],
         "remoteWorkloads": [there],

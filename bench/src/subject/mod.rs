@@ -45,6 +45,8 @@ pub(crate) enum Relay {
 pub(crate) enum Kind {
     Plain,
     Meshd(Relay),
+    /// The userspace relay behind capture's form `listener`.
+    MeshdListener,
     Envoy,
     Ztunnel,
 }
@@ -56,6 +58,7 @@ impl Kind {
             Self::Meshd(Relay::Userspace) => "meshd-userspace",
             Self::Meshd(Relay::Ktls) => "meshd-ktls",
             Self::Meshd(Relay::KtlsSplice) => "meshd-ktls-splice",
+            Self::MeshdListener => "meshd-listener",
             Self::Envoy => "envoy",
             Self::Ztunnel => "ztunnel",
         }
@@ -84,7 +87,8 @@ impl Subject {
         let servers = servers::start(&ground)?;
         match kind {
             Kind::Plain => {}
-            Kind::Meshd(relay) => meshd::prepare(&ground, relay, tools)?,
+            Kind::Meshd(relay) => meshd::prepare(&ground, relay, "auto", tools)?,
+            Kind::MeshdListener => meshd::prepare(&ground, Relay::Userspace, "listener", tools)?,
             Kind::Envoy => envoy::prepare(&ground)?,
             Kind::Ztunnel => ztunnel::prepare(&ground)?,
         }
@@ -102,7 +106,7 @@ impl Subject {
     fn start_proxies(&mut self) -> Result<()> {
         self.proxies = match self.kind {
             Kind::Plain => Vec::new(),
-            Kind::Meshd(_) => meshd::start(&self.ground, &self.tools)?,
+            Kind::Meshd(_) | Kind::MeshdListener => meshd::start(&self.ground, &self.tools)?,
             Kind::Envoy => envoy::start(&self.ground, self.tools.envoy.as_deref().context("no Envoy")?)?,
             Kind::Ztunnel => {
                 ztunnel::start(&self.ground, self.tools.ztunnel.as_deref().context("no ztunnel")?)?

@@ -15,7 +15,7 @@ use mesh_user::{
     identity::SpiffeId,
     tls::{PeerRole, PeerVerifier},
 };
-use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
+use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256};
 use test_pki::{Leaf, TestCa, bundles, shared};
 
 #[path = "../../src/tls/test_pki.rs"]
@@ -110,6 +110,8 @@ fn leaf(input: &Wanted<'_>, now: SystemTime) -> Leaf {
             usage(input.client_auth, ExtendedKeyUsagePurpose::ClientAuth),
         ]
         .concat(),
+        extensions: Vec::new(),
+        algorithm: &PKCS_ECDSA_P256_SHA256,
     }
 }
 

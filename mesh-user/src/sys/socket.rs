@@ -44,8 +44,10 @@ pub fn prepare_wire_leg(socket: &impl AsFd, keepalive_idle: Duration) -> io::Res
 pub struct Owed {
     /// Time since its last acknowledgement.
     pub silence: Duration,
-    /// Time since it was last sent data, for the first time or again.
-    pub since_sent: Duration,
+    /// After how long what it has not acknowledged is sent again.
+    pub sent_again_after: Duration,
+    /// Segments that it has not acknowledged.
+    pub unacknowledged: u32,
     /// Probes of its closed window since it last answered.
     pub unanswered_probes: u8,
 }
@@ -73,7 +75,8 @@ pub fn owed(socket: &impl AsFd) -> io::Result<Owed> {
     }
     Ok(Owed {
         silence: Duration::from_millis(info.tcpi_last_ack_recv.into()),
-        since_sent: Duration::from_millis(info.tcpi_last_data_sent.into()),
+        sent_again_after: Duration::from_micros(info.tcpi_rto.into()),
+        unacknowledged: info.tcpi_unacked,
         unanswered_probes: info.tcpi_probes,
     })
 }

@@ -241,6 +241,15 @@ impl Node {
         Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
     }
 
+    /// How many files it may open, which it has raised as far as the machine lets it.
+    pub(crate) fn descriptor_limit(&self) -> anyhow::Result<usize> {
+        let pid = self.meshd.as_ref().context("meshd was not started")?.pid();
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let soft = line.and_then(|line| line.split_whitespace().next()).context("no limit on open files")?;
+        Ok(soft.parse()?)
+    }
+
     /// Sets how many files it may open from now on; what is open stays open.
     pub(crate) fn limit_descriptors(&self, soft: usize) -> anyhow::Result<()> {
         let pid = self.meshd.as_ref().context("meshd was not started")?.pid().to_string();

@@ -55,9 +55,10 @@ struct Question {
 impl Question {
     /// How long the peer is known to have said nothing though it was asked.
     fn open_for(&mut self, owed: &Owed, now: Instant) -> Duration {
-        // Data sent again and probes of a closed window come at intervals of up to two minutes: a long silence
-        // alone may be one in which nobody spoke.
-        let is_asked = owed.since_sent < owed.silence || owed.unanswered_probes > 0;
+        // A peer that is well answers whatever is sent again, so it is never quiet for longer than that takes, which
+        // may be two minutes. Probes of a closed window are counted until it answers.
+        let is_late = owed.unacknowledged > 0 && owed.silence > owed.sent_again_after + TICK;
+        let is_asked = is_late || owed.unanswered_probes > 0;
         let still = |asked: &Instant| owed.silence + TICK >= now - *asked;
         self.asked = is_asked.then(|| self.asked.filter(still).unwrap_or(now));
         self.asked.map_or(Duration::ZERO, |asked| now - asked)
@@ -68,13 +69,14 @@ impl Question {
 mod tests {
     use super::*;
 
-    /// (seconds of silence, seconds since something was sent, unanswered probes), looked at every 30 s.
-    fn open_for(looks: &[(u64, u64, u8)]) -> u64 {
+    /// (seconds of silence, seconds until data is sent again, segments, probes), looked at every 30 s.
+    fn open_for(looks: &[(u64, u64, u32, u8)]) -> u64 {
         let (begun, mut question, mut open) = (Instant::now(), Question::default(), Duration::ZERO);
-        for (&(silence_s, since_sent_s, unanswered_probes), turn) in looks.iter().zip(1..) {
+        for (&(silence_s, again_s, unacknowledged, unanswered_probes), turn) in looks.iter().zip(1..) {
             let owed = Owed {
                 silence: Duration::from_secs(silence_s),
-                since_sent: Duration::from_secs(since_sent_s),
+                sent_again_after: Duration::from_secs(again_s),
+                unacknowledged,
                 unanswered_probes,
             };
             open = question.open_for(&owed, begun + Duration::from_secs(30) * turn);
@@ -85,13 +87,17 @@ mod tests {
     #[test]
     fn only_a_peer_that_was_asked_and_says_nothing_is_silent() {
         for (what, looks, seconds) in [
-            ("idle for an hour", &[(3600, 3600, 0), (3630, 3630, 0), (3660, 3660, 0)][..], 0),
-            ("asked after an hour", &[(3600, 1, 0), (3630, 5, 0), (3660, 10, 0)], 60),
-            ("asked just now", &[(3600, 3600, 0), (3630, 3630, 0), (3660, 1, 0)], 0),
-            ("answers what is sent again", &[(0, 1, 0), (20, 21, 0), (50, 51, 0)], 0),
-            ("talks all the time", &[(1, 0, 0), (1, 0, 0), (1, 0, 0)], 0),
-            ("does not read, but answers probes", &[(25, 90, 1), (5, 120, 0), (35, 150, 1)], 0),
-            ("gone while it did not read", &[(25, 90, 1), (55, 120, 1), (85, 150, 2)], 60),
+            ("idle for an hour", &[(3600, 1, 0, 0), (3630, 1, 0, 0), (3660, 1, 0, 0)][..], 0),
+            ("asked after an hour", &[(3600, 1, 2, 0), (3630, 16, 2, 0), (3660, 32, 2, 0)], 60),
+            ("asked just now", &[(3600, 1, 0, 0), (3630, 1, 0, 0), (3660, 1, 1, 0)], 0),
+            (
+                "answers what is sent again, and drops it",
+                &[(30, 51, 3, 0), (9, 102, 3, 0), (39, 102, 3, 0)],
+                0,
+            ),
+            ("talks all the time", &[(1, 1, 9, 0), (1, 1, 9, 0), (1, 1, 9, 0)], 0),
+            ("does not read, but answers probes", &[(25, 51, 0, 1), (5, 51, 0, 0), (35, 51, 0, 1)], 0),
+            ("gone while it did not read", &[(25, 51, 0, 1), (55, 102, 0, 1), (85, 102, 0, 2)], 60),
         ] {
             assert_eq!(open_for(looks), seconds, "{what}");
         }

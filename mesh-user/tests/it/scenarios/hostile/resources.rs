@@ -30,7 +30,7 @@ fn without_descriptors_new_connections_fail_and_old_ones_live(ground: &Ground) -
         .start()?;
     living.wait_to_say("holding", PATIENCE)?;
     for node in [&mesh.b, &mesh.a] {
-        let enough = node.descriptors()? + 10_000;
+        let enough = node.descriptor_limit()?;
         // The lowest free number is above all that are open.
         node.limit_descriptors(3)?;
         mesh.watched(&node.name, || {
