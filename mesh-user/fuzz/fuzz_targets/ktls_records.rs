@@ -81,14 +81,19 @@ struct Model {
     is_tls13: bool,
     message: Vec<u8>,
     warnings: u8,
+    empty_records: u8,
 }
 
 impl Model {
     fn check(&mut self, kind: u8, body: &[u8], told: &Told) {
         let expected = match (kind, self.message.is_empty()) {
+            (DATA, true) if body.is_empty() => {
+                self.empty_records += 1;
+                if self.empty_records > 32 { refused(10) } else { Told::Taken }
+            }
             (DATA, true) => {
-                self.warnings = 0;
-                if body.is_empty() { Told::Taken } else { Told::Data(body.len()) }
+                (self.warnings, self.empty_records) = (0, 0);
+                Told::Data(body.len())
             }
             (ALERT, true) => self.alert(body),
             (HANDSHAKE, _) => self.handshake(body),
@@ -100,11 +105,11 @@ impl Model {
     fn alert(&mut self, body: &[u8]) -> Told {
         match body {
             [_, 0] => Told::Closed,
-            [_, 90] => Told::Taken,
-            [1, _] if !self.is_tls13 && self.warnings < 4 => {
+            [1, description] if (*description == 90 || !self.is_tls13) && self.warnings < 4 => {
                 self.warnings += 1;
                 Told::Taken
             }
+            [1, 90] => refused(10),
             [_, _] => Told::Ended("wire_protocol", None),
             _ => refused(50),
         }
