@@ -20,6 +20,8 @@ fn without_descriptors_new_connections_fail_and_old_ones_live(ground: &Ground) -
     let mut mesh = Mesh::given(ground)?;
     let patience = ground.scale().of(1500, 15_000);
     mesh.limits = serde_json::json!({ "handshakeTimeoutMs": patience, "connectTimeoutMs": patience });
+    // In the other form a connection waits in the listener's queue until it can be accepted.
+    mesh.a.capture.insert("form".into(), "hold".into());
     mesh.start()?;
     let _server = serve(&mesh.server, 7000, &["--echo"])?;
     let to = mesh.server.at(7000).to_string();
