@@ -63,11 +63,7 @@ impl CaptureLimits {
         const HEADER_BYTES: usize = 8; // BPF_RINGBUF_HDR_SZ
         const PAGE_BYTES: usize = 4096;
         let bytes = (self.held_connects as usize).saturating_mul(size_of::<HeldConnect>() + HEADER_BYTES);
-        bytes
-            .max(PAGE_BYTES)
-            .checked_next_power_of_two()
-            .and_then(|b| u32::try_from(b).ok())
-            .unwrap_or(1 << 31)
+        u32::try_from(bytes.max(PAGE_BYTES).next_power_of_two()).unwrap_or(1 << 31)
     }
 
     pub(super) fn excluded_ports(&self) -> usize {

@@ -168,24 +168,39 @@ fn a_connect_given_up_leaves_nothing_behind(ground: &Ground) -> anyhow::Result<(
         line["error"].as_str().is_some_and(|error| error.contains("gave up"))
     })?;
     ensure!(line["bytes_sent"] == 0 && line["response_flags"] == "RESET", "{line}");
-    let left = mesh.a.ctl_json(&["connections"])?;
-    ensure!(left["connections"].as_array().is_some_and(Vec::is_empty), "a connection is left: {left}");
+    nothing_is_left(&mesh.a)?;
     must_serve(&mesh)
+}
+
+/// Stops a node's meshd while so many connect at once; all must be served when it goes on.
+fn served_after_a_stop(
+    mesh: &mut Mesh,
+    node: fn(&mut Mesh) -> &mut Node,
+    count: &str,
+) -> anyhow::Result<Value> {
+    let to = mesh.server.at(7000).to_string();
+    node(mesh).meshd()?.signal(Signal::SIGSTOP)?;
+    let short = peer::command_line(&["short", &to, "--count", count, "--threads", count]);
+    let waiting = mesh.client.launch("short", &short).start()?;
+    std::thread::sleep(Duration::from_secs(2));
+    node(mesh).meshd()?.signal(Signal::SIGCONT)?;
+    let seen = last_line(&waiting.finish(PATIENCE * 4)?)?;
+    ensure!(seen["failed"] == 0, "{seen}");
+    Ok(seen)
+}
+
+fn nothing_is_left(node: &Node) -> anyhow::Result<()> {
+    let left = node.ctl_json(&["connections"])?;
+    ensure!(left["connections"].as_array().is_some_and(Vec::is_empty), "connections are left: {left}");
+    Ok(())
 }
 
 fn many_connects_wait_together_and_all_succeed(ground: &Ground) -> anyhow::Result<()> {
     let mut mesh = holding(ground)?;
     let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
     must_serve(&mesh)?;
-    let (to, count) = (mesh.server.at(7000).to_string(), ground.scale().of("1000", "40"));
-    pause(&mut mesh, Signal::SIGSTOP)?;
-    let threads = count;
-    let short = peer::command_line(&["short", &to, "--count", count, "--threads", threads]);
-    let waiting = mesh.client.launch("short", &short).start()?;
-    std::thread::sleep(Duration::from_secs(2));
-    pause(&mut mesh, Signal::SIGCONT)?;
-    let seen = last_line(&waiting.finish(PATIENCE * 4)?)?;
-    ensure!(seen["failed"] == 0, "{seen}");
+    let count = ground.scale().of("1000", "40");
+    let seen = served_after_a_stop(&mut mesh, |mesh| &mut mesh.b, count)?;
     println!("{count} connects held together were served in {} ms", seen["ms"]);
     Ok(())
 }
@@ -198,14 +213,7 @@ fn a_connect_that_finds_the_ring_full_is_told_again(ground: &Ground) -> anyhow::
     mesh.start()?;
     let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
     must_serve(&mesh)?;
-    let (to, count) = (mesh.server.at(7000).to_string(), "64");
-    mesh.a.meshd()?.signal(Signal::SIGSTOP)?;
-    let short = peer::command_line(&["short", &to, "--count", count, "--threads", count]);
-    let waiting = mesh.client.launch("short", &short).start()?;
-    std::thread::sleep(Duration::from_secs(2));
-    mesh.a.meshd()?.signal(Signal::SIGCONT)?;
-    let seen = last_line(&waiting.finish(PATIENCE * 4)?)?;
-    ensure!(seen["failed"] == 0, "{seen}");
+    served_after_a_stop(&mut mesh, |mesh| &mut mesh.a, "64")?;
     let full = mesh.a.metric("meshd_bpf_events_total", &["event=\"held_ring_full\""])?;
     ensure!(full > 0, "the ring held all of them");
     Ok(())
@@ -234,9 +242,7 @@ fn workloads_that_race_each_get_their_own_verdict(ground: &Ground) -> anyhow::Re
     ensure!(failures == ["0", &count], "failures of the allowed and of the denied: {failures:?}");
     let more = accepted(&server) - before;
     ensure!(more.to_string() == count, "the server accepted {more}");
-    let left = mesh.a.ctl_json(&["connections"])?;
-    ensure!(left["connections"].as_array().is_some_and(Vec::is_empty), "connections are left: {left}");
-    Ok(())
+    nothing_is_left(&mesh.a)
 }
 
 fn a_held_connect_outlives_its_daemon_without_plaintext(ground: &Ground) -> anyhow::Result<()> {
