@@ -24,6 +24,9 @@ use crate::{
 /// Content type of a record that carries handshake messages (RFC 8446 section 5.1).
 const TLS_HANDSHAKE_RECORD: u8 = 22;
 
+const OVER_SHARE: &str =
+    "a quarter of limits.connections are this address's and have yet to say who they are";
+
 /// Serves one inbound connection to its end.
 pub(super) async fn inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: WorkloadName, stream: TcpStream) {
     let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
@@ -87,7 +90,12 @@ impl Inbound<'_> {
         let limits = &self.view.snapshot.config.limits;
         prepare_wire_leg(&stream, limits.keepalive_idle())
             .map_err(|e| Failure::new(ResponseFlags::Failed, &e))?;
+        let Some(unproven) = self.mesh.unproven.of(self.client.ip()).try_place() else {
+            reset_on_close(&stream);
+            return Err(Failure::new(ResponseFlags::Limit, OVER_SHARE));
+        };
         let (wire, sni) = self.identify(attempt, stream, mode).await?;
+        drop(unproven);
         let peer = match &wire {
             Wire::Plain(_) => None,
             Wire::Tls(established) => Some(Arc::clone(established.peer())),

@@ -10,6 +10,7 @@ use super::{
     handshakes::Handshakes,
     numbers::Numbers,
     relay::{self, RelayChoice, RelayKind, RelayOptions},
+    shares::Shares,
 };
 use crate::{
     ca::SvidStore,
@@ -54,13 +55,16 @@ pub struct Mesh {
     pub connections: Connections,
     numbers: Numbers,
     pub(super) handshakes: Handshakes,
+    /// Of inbound connections whose client has yet to say or prove who it is.
+    pub(super) unproven: Shares,
     accepted: AtomicUsize,
 }
 
 impl Mesh {
     /// Puts the parts together.
     pub fn new(parts: MeshParts) -> Self {
-        let handshakes = parts.snapshot.config.limits.concurrent_handshakes as usize;
+        let limits = &parts.snapshot.config.limits;
+        let (handshakes, connections) = (limits.concurrent_handshakes as usize, limits.connections as usize);
         Self {
             view: ArcSwap::from_pointee(View::new(parts.snapshot)),
             svids: parts.svids,
@@ -71,6 +75,7 @@ impl Mesh {
             connections: Connections::default(),
             numbers: Numbers::default(),
             handshakes: Handshakes::new(handshakes),
+            unproven: Shares::new(connections),
             accepted: AtomicUsize::new(0),
         }
     }

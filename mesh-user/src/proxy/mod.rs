@@ -15,6 +15,7 @@ mod numbers;
 mod outbound;
 mod recheck;
 pub mod relay;
+mod shares;
 mod stage;
 mod view;
 mod workers;

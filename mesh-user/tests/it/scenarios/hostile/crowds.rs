@@ -6,13 +6,14 @@ use serde_json::json;
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{Mesh, accepted, must_serve, serve};
+use crate::it::mesh::{Mesh, accepted, must_serve, serve, start_probe};
 use crate::it::peer;
 use crate::it::process::{PATIENCE, wait_until};
 
 pub(in super::super) const STORIES: &[Story] = stories![
     Daemon 120:
         handshakes_that_never_end_keep_nobody_else_waiting,
+        silent_connections_keep_nobody_else_out,
         connections_that_ended_leave_nothing_behind;
 ];
 
@@ -61,6 +62,26 @@ fn handshakes_that_never_end_keep_nobody_else_waiting(ground: &Ground) -> anyhow
         );
     }
     must_serve(&mesh)
+}
+
+fn silent_connections_keep_nobody_else_out(ground: &Ground) -> anyhow::Result<()> {
+    const LIMIT: usize = 16;
+    let mut mesh = Mesh::given(ground)?;
+    mesh.limits = json!({ "connections": LIMIT, "handshakeTimeoutMs": 60_000 });
+    mesh.start()?;
+    let _server = serve(&mesh.server, 7000, &["--echo"])?;
+    let (files, to) = (mesh.b.descriptors()?, mesh.server.at(7000));
+    let silent: Vec<_> = (0..LIMIT)
+        .map(|_| start_probe(&mesh.outsider, to, &["--wait-ms", "30000"]))
+        .collect::<anyhow::Result<_>>()?;
+    wait_until(PATIENCE, "meshd to have refused what is beyond its share", || {
+        let refused = mesh.b.access_log().iter().filter(|line| line["response_flags"] == "LIMIT").count();
+        Ok(refused == LIMIT - LIMIT / 4)
+    })?;
+    ensure!(mesh.b.descriptors()? >= files + LIMIT / 4, "nobody is silent any more");
+    must_serve(&mesh)?;
+    drop(silent);
+    Ok(())
 }
 
 fn connections_that_ended_leave_nothing_behind(ground: &Ground) -> anyhow::Result<()> {
