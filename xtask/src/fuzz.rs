@@ -76,7 +76,7 @@ fn level_of(targets: &[String], seconds: u64) -> Level {
             Err(error) => summary.fail(name, &format!("{error:#}")),
         }
     }
-    Level { name: "fuzz".to_owned(), summary, took: started.elapsed() }
+    Level { name: "fuzz".to_owned(), summary, took: started.elapsed(), kernel: None }
 }
 
 fn source() -> PathBuf {

@@ -35,6 +35,16 @@ pub(crate) fn has_kernel_tls() -> bool {
     statistics.exists()
 }
 
+/// This machine's kernel as `6.12`; none where it does not say.
+pub(crate) fn kernel_series() -> Option<String> {
+    parse_series(&fs::read_to_string("/proc/sys/kernel/osrelease").ok()?)
+}
+
+fn parse_series(release: &str) -> Option<String> {
+    let mut parts = release.trim().split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
+    Some(format!("{}.{}", parts.next()?, parts.next()?))
+}
+
 fn parse_os_release(text: &str) -> Distribution {
     let field = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -56,6 +66,13 @@ fn effective_uid(status: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_is_known_by_its_series() {
+        assert_eq!(parse_series("6.18.44-fc-v595\n").as_deref(), Some("6.18"));
+        assert_eq!(parse_series("7.3-rc1").as_deref(), Some("7.3"));
+        assert_eq!(parse_series("linux"), None);
+    }
 
     #[test]
     fn debian_and_its_derivatives_are_known_by_id_or_id_like() {

@@ -14,6 +14,13 @@ pub(crate) struct Skip {
     pub(crate) reason: String,
 }
 
+/// A test that ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) name: String,
+    pub(crate) passed: bool,
+}
+
 /// The counts of one level of tests.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Summary {
@@ -24,6 +31,7 @@ pub(crate) struct Summary {
     pub(crate) results: u64,
     pub(crate) failures: Vec<Failure>,
     pub(crate) skips: Vec<Skip>,
+    pub(crate) verdicts: Vec<Verdict>,
     /// The failure whose block is being read.
     block: Option<usize>,
 }
@@ -46,6 +54,10 @@ impl Summary {
             failure.text.push_str(raw.trim_end());
             failure.text.push('\n');
         } else if let Some((name, verdict)) = parse_test(line) {
+            let passed = verdict == "ok";
+            if passed || verdict == "FAILED" {
+                self.verdicts.push(Verdict { name: name.to_owned(), passed });
+            }
             if verdict == "FAILED" {
                 self.failures.push(Failure { name: name.to_owned(), text: String::new() });
             } else if let Some(reason) = verdict.strip_prefix("ignored") {
@@ -76,6 +88,7 @@ impl Summary {
         self.results += other.results;
         self.failures.extend(other.failures);
         self.skips.extend(other.skips);
+        self.verdicts.extend(other.verdicts);
         self.block = None;
     }
 

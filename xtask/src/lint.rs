@@ -46,7 +46,7 @@ pub(crate) fn run() -> Level {
         ),
         Err(error) => summary.skip("cargo deny", &format!("{error:#}")),
     }
-    Level { name: "lint".to_owned(), summary, took: started.elapsed() }
+    Level { name: "lint".to_owned(), summary, took: started.elapsed(), kernel: None }
 }
 
 fn cargo<const N: usize>(args: [&str; N]) -> Command {

@@ -131,7 +131,7 @@ fn stories(binaries: &Binaries, series: Series, kernel: &Result<Kernel>, args: &
             summary.fail("the virtual machine", &format!("{error:#}"));
         }
     }
-    Level { name, summary, took: started.elapsed() }
+    Level { name, summary, took: started.elapsed(), kernel: Some(series.name().to_owned()) }
 }
 
 /// Both programs, whatever becomes of the first; the script's own arguments are the binaries and the filter.

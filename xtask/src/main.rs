@@ -31,8 +31,10 @@ mod report;
 mod setup;
 mod story;
 mod systemd;
+mod tables;
 mod test;
 mod toolchain;
+mod verdicts;
 mod virtiofs;
 mod vm;
 
@@ -82,6 +84,8 @@ enum Task {
     /// Formatting, clippy and licences, as CI checks them
     #[command(alias = "ci-lint")]
     Lint,
+    /// Fill the column `kernels` of the tables in docs from what the last runs of the tests said
+    Tables,
     /// Remove the kernels, initramfs and tools that set-up cached under target/
     Clean,
 }
@@ -147,6 +151,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Story { bin_dir, colour } => story::run(&bin_dir, colour)?,
         Task::Vm(args) => return run_vm(&args),
         Task::Lint => return lint::run_alone(),
+        Task::Tables => tables::run()?,
         Task::Clean => setup::clean()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -17,6 +17,8 @@ pub(crate) struct Level {
     pub(crate) name: String,
     pub(crate) summary: Summary,
     pub(crate) took: Duration,
+    /// The kernel series it speaks for, or [`crate::verdicts::ANY_KERNEL`]; none: for no test by name.
+    pub(crate) kernel: Option<String>,
 }
 
 impl Level {
@@ -24,14 +26,14 @@ impl Level {
     pub(crate) fn skipped(name: &str, reason: &str) -> Self {
         let mut summary = Summary::default();
         summary.skip(name, reason);
-        Self { name: name.to_owned(), summary, took: Duration::ZERO }
+        Self { name: name.to_owned(), summary, took: Duration::ZERO, kernel: None }
     }
 
     /// A level that broke before its tests could say anything.
     pub(crate) fn broken(name: &str, reason: &str, took: Duration) -> Self {
         let mut summary = Summary::default();
         summary.fail("could not be built or started", reason);
-        Self { name: name.to_owned(), summary, took }
+        Self { name: name.to_owned(), summary, took, kernel: None }
     }
 
     /// One line: name, counts, seconds.
@@ -125,7 +127,7 @@ mod tests {
         let mut summary = Summary::default();
         summary.passed = 7;
         summary.fail(name, text);
-        Level { name: "unit".into(), summary, took: Duration::from_millis(1500) }
+        Level { name: "unit".into(), summary, took: Duration::from_millis(1500), kernel: None }
     }
 
     #[test]
@@ -156,7 +158,7 @@ mod tests {
             summary.skip(name, "no TLS here");
         }
         summary.skip("e", "no network");
-        let text = render(&[Level { name: "native".into(), summary, took: Duration::ZERO }]);
+        let text = render(&[Level { name: "native".into(), summary, took: Duration::ZERO, kernel: None }]);
         assert!(
             text.starts_with(
                 "skipped: [native] 4: no TLS here\nskipped: [native] 1: no network (e)\nnative "

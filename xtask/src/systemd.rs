@@ -56,5 +56,5 @@ pub(crate) fn run(integration: &Path) -> Level {
             summary.fail(NAME, &failure);
         }
     }
-    Level { name: NAME.to_owned(), summary, took: started.elapsed() }
+    Level { name: NAME.to_owned(), summary, took: started.elapsed(), kernel: None }
 }

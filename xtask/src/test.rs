@@ -2,7 +2,7 @@
 //! virtual machine per kernel, and systemd's unit in one more. A level that cannot run is skipped with its reason; one that says nothing failed.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -19,13 +19,14 @@ use crate::{
     lint, machines, paths,
     report::{self, Level},
     setup,
+    verdicts::{ANY_KERNEL, Verdicts},
 };
 
 const INTEGRATION: &str = "integration";
-/// The relay's cases for every kind; kernel TLS needs another kernel than most build machines have.
+/// The relay's cases for every kind that the kernel offers.
 const RELAY: &str = "relay_kernel";
 
-/// The test binaries that also run in the virtual machines.
+/// The test binaries that run on every kernel.
 pub(crate) struct Binaries {
     pub(crate) integration: PathBuf,
     pub(crate) relay: PathBuf,
@@ -48,12 +49,15 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     }
     match binaries() {
         Ok(binaries) => {
-            finish(&mut levels, native(&binaries.integration, args));
+            finish(&mut levels, native(&binaries, args));
             levels.extend(machines::run(&binaries, &chosen_kernels(args), args));
         }
         Err(error) => {
             finish(&mut levels, Level::broken("integration", &format!("{error:#}"), Duration::ZERO));
         }
+    }
+    if let Err(error) = Verdicts::keep(&levels) {
+        note(&format!("{error:#}"));
     }
     println!("\n{}", report::render(&levels));
     Ok(if report::failures(&levels) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -86,7 +90,8 @@ fn unit(args: &TestArgs) -> Level {
         filter_last(command, args);
         run_tests(command, what, &mut summary);
     }
-    Level { name: "unit".to_owned(), summary, took: started.elapsed() }
+    let kernel = Some(ANY_KERNEL.to_owned());
+    Level { name: "unit".to_owned(), summary, took: started.elapsed(), kernel }
 }
 
 /// Always for all default members, as clippy: for some of them cargo would unite other features of what they
@@ -101,7 +106,7 @@ fn filter_last(command: &mut Command, args: &TestArgs) {
     command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
 }
 
-/// mesh-user's test files except the integration binary, which has levels of its own.
+/// mesh-user's test files but those that run on every kernel, which have levels of their own.
 fn other_test_files() -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(paths::workspace().join("mesh-user/tests")) else {
         return Vec::new();
@@ -111,25 +116,27 @@ fn other_test_files() -> Vec<String> {
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|e| e == "rs"));
     let names = rust_files.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
-    let mut names: Vec<String> = names.filter(|name| name != INTEGRATION).collect();
+    let mut names: Vec<String> =
+        names.filter(|name| ![INTEGRATION, RELAY].contains(&name.as_str())).collect();
     names.sort();
     names
 }
 
-fn native(binary: &Path, args: &TestArgs) -> Level {
+fn native(binaries: &Binaries, args: &TestArgs) -> Level {
     step("integration tests on this machine's kernel");
     let started = Instant::now();
     let mut summary = Summary::default();
-    let mut tests = command(binary, &args.filter);
-    run_tests(
-        tests
-            .current_dir(paths::workspace())
-            .env_remove("MESHD_TEST_CGROUP")
-            .env("PATH", paths::search_path()),
-        "integration tests",
-        &mut summary,
-    );
-    Level { name: "integration native".to_owned(), summary, took: started.elapsed() }
+    for (what, binary) in [("relay tests", &binaries.relay), ("integration tests", &binaries.integration)] {
+        let mut tests = command(binary, &args.filter);
+        let tests = tests.current_dir(paths::workspace()).env_remove("MESHD_TEST_CGROUP");
+        run_tests(tests.env("PATH", paths::search_path()), what, &mut summary);
+    }
+    Level {
+        name: "integration native".to_owned(),
+        summary,
+        took: started.elapsed(),
+        kernel: host::kernel_series(),
+    }
 }
 
 /// Runs a program that prints like libtest, showing and counting its lines.
