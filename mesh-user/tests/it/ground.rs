@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
@@ -40,6 +41,15 @@ impl Scale {
         match self {
             Self::Full => full,
             Self::Vm => vm,
+        }
+    }
+
+    /// How many connections a story of load makes, and what to wait for them beyond a story's own time;
+    /// `MESHD_TEST_LOAD` sets another count.
+    pub(crate) fn load(self, full: u32, vm: u32) -> (u32, Duration) {
+        match std::env::var("MESHD_TEST_LOAD").ok().and_then(|count| count.parse().ok()) {
+            Some(count) => (count, Duration::from_millis(20) * count),
+            None => (self.of(full, vm), Duration::ZERO),
         }
     }
 }

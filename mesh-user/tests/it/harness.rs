@@ -168,7 +168,9 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
 fn told_in_time(name: &str, story: Story, relay: Relay) -> Result<(), Failed> {
     let ground = Ground::lay(name, relay)
         .map_err(|e| Failed::from(format!("cannot make the test's ground: {e:#}")))?;
-    let limit = Duration::from_secs(story.limit_s * if ground.scale().is_vm() { VM_PATIENCE } else { 1 });
+    let (_, more) = ground.scale().load(0, 0);
+    let limit =
+        Duration::from_secs(story.limit_s * if ground.scale().is_vm() { VM_PATIENCE } else { 1 }) + more * 2;
     let (done, outcome) = mpsc::channel();
     let begun = Instant::now();
     let shared = Arc::new(ground);

@@ -219,7 +219,6 @@ fn a_connect_that_finds_the_ring_full_is_told_again(ground: &Ground) -> anyhow::
     Ok(())
 }
 
-/// `MESHD_TEST_LOAD` sets how many connections each of the two makes.
 fn workloads_that_race_each_get_their_own_verdict(ground: &Ground) -> anyhow::Result<()> {
     let mut mesh = Mesh::given(ground)?;
     mesh.policies(&format!("{STRICT}{ONLY_CLIENT}"))?;
@@ -229,13 +228,13 @@ fn workloads_that_race_each_get_their_own_verdict(ground: &Ground) -> anyhow::Re
     must_serve(&mesh)?;
     let before = accepted(&server);
     let to = mesh.server.at(7000).to_string();
-    let count =
-        std::env::var("MESHD_TEST_LOAD").unwrap_or_else(|_| ground.scale().of("2000", "60").to_owned());
+    let (count, more) = ground.scale().load(2000, 60);
+    let count = count.to_string();
     let short = peer::command_line(&["short", &to, "--count", &count, "--threads", "32"]);
     let racing = [&mesh.client, &mesh.other].map(|place| place.launch("short", &short).start());
     let mut failures = Vec::new();
     for racer in racing {
-        let seen = last_line(&racer?.finish(PATIENCE * 30)?)?;
+        let seen = last_line(&racer?.finish(PATIENCE * 30 + more)?)?;
         failures.push(seen["failed"].to_string());
         println!("{count} connects, {} failed, in {} ms", seen["failed"], seen["ms"]);
     }

@@ -87,10 +87,14 @@ fn silent_connections_keep_nobody_else_out(ground: &Ground) -> anyhow::Result<()
 fn connections_that_ended_leave_nothing_behind(ground: &Ground) -> anyhow::Result<()> {
     let mesh = Mesh::strict(ground)?;
     let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
-    let (to, count) = (mesh.server.at(7000).to_string(), ground.scale().of(2000_u64, 60));
+    // So that the ends of its own earlier connections leave the client a port.
+    mesh.client.run(&["sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1"])?.succeeded()?;
+    let (to, (count, more)) = (mesh.server.at(7000).to_string(), ground.scale().load(2000, 60));
+    let count = u64::from(count);
     let come_and_go = || -> anyhow::Result<()> {
         let short = peer::command_line(&["short", &to, "--count", &count.to_string(), "--threads", "8"]);
-        let seen = crate::it::mesh::last_line(&mesh.client.launch("short", &short).finish(PATIENCE * 10)?)?;
+        let seen =
+            crate::it::mesh::last_line(&mesh.client.launch("short", &short).finish(PATIENCE * 10 + more)?)?;
         ensure!(seen["failed"] == 0, "{seen}");
         Ok(())
     };
