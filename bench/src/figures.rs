@@ -24,6 +24,35 @@ pub(crate) fn more_is_better(figure: &str) -> bool {
     figure == THROUGHPUT
 }
 
+/// What a machine whose clock counts instructions, a nanosecond each, says truly: its processor time as instructions,
+/// and counts. How long something took would be no time of any processor.
+pub(crate) fn in_instructions(figures: &[Figure]) -> Vec<Figure> {
+    figures.iter().filter_map(counted).collect()
+}
+
+fn counted(figure: &Figure) -> Option<Figure> {
+    let name = match figure.name {
+        "cpu" => "instructions",
+        "cpu in softirq" => "instructions in softirq",
+        "cpu of all programs" => "instructions of all programs",
+        "cpu of the proxies" => "instructions of the proxies",
+        "cpu of the client's proxy" => "instructions of the client's proxy",
+        "cpu of the server's proxy" => "instructions of the server's proxy",
+        name if name.starts_with("context switches") => {
+            return Some(Figure::new(name, figure.unit.clone(), figure.value));
+        }
+        _ => return None,
+    };
+    let (time, work) = figure.unit.split_once('/')?;
+    // A microsecond is a thousand of them; a second for each gigabyte is one for each byte.
+    let (scale, work) = match (time, work) {
+        ("us", work) => (1000.0, work),
+        ("s", "GB") => (1.0, "byte"),
+        _ => return None,
+    };
+    Some(Figure::new(name, format!("per {work}"), figure.value * scale))
+}
+
 /// Several measurements of the same thing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
@@ -86,6 +115,27 @@ fn grouped(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_of_instructions_says_nothing_about_time() {
+        let figures = [
+            Figure::new(THROUGHPUT, "requests/s", 5.0),
+            Figure::new("p50", "us", 3.0),
+            Figure::new("cpu", "us/request", 81.25),
+            Figure::new("cpu of the proxies", "s/GB", 1.5),
+            Figure::new("context switches", "per request", 2.0),
+        ];
+        let counted = in_instructions(&figures);
+        let seen: Vec<_> = counted.iter().map(|f| (f.name, f.unit.as_str(), f.value)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("instructions", "per request", 81_250.0),
+                ("instructions of the proxies", "per byte", 1.5),
+                ("context switches", "per request", 2.0),
+            ]
+        );
+    }
 
     #[test]
     fn the_median_of_an_even_count_lies_between_the_middle_two() {

@@ -7,6 +7,9 @@ const QUICK_BUDGET_S: usize = 100;
 const QUICK_REPEATS: usize = 3;
 const FULL_REPEATS: usize = 5;
 const FULL_SECONDS: u32 = 5;
+/// A clock of instructions says the same within a percent: a second of them is enough, and takes far longer than one.
+const COUNTED_REPEATS: usize = 3;
+const COUNTED_SECONDS: u32 = 1;
 /// Scenarios that take as long as they take are repeated less in a daily run.
 const QUICK_UNTIMED_REPEATS: usize = 1;
 
@@ -28,6 +31,11 @@ impl Plan {
         let measurements = (subjects * timed * QUICK_REPEATS).max(1);
         let seconds = u32::try_from(QUICK_BUDGET_S / measurements).unwrap_or(1).clamp(1, FULL_SECONDS);
         Self { repeats: QUICK_REPEATS, untimed_repeats: QUICK_UNTIMED_REPEATS, seconds }
+    }
+
+    /// In a machine whose clock counts instructions.
+    pub(crate) fn counted() -> Self {
+        Self { repeats: COUNTED_REPEATS, untimed_repeats: 1, seconds: COUNTED_SECONDS }
     }
 
     /// How often this scenario is measured.

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::{
-    figures::{Figure, THROUGHPUT, count},
+    figures::{Figure, THROUGHPUT, count, in_instructions},
     html,
     load::{READY, Report, Transfer, WRK_SCRIPT},
     machine::{self, Machine, Programs},
@@ -38,6 +38,9 @@ pub(crate) struct RunArgs {
     /// Leave out the pass that counts system calls
     #[arg(long)]
     no_syscalls: bool,
+    /// This machine's clock counts instructions: show those instead of times, print the results as JSON, write nothing
+    #[arg(long)]
+    instructions: bool,
     /// The folder of meshd and meshctl
     #[arg(long)]
     bin_dir: PathBuf,
@@ -63,6 +66,9 @@ const TRACED_S: u32 = 2;
 /// Scenarios whose system calls are counted.
 const TRACED: &[&str] = &["rr1", "rr32", "rr32-16k", "crr8", "bulk1"];
 
+/// Before the results as JSON, on a line of their own.
+const RESULTS: &str = "results: ";
+
 /// Whether everything that was asked for was measured.
 pub(crate) fn run(args: &RunArgs) -> Result<bool> {
     let scenarios = chosen_scenarios(args)?;
@@ -71,9 +77,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<bool> {
     let background = background()?;
     let (stage, mut results) = (Stage::build()?, Results::default());
     let mut subjects = start_subjects(&stage, args, &tools, &mut results)?;
-    let plan = Plan::new(args.quick, subjects.len(), &scenarios);
+    let plan =
+        if args.instructions { Plan::counted() } else { Plan::new(args.quick, subjects.len(), &scenarios) };
     let begun = Machine::now()?;
-    let samples = measure(&mut subjects, &scenarios, &plan, &mut results);
+    let shown = if args.instructions { in_instructions } else { <[Figure]>::to_vec };
+    let samples = measure(&mut subjects, &scenarios, &plan, shown, &mut results);
     let measured = Machine::now()?.since(&begun);
     if !args.no_syscalls {
         trace(&subjects, &scenarios, &mut results);
@@ -91,7 +99,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<bool> {
         quick: args.quick,
         ..environment()
     };
-    publish(&results, &args.out)?;
+    if args.instructions {
+        print(&results);
+        println!("{RESULTS}{}", serde_json::to_string(&results)?);
+    } else {
+        publish(&results, &args.out)?;
+    }
     Ok(results.failures.is_empty())
 }
 
@@ -185,7 +198,13 @@ fn started(stage: &Stage, kind: Kind, tools: &Tools) -> Result<Subject> {
 }
 
 /// Every repeat measures every scenario with every subject, in another order of subjects each time.
-fn measure(subjects: &mut [Subject], scenarios: &[Scenario], plan: &Plan, results: &mut Results) -> Samples {
+fn measure(
+    subjects: &mut [Subject],
+    scenarios: &[Scenario],
+    plan: &Plan,
+    shown: fn(&[Figure]) -> Vec<Figure>,
+    results: &mut Results,
+) -> Samples {
     let mut samples = Samples::default();
     for repeat in 0..plan.repeats.max(plan.untimed_repeats) {
         for scenario in scenarios.iter().filter(|scenario| repeat < plan.repeats_of(scenario)) {
@@ -196,6 +215,7 @@ fn measure(subjects: &mut [Subject], scenarios: &[Scenario], plan: &Plan, result
                 let subject = &mut subjects[index];
                 match one(subject, scenario.work, plan.seconds) {
                     Ok(figures) => {
+                        let figures = shown(&figures);
                         line.push_str(&brief(subject.kind.name(), &figures));
                         samples.add(subject.kind.name(), scenario.name, &figures);
                     }
@@ -467,6 +487,13 @@ fn environment() -> Environment {
     }
 }
 
+fn print(results: &Results) {
+    print!("{}", table::results(results));
+    for calls in table::syscalls(results) {
+        println!("{calls}");
+    }
+}
+
 fn publish(results: &Results, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let (latest, page) = (out.join("latest.json"), out.join("report.html"));
@@ -476,10 +503,7 @@ fn publish(results: &Results, out: &Path) -> Result<()> {
     }
     results.write(&latest)?;
     html::write(results, &page)?;
-    print!("{}", table::results(results));
-    for calls in table::syscalls(results) {
-        println!("{calls}");
-    }
+    print(results);
     say(&format!("{} and {}", latest.display(), page.display()));
     Ok(())
 }

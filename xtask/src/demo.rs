@@ -84,7 +84,13 @@ impl Place {
             Self::Host => command::run(dying_with_us(program).args(args)),
             Self::Vm(kernel) => {
                 note("booting it");
-                let guest = vm::Guest { kernel, command: words.to_vec(), env: Vec::new(), timeout: VM_LIMIT };
+                let guest = vm::Guest {
+                    kernel,
+                    command: words.to_vec(),
+                    env: Vec::new(),
+                    timeout: VM_LIMIT,
+                    clock: vm::Clock::Time,
+                };
                 let outcome = guest.run(|line| println!("{line}"))?;
                 if outcome.exit_code != 0 {
                     bail!(

@@ -113,6 +113,7 @@ fn stories(binaries: &Binaries, series: Series, kernel: &Result<Kernel>, args: &
         command: words(binaries, left_out, args),
         env: environment(series),
         timeout: VM_LIMIT,
+        clock: vm::Clock::Time,
     };
     let outcome = guest.run(|line| {
         println!("{}| {line}", series.name());

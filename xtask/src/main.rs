@@ -111,6 +111,9 @@ struct VmArgs {
     /// Stop the machine after this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
+    /// Let the guest's clock count instructions, a nanosecond each
+    #[arg(long)]
+    count_instructions: bool,
     /// The command and its arguments
     #[arg(last = true, required = true)]
     command: Vec<String>,
@@ -164,6 +167,7 @@ fn run_vm(args: &VmArgs) -> Result<ExitCode> {
         command: args.command.clone(),
         env: Vec::new(),
         timeout: Duration::from_secs(args.timeout),
+        clock: if args.count_instructions { vm::Clock::Instructions } else { vm::Clock::Time },
     };
     let outcome = guest.run(|line| println!("{line}"))?;
     command::note(&format!(

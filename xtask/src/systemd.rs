@@ -37,7 +37,8 @@ pub(crate) fn run(integration: &Path) -> Level {
     let script = paths::workspace().join("mesh-user/tests/systemd_unit.sh");
     let words = [Path::new("bash"), &script, programs, &paths::workspace().join("deploy")];
     let command = words.map(|word| word.display().to_string()).into();
-    let guest = vm::Guest { kernel: &kernel, command, env: Vec::new(), timeout: LIMIT };
+    let guest =
+        vm::Guest { kernel: &kernel, command, env: Vec::new(), timeout: LIMIT, clock: vm::Clock::Time };
     let mut said = String::new();
     let failure = match guest.run(|line| {
         println!("systemd| {line}");

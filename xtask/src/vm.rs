@@ -46,6 +46,16 @@ pub(crate) struct Guest<'a> {
     pub(crate) env: Vec<(String, String)>,
     /// Counted from the program's start.
     pub(crate) timeout: Duration,
+    pub(crate) clock: Clock,
+}
+
+/// What a guest's clock counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// Time.
+    Time,
+    /// Instructions, a nanosecond each; time while it has nothing to do. Emulated, on one processor.
+    Instructions,
 }
 
 /// How a program in a guest ended.
@@ -169,12 +179,15 @@ impl Guest<'_> {
     fn command(&self, qemu: &Qemu, archive: &Path, console: &Path, socket: &Path) -> Command {
         let cmdline = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr mitigations=off nowatchdog \
                        random.trust_cpu=on";
-        let Machine { accel, cpu, cpus } = machine(&self.kernel.release, qemu);
+        let Machine { accel, cpu, cpus } = machine(&self.kernel.release, qemu, self.clock);
         let memory = format!("memory-backend-memfd,id=mem,size={MEMORY},share=on");
         let firmware = qemu.firmware.iter();
         let mut qemu = dying_with_us(&qemu.program);
         qemu.args(firmware.flat_map(|folder| [OsStr::new("-L"), folder.as_os_str()]));
         qemu.args(["-accel", accel, "-cpu", cpu, "-smp", cpus, "-m", MEMORY, "-nodefaults", "-no-reboot"]);
+        if self.clock == Clock::Instructions {
+            qemu.args(["-icount", "shift=0"]);
+        }
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none"]);
         qemu.args(["-object", &memory, "-numa", "node,memdev=mem"]);
         qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(archive).args(["-append", cmdline]);
@@ -233,21 +246,22 @@ pub(crate) fn is_accelerated() -> bool {
 
 /// Whether a guest with this kernel can have both processors.
 pub(crate) fn has_two_processors(kernel: &Kernel) -> bool {
-    qemu::find().is_some_and(|qemu| machine(&kernel.release, &qemu).cpus == "2")
+    qemu::find().is_some_and(|qemu| machine(&kernel.release, &qemu, Clock::Time).cpus == "2")
 }
 
-fn machine(release: &str, qemu: &Qemu) -> Machine {
-    if is_accelerated() {
+fn machine(release: &str, qemu: &Qemu, clock: Clock) -> Machine {
+    if clock == Clock::Time && is_accelerated() {
         return Machine { accel: "kvm", cpu: "host", cpus: "2" };
     }
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    let accel = "tcg,thread=multi";
-    if major.is_some_and(|major| major >= 7) {
-        // `qemu.rs` says what happens to an old one with cx16 and a second processor.
-        let cpus = if qemu.patches_code_well() { "2" } else { "1" };
-        return Machine { accel, cpu: EMULATED_CPU_LINUX_7, cpus };
+    let linux_7 = major.is_some_and(|major| major >= 7);
+    let cpu = if linux_7 { EMULATED_CPU_LINUX_7 } else { EMULATED_CPU };
+    if clock == Clock::Instructions {
+        return Machine { accel: "tcg,thread=single", cpu, cpus: "1" };
     }
-    Machine { accel, cpu: EMULATED_CPU, cpus: "2" }
+    // `qemu.rs` says what happens to an old one with cx16 and a second processor.
+    let cpus = if linux_7 && !qemu.patches_code_well() { "1" } else { "2" };
+    Machine { accel: "tcg,thread=multi", cpu, cpus }
 }
 
 /// What QEMU is to be.
