@@ -7,9 +7,9 @@ const QUICK_BUDGET_S: usize = 100;
 const QUICK_REPEATS: usize = 3;
 const FULL_REPEATS: usize = 5;
 const FULL_SECONDS: u32 = 5;
-/// A clock of instructions says the same within a percent: a second of them is enough, and takes far longer than one.
-const COUNTED_REPEATS: usize = 3;
-const COUNTED_SECONDS: u32 = 1;
+/// A clock of instructions says the same within a percent; in less time the handshakes at its begin would show.
+const COUNTED_REPEATS: usize = 2;
+const COUNTED_SECONDS: u32 = 4;
 /// Scenarios that take as long as they take are repeated less in a daily run.
 const QUICK_UNTIMED_REPEATS: usize = 1;
 

@@ -57,6 +57,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "rsync",
     "openssl",
     "gnutls-bin",
+    "golang-go",
     "openssh-server",
     "openssh-client",
     "strace",

@@ -10,6 +10,7 @@ mod hostile;
 mod http;
 mod interop;
 mod interop_gnutls;
+mod interop_go;
 mod lifecycle;
 mod limits;
 mod modes;
@@ -24,7 +25,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 22] = [
+    let topics: [(&str, &'static [Story]); 23] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -42,6 +43,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("hostile", hostile::resources::STORIES),
         ("interop", interop::STORIES),
         ("interop", interop_gnutls::STORIES),
+        ("interop", interop_go::STORIES),
         ("lifecycle", lifecycle::STORIES),
         ("limits", limits::STORIES),
         ("neighbours", neighbours::STORIES),
