@@ -1,6 +1,7 @@
 //! Handshakes, verifiers, session resumption, offload to the kernel. Identity comes only from here: from a
 //! certificate proven in the TLS handshake of that very connection, never from an address.
 
+mod believed;
 mod client_hello;
 mod confirm;
 mod context;

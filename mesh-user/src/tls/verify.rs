@@ -22,7 +22,10 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
-use super::VerifyError;
+use super::{
+    VerifyError,
+    believed::{Believed, Key, Proven},
+};
 use crate::identity::{SpiffeId, TrustBundles, TrustDomain};
 
 /// A chain longer than this is refused before it is parsed.
@@ -64,6 +67,7 @@ pub struct PeerVerifier {
     clock_skew: Duration,
     bundles: Arc<ArcSwap<TrustBundles>>,
     algorithms: WebPkiSupportedAlgorithms,
+    believed: Believed,
 }
 
 /// What the leaf itself says, before anything about it is believed.
@@ -83,7 +87,8 @@ impl PeerVerifier {
         bundles: Arc<ArcSwap<TrustBundles>>,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Self {
-        Self { trust_domain, aliases, clock_skew, bundles, algorithms }
+        let believed = Believed::new(bundles.load_full());
+        Self { trust_domain, aliases, clock_skew, bundles, algorithms, believed }
     }
 
     pub(crate) fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
@@ -98,24 +103,44 @@ impl PeerVerifier {
         expected: Option<&BTreeSet<SpiffeId>>,
         now: SystemTime,
     ) -> Result<VerifiedPeer, VerifyError> {
-        let (leaf, intermediates) =
-            chain.split_first().ok_or_else(|| VerifyError::Malformed("the chain is empty".to_owned()))?;
         if chain.len() > MAX_CHAIN_CERTIFICATES || chain.iter().any(|c| c.len() > MAX_CERTIFICATE_BYTES) {
             return Err(VerifyError::Malformed("the chain is too large".to_owned()));
         }
-        let claims = parse_leaf(leaf)?;
-        intermediates.iter().try_for_each(must_sign_certificates)?;
-        self.verify_path(leaf, intermediates, role, claims.spiffe_id.trust_domain(), now)?;
-        if !expected.is_none_or(|ids| self.matches(ids, &claims.spiffe_id)) {
-            return Err(VerifyError::WrongIdentity(claims.spiffe_id));
+        let (bundles, key) = (self.bundles.load_full(), Key::of(chain, role));
+        let peer = if let Some(peer) = self.believed.find(&key, &bundles, now) {
+            peer
+        } else {
+            let proven = self.prove(chain, role, &bundles, now)?;
+            let peer = proven.peer.clone();
+            self.believed.keep(key, bundles, proven);
+            peer
+        };
+        if !expected.is_none_or(|ids| self.matches(ids, &peer.spiffe_id)) {
+            return Err(VerifyError::WrongIdentity(peer.spiffe_id));
         }
-        Ok(VerifiedPeer {
-            spiffe_id: claims.spiffe_id,
-            not_before: claims.not_before,
-            not_after: claims.not_after,
-            serial: claims.serial,
-            chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
-        })
+        Ok(peer)
+    }
+
+    /// Everything about a chain but whom it was expected to name.
+    fn prove(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: PeerRole,
+        bundles: &TrustBundles,
+        now: SystemTime,
+    ) -> Result<Proven, VerifyError> {
+        let (leaf, intermediates) =
+            chain.split_first().ok_or_else(|| VerifyError::Malformed("the chain is empty".to_owned()))?;
+        let LeafClaims { spiffe_id, not_before, not_after, serial } = parse_leaf(leaf)?;
+        let (mut all_since, mut all_until) = (not_before, not_after);
+        for issuer in intermediates {
+            let (since, until) = must_sign_certificates(issuer)?;
+            (all_since, all_until) = (all_since.max(since), all_until.min(until));
+        }
+        self.verify_path(leaf, intermediates, role, (spiffe_id.trust_domain(), bundles), now)?;
+        let chain = chain.iter().map(|c| c.clone().into_owned()).collect();
+        let peer = VerifiedPeer { spiffe_id, not_before, not_after, serial, chain };
+        Ok(Proven { peer, not_before: all_since, not_after: all_until })
     }
 
     /// Decides again about a peer verified earlier: rotation, expiry, expected identities.
@@ -145,10 +170,9 @@ impl PeerVerifier {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         role: PeerRole,
-        domain: &TrustDomain,
+        (domain, bundles): (&TrustDomain, &TrustBundles),
         now: SystemTime,
     ) -> Result<(), VerifyError> {
-        let bundles = self.bundles.load();
         let roots = match bundles.roots.get(domain) {
             Some(roots) => roots,
             None if self.aliases.contains(domain) => bundles
@@ -227,11 +251,11 @@ fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<LeafClaims, VerifyError> {
         }
     }
     must_be_strong(certificate.public_key())?;
-    let validity = certificate.validity();
+    let (not_before, not_after) = validity(&certificate);
     Ok(LeafClaims {
         spiffe_id: only_spiffe_id(&certificate)?,
-        not_before: system_time(validity.not_before.timestamp()),
-        not_after: system_time(validity.not_after.timestamp()),
+        not_before,
+        not_after,
         serial: certificate.raw_serial().iter().fold(String::new(), |mut hex, byte| {
             use std::fmt::Write as _;
             let _ = write!(hex, "{byte:02x}");
@@ -240,8 +264,8 @@ fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<LeafClaims, VerifyError> {
     })
 }
 
-/// webpki does not look at the key usage of the path's CAs (RFC 5280 section 4.2.1.3).
-fn must_sign_certificates(issuer: &CertificateDer<'_>) -> Result<(), VerifyError> {
+/// webpki does not look at the key usage of the path's CAs (RFC 5280 section 4.2.1.3). Start and end of its validity.
+fn must_sign_certificates(issuer: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), VerifyError> {
     let malformed =
         |_| VerifyError::Malformed("a certificate of the chain is no X.509 certificate".to_owned());
     let (_, issuer) = X509Certificate::from_der(issuer).map_err(malformed)?;
@@ -249,9 +273,14 @@ fn must_sign_certificates(issuer: &CertificateDer<'_>) -> Result<(), VerifyError
         Ok(Some(usage)) if !usage.value.key_cert_sign() => {
             Err(VerifyError::Usage("the key usage of an issuer lacks keyCertSign"))
         }
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(validity(&issuer)),
         Err(_) => Err(VerifyError::Malformed("key usage appears twice".to_owned())),
     }
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
+    let validity = certificate.validity();
+    (system_time(validity.not_before.timestamp()), system_time(validity.not_after.timestamp()))
 }
 
 /// A path says nothing about the key at its end, and the handshake's signature only that it is wrong.
