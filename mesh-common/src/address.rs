@@ -43,6 +43,13 @@ impl AddrNet {
         a | b | c | d == 0
     }
 
+    /// `::` or 0.0.0.0.
+    #[inline(always)]
+    pub const fn is_wildcard(&self) -> bool {
+        let [a, b, c, d] = self.words_net;
+        a | b | d == 0 && (c == 0 || c == V4_PREFIX_NET)
+    }
+
     /// An address that never leaves the namespace: 127.0.0.0/8 or `::1`, and the unspecified ones, which
     /// `connect` takes for loopback.
     #[inline(always)]
@@ -95,6 +102,16 @@ mod tests {
         for text in ["10.1.2.3", "127.0.0.1", "0.0.0.0", "::1", "::", "fd00:1::2", "2001:db8:1:2:3:4:5:6"] {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(AddrNet::from(address)), address, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_wildcards_are_those_of_both_families() {
+        for (text, wildcard) in
+            [("0.0.0.0", true), ("::", true), ("127.0.0.1", false), ("::1", false), ("0.0.0.1", false)]
+        {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(AddrNet::from(address).is_wildcard(), wildcard, "{text}");
         }
     }
 

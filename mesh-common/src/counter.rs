@@ -44,6 +44,16 @@ counters! {
     HostClient => "host_client",
     /// MPTCP sockets refused to enrolled workloads.
     MptcpRefused => "mptcp_refused",
+    /// `connect` calls refused because the socket is bound to a device other than loopback.
+    DeviceBoundRefused => "device_bound_refused",
+    /// Captured connects that another program or a source route led away from loopback again.
+    CaptureUndone => "capture_undone",
+    /// Sockets refused that TCP capture cannot see: raw ones, SCTP and others.
+    UncapturedSocketRefused => "uncaptured_socket_refused",
+    /// Datagram sockets refused a port of their own choice.
+    UncapturedBindRefused => "uncaptured_bind_refused",
+    /// Packets to meshed destinations dropped that TCP capture had no hand in.
+    UncapturedDropped => "uncaptured_dropped",
     /// Attempts by others to bind meshd's listener ports.
     BindRefused => "bind_refused",
     /// Connections steered to the inbound listener.

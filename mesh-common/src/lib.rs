@@ -13,8 +13,8 @@ pub use address::{AddrNet, LOOPBACK_V4_NET};
 pub use counter::Counter;
 pub use maps::{
     CgroupKey, Config, DestinationKey, ExcludedPortKey, HeldConnect, HostClientKey, LocalAddressKey,
-    LookupConfig, NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, held_event,
-    lookup_mode, socket_flags, workload_flags,
+    LookupConfig, NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry,
+    excluded_direction, held_event, lookup_mode, socket_flags, workload_flags,
 };
 
 /// Port 0 in a [`DestinationKey`]: every port of that address is meshed.

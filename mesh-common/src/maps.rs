@@ -6,6 +6,8 @@ use crate::AddrNet;
 pub mod workload_flags {
     /// Every TCP destination is captured, not only meshed ones.
     pub const CAPTURE_ALL: u32 = 1;
+    /// What TCP capture cannot see is refused.
+    pub const REFUSE_UNCAPTURED: u32 = 2;
 }
 
 /// Bits of [`SockView::flags`].
@@ -52,8 +54,10 @@ pub struct Config {
     pub users_enrolled: u32,
     /// Non-zero when captured connects are held until the upstream is proven.
     pub hold: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Non-zero when some workloads may be refused what TCP capture cannot see.
+    pub refuse_uncaptured: u32,
+    /// The cgroup of meshd's own process.
+    pub own_cgroup_id: u64,
 }
 
 /// A namespace in which meshd listens, by netns cookie.
@@ -102,7 +106,15 @@ pub struct DestinationKey {
     pub reserved: u16,
 }
 
-/// A port that a workload's clients reach without capture.
+/// Values of [`ExcludedPortKey::direction`].
+pub mod excluded_direction {
+    /// Its clients reach this port of others.
+    pub const OUTBOUND: u16 = 0;
+    /// Others reach this port of its own.
+    pub const INBOUND: u16 = 1;
+}
+
+/// A port that is reached without meshd.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ExcludedPortKey {
@@ -110,11 +122,11 @@ pub struct ExcludedPortKey {
     pub slot: u32,
     /// Network byte order.
     pub port_be: u16,
-    /// Always zero.
-    pub reserved: u16,
+    /// See [`excluded_direction`].
+    pub direction: u16,
 }
 
-/// An address of a local workload.
+/// An address of a local workload. The value of its entry is its owner's slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LocalAddressKey {
@@ -140,7 +152,8 @@ pub struct SockView {
     pub netns_cookie: u64,
     /// See [`socket_flags`].
     pub flags: u32,
-    /// [`WorkloadEntry::slot`] of a captured client.
+    /// [`WorkloadEntry::slot`] of a captured client; where uncaptured traffic may be refused, of whoever made
+    /// the socket.
     pub slot: u32,
     /// The peer's address as the application knows it.
     pub peer: AddrNet,
@@ -258,7 +271,7 @@ mod pod {
 
 /// Fails to compile if a struct has padding: its size must be the sum of its fields'.
 const _: () = {
-    assert!(size_of::<Config>() == 8 + 4 * 4);
+    assert!(size_of::<Config>() == 8 * 2 + 4 * 4);
     assert!(size_of::<WorkloadEntry>() == 4 * 2 + 16 * 2);
     assert!(size_of::<NetnsEntry>() == size_of::<WorkloadEntry>() + 2 * 2);
     assert!(size_of::<DestinationKey>() == 16 + 2 * 2);

@@ -7,19 +7,21 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use mesh_common::{
-    ANY_PORT_BE, AddrNet, Counter, DestinationKey, ExcludedPortKey, LOOPBACK_V4_NET, LocalAddressKey,
-    OWN_PRIORITY, SockView, WorkloadEntry, socket_flags, workload_flags,
-};
+use mesh_common::{AddrNet, Counter, LOOPBACK_V4_NET, OWN_PRIORITY, SockView, WorkloadEntry, socket_flags};
 
 use crate::{
-    context::{is_tcp, priority_of, read_address, read_port_be, socket_of, write_address, write_port_be},
+    context::{
+        LOOPBACK_IFINDEX, device_of, is_tcp, priority_of, read_address, read_port_be, socket_of,
+        write_address, write_port_be,
+    },
     enrolment::{Enrolment, config, enrolment},
     log::log_connect,
-    maps::{DESTINATIONS, EXCLUDED_OUTBOUND, LOCAL_ADDRESSES, count, view, view_or_create},
+    maps::{count, view, view_or_create},
+    meshed::{is_local_address, is_meshed},
 };
 
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 const REFUSE: i32 = 0;
 const PROCEED: i32 = 1;
 
@@ -55,12 +57,17 @@ fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     match enrolment(netns_cookie) {
         Enrolment::None => host_client(socket, netns_cookie, destination),
-        Enrolment::NoListener { entry } if is_meshed(entry, destination, port_be) => {
+        Enrolment::NoListener { entry } if wants(entry, destination, port_be) => {
             count(Counter::RefusedNoListener);
             log_connect!("connect refused: no listener", entry.slot, destination, port_be);
             refuse()
         }
-        Enrolment::Workload { entry, outbound_port_be } if is_meshed(entry, destination, port_be) => {
+        Enrolment::Workload { entry, outbound_port_be } if wants(entry, destination, port_be) => {
+            if !matches!(device_of(socket), 0 | LOOPBACK_IFINDEX) {
+                count(Counter::DeviceBoundRefused);
+                log_connect!("connect refused: bound to a device", entry.slot, destination, port_be);
+                return unreachable();
+            }
             let local = if destination.v4_net().is_some() { entry.local_v4 } else { entry.local_v6 };
             let holds = config().is_some_and(|config| config.hold != 0);
             let view = SockView {
@@ -124,20 +131,17 @@ fn host_client(socket: *mut bpf_sock, netns_cookie: u64, destination: AddrNet) -
 }
 
 #[inline(always)]
-fn is_local_address(slot: u32, addr: AddrNet) -> bool {
-    LOCAL_ADDRESSES.get_ptr(&LocalAddressKey { slot, addr }).is_some()
+fn wants(entry: &WorkloadEntry, destination: AddrNet, port_be: u16) -> bool {
+    is_meshed(entry.slot, entry.flags, destination, port_be)
 }
 
+/// Bound to the wire's device a socket cannot reach meshd on loopback: without this its SYN would look for
+/// 127.0.0.1 on the wire until it gives up.
 #[inline(always)]
-fn is_meshed(entry: &WorkloadEntry, addr: AddrNet, port_be: u16) -> bool {
-    let mut meshed = entry.flags & workload_flags::CAPTURE_ALL != 0;
-    if !meshed {
-        meshed = DESTINATIONS.get_ptr(&DestinationKey { addr, port_be, reserved: 0 }).is_some()
-            || DESTINATIONS.get_ptr(&DestinationKey { addr, port_be: ANY_PORT_BE, reserved: 0 }).is_some();
-    }
-    meshed
-        && EXCLUDED_OUTBOUND.get_ptr(&ExcludedPortKey { slot: entry.slot, port_be, reserved: 0 }).is_none()
-        && !is_local_address(entry.slot, addr)
+fn unreachable() -> i32 {
+    // SAFETY: as in `refuse`; EHOSTUNREACH is what the socket would be told three seconds later.
+    unsafe { bpf_set_retval(-EHOSTUNREACH) };
+    REFUSE
 }
 
 #[inline(always)]

@@ -5,7 +5,10 @@
 
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock, bpf_sock_addr, bpf_sock_ops},
+    helpers::generated::bpf_sk_fullsock,
+};
 use mesh_common::AddrNet;
 
 use crate::read::{mapped, read_address_at, read_field};
@@ -14,7 +17,14 @@ pub(crate) const AF_INET6: u32 = 10;
 /// `include/net/tcp_states.h`.
 pub(crate) const TCP_SYN_SENT: u32 = 2;
 pub(crate) const SOCK_STREAM: u32 = 1;
+pub(crate) const SOCK_DGRAM: u32 = 2;
+pub(crate) const SOCK_RAW: u32 = 3;
+pub(crate) const IPPROTO_ICMP: u32 = 1;
 pub(crate) const IPPROTO_TCP: u32 = 6;
+pub(crate) const IPPROTO_UDP: u32 = 17;
+pub(crate) const IPPROTO_ICMPV6: u32 = 58;
+/// The loopback interface in every namespace (net/core/dev.c: it is registered first).
+pub(crate) const LOOPBACK_IFINDEX: u32 = 1;
 
 /// The address of a `bpf_sock_addr`. `V6` says which hook runs, not which family the socket has.
 #[inline(always)]
@@ -89,6 +99,27 @@ pub(crate) fn socket_of(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
 pub(crate) fn priority_of(socket: *mut bpf_sock) -> u32 {
     // SAFETY: the context's own full socket, which the verifier knows to be one.
     unsafe { read_field!(socket, bpf_sock, priority) }
+}
+
+/// The device that a socket is bound to; 0: none.
+#[inline(always)]
+pub(crate) fn device_of(socket: *mut bpf_sock) -> u32 {
+    // SAFETY: as above.
+    unsafe { read_field!(socket, bpf_sock, bound_dev_if) }
+}
+
+/// The socket that sends a packet, if it is a whole one.
+#[inline(always)]
+pub(crate) fn full_socket(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
+    // SAFETY: a valid context; both pointers are checked before they are used.
+    unsafe {
+        let socket = read_volatile(addr_of!((*skb).__bindgen_anon_2.sk));
+        if socket.is_null() {
+            return None;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() { None } else { Some(socket) }
+    }
 }
 
 /// One connection's two ends as `sock_ops` sees them; ports in host byte order.

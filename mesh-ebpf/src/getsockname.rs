@@ -32,8 +32,7 @@ fn getsockname<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
     }
     let shown = read_address::<V6>(ctx);
     // Unspecified: not connected yet. A specific address: the application bound it, and it is the truth.
-    let unspecified = shown.is_unspecified() || shown.v4_net() == Some(0);
-    if shown.is_loopback_or_unspecified() && !unspecified {
+    if shown.is_loopback_or_unspecified() && !shown.is_wildcard() {
         write_address::<V6>(ctx, view.local);
     }
     PROCEED

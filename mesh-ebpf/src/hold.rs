@@ -5,24 +5,20 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_tcp_sock},
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_tcp_sock as tcp_sock_of,
-    },
+    helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_tcp_sock as tcp_sock_of},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use mesh_common::{Counter, HeldConnect, SockView, held_event, socket_flags};
 
 use crate::{
-    context::{AF_INET6, TCP_SYN_SENT},
+    context::{AF_INET6, LOOPBACK_IFINDEX, TCP_SYN_SENT, full_socket},
     maps::{HELD, HELD_UNTIL, count, view},
     read::{mapped, read_address_at, read_field},
 };
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
-/// The loopback interface in every namespace (net/core/dev.c: it is registered first).
-const LOOPBACK_IFINDEX: u32 = 1;
 
 #[cgroup_skb]
 pub(crate) fn hold_syn(ctx: SkBuffContext) -> i32 {
@@ -79,19 +75,6 @@ fn is_read() -> bool {
     let Some(until) = HELD_UNTIL.get(0) else { return false };
     // SAFETY: user space writes it while we read; either value will do. The helper has no conditions.
     unsafe { bpf_ktime_get_ns() < core::ptr::read_volatile(until) }
-}
-
-#[inline(always)]
-fn full_socket(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
-    // SAFETY: a valid context; both pointers are checked before they are used.
-    unsafe {
-        let socket = core::ptr::read_volatile(core::ptr::addr_of!((*skb).__bindgen_anon_2.sk));
-        if socket.is_null() {
-            return None;
-        }
-        let socket = bpf_sk_fullsock(socket);
-        if socket.is_null() { None } else { Some(socket) }
-    }
 }
 
 #[inline(always)]

@@ -30,8 +30,11 @@ pub(crate) static ENROLLED_CGROUPS: HashMap<CgroupKey, WorkloadEntry, PLACEHOLDE
 pub(crate) static ENROLLED_USERS: HashMap<u32, WorkloadEntry, PLACEHOLDER, SPARSE> = HashMap::new();
 #[btf_map]
 pub(crate) static DESTINATIONS: HashMap<DestinationKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
+/// Workloads, by slot, that are refused what TCP capture cannot see, with their flags.
 #[btf_map]
-pub(crate) static EXCLUDED_OUTBOUND: HashMap<ExcludedPortKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
+pub(crate) static REFUSE_UNCAPTURED: HashMap<u32, u32, PLACEHOLDER, SPARSE> = HashMap::new();
+#[btf_map]
+pub(crate) static EXCLUDED_PORTS: HashMap<ExcludedPortKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
 /// (slot, address): the addresses of a workload itself; slot 0: of any local workload with its own namespace.
 #[btf_map]
 pub(crate) static LOCAL_ADDRESSES: HashMap<LocalAddressKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();

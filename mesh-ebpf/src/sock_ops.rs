@@ -73,6 +73,12 @@ fn connecting(ctx: *mut bpf_sock_ops) {
         bpf_sock_ops_cb_flags_set(ctx, flags as i32);
     }
     let ends = read_ends(ctx);
+    if view.flags & socket_flags::CAPTURED != 0 && !ends.remote.is_loopback_or_unspecified() {
+        // A program attached after ours has written another address. It passes us by; `guard` drops it where
+        // the setting says so, and the far side refuses plaintext.
+        count(Counter::CaptureUndone);
+        return;
+    }
     if view.flags & socket_flags::HELD != 0 {
         // its SYN carries all that meshd must know
     } else if view.flags & socket_flags::CAPTURED != 0 {

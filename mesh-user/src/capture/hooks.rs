@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use super::{CaptureError, Form, runtime_dir::RuntimeDir};
+use super::{CaptureError, CaptureSettings, Form, runtime_dir::RuntimeDir};
 use crate::sys::{
     bpf::{self, AttachType, LinkTarget},
     cgroup::Cgroup,
@@ -14,12 +14,16 @@ use crate::sys::{
 pub(super) const LINK_PREFIX: &str = "link-";
 
 /// The program of the `hold` form alone: it sees every packet that leaves the cgroup.
-pub(super) const HOLD_HOOK: &str = "hold_syn";
+const HOLD_HOOK: &str = "hold_syn";
+
+/// Attached only where uncaptured traffic is refused; it too sees every packet.
+const GUARD_HOOK: &str = "guard";
 
 /// Program name in the object and where it goes. `sock_ops` and `hold_syn` before `connect`: when the first
 /// connection is rewritten, its original destination is recorded, or its SYN held.
-pub(super) const HOOKS: [(&str, AttachType); 11] = [
+const HOOKS: [(&str, AttachType); 12] = [
     (HOLD_HOOK, AttachType::SkbEgress),
+    (GUARD_HOOK, AttachType::SkbEgress),
     ("sock_ops", AttachType::SockOps),
     ("getpeername4", AttachType::Getpeername4),
     ("getpeername6", AttachType::Getpeername6),
@@ -32,9 +36,21 @@ pub(super) const HOOKS: [(&str, AttachType); 11] = [
     ("connect6", AttachType::Connect6),
 ];
 
-/// The hooks that a form needs.
-pub(super) fn wanted(form: Form) -> impl Iterator<Item = (&'static str, AttachType)> {
-    HOOKS.into_iter().filter(move |(name, _)| form == Form::Hold || *name != HOLD_HOOK)
+/// The hooks whose programs are loaded: the form is chosen later.
+pub(super) fn loaded(settings: &CaptureSettings) -> impl Iterator<Item = (&'static str, AttachType)> {
+    let guards = settings.refuse_uncaptured;
+    HOOKS.into_iter().filter(move |(name, _)| guards || *name != GUARD_HOOK)
+}
+
+/// The hooks that are attached.
+pub(super) fn wanted(settings: &CaptureSettings) -> impl Iterator<Item = (&'static str, AttachType)> {
+    let holds = settings.form == Form::Hold;
+    loaded(settings).filter(move |(name, _)| holds || *name != HOLD_HOOK)
+}
+
+/// A hook's name in the runtime directory.
+pub(super) fn link_name(hook: &str) -> String {
+    format!("{LINK_PREFIX}{hook}")
 }
 
 /// Attaches a program to the cgroup under a pinned link. A link that an earlier run left there is updated
@@ -46,8 +62,7 @@ pub(super) fn ensure(
     at: AttachType,
     program: BorrowedFd<'_>,
 ) -> Result<OwnedFd, CaptureError> {
-    let name = format!("{LINK_PREFIX}{hook}");
-    ensure_link(dir, &name, LinkTarget::Cgroup(cgroup.id), cgroup.dir.as_fd(), at, program)
+    ensure_link(dir, &link_name(hook), LinkTarget::Cgroup(cgroup.id), cgroup.dir.as_fd(), at, program)
 }
 
 pub(super) fn ensure_link(

@@ -6,7 +6,7 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{CaptureError, hooks::HOOKS, parking::Mutex, plan::CaptureLimits};
+use super::{CaptureError, CaptureSettings, hooks, parking::Mutex, plan::CaptureLimits};
 use crate::sys::bpf::MapFd;
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -65,9 +65,10 @@ pub(super) struct NodeObject {
 }
 
 impl NodeObject {
-    pub(super) fn load(pins: &Path, limits: &CaptureLimits, log: bool) -> Result<Self, CaptureError> {
+    pub(super) fn load(pins: &Path, settings: &CaptureSettings) -> Result<Self, CaptureError> {
+        let limits = &settings.limits;
         let (level, log_bytes) =
-            if log { (&LOG_LEVEL, LOG_BYTES) } else { (&LOG_LEVEL_OFF, LOG_BYTES_UNUSED) };
+            if settings.log_programs { (&LOG_LEVEL, LOG_BYTES) } else { (&LOG_LEVEL_OFF, LOG_BYTES_UNUSED) };
         let per_workload = u32::try_from(limits.addresses()).unwrap_or(u32::MAX);
         let mut ebpf = load("mesh-ebpf", NODE, pins, limits, |loader| {
             loader
@@ -78,13 +79,14 @@ impl NodeObject {
                 .map_max_entries("ENROLLED_CGROUPS", OLD_AND_NEW * limits.workloads)
                 .map_max_entries("ENROLLED_USERS", OLD_AND_NEW * limits.workloads)
                 .map_max_entries("DESTINATIONS", OLD_AND_NEW * limits.destinations)
-                .map_max_entries("EXCLUDED_OUTBOUND", OLD_AND_NEW * per_workload)
+                .map_max_entries("EXCLUDED_PORTS", OLD_AND_NEW * per_workload)
+                .map_max_entries("REFUSE_UNCAPTURED", OLD_AND_NEW * limits.workloads)
                 // each address is there twice: for its owner, and as local to the node
                 .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
                 .map_max_entries("BY_TUPLE", limits.connections)
                 .map_max_entries("HELD", limits.held_ring_bytes());
         })?;
-        for (name, _) in HOOKS {
+        for (name, _) in hooks::loaded(settings) {
             load_program(&mut ebpf, name)?;
         }
         Ok(Self { ebpf })

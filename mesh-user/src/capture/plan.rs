@@ -28,6 +28,8 @@ pub struct CaptureSettings {
     pub inbound_port: u16,
     /// Declared capacities.
     pub limits: CaptureLimits,
+    /// Refuse strict workloads what TCP capture cannot see.
+    pub refuse_uncaptured: bool,
     /// Leave the hooks, failing closed, on a clean exit.
     pub keep_on_exit: bool,
     /// Let the programs log captures and refusals, a bounded number per second.
@@ -111,6 +113,8 @@ pub struct PlannedWorkload {
     pub exclude_outbound_ports: Vec<u16>,
     /// Capture every TCP destination, not only meshed ones.
     pub capture_all: bool,
+    /// Its peer authentication is STRICT wherever a port has no mode of its own.
+    pub strict: bool,
 }
 
 /// Everything capture must know of the world at one time.
@@ -135,8 +139,9 @@ impl CapturePlan {
         over("meshed destinations", destinations, limits.destinations as usize, "limits.destinations")?;
         let addresses = self.workloads.iter().map(|workload| workload.addresses.len()).sum();
         over("local addresses", addresses, limits.addresses(), "limits.workloads")?;
-        let excluded = self.workloads.iter().map(|workload| workload.exclude_outbound_ports.len()).sum();
-        over("excluded outbound ports", excluded, limits.excluded_ports(), "limits.workloads")?;
+        let ports = |w: &PlannedWorkload| w.exclude_outbound_ports.len() + w.exclude_inbound_ports.len();
+        let excluded = self.workloads.iter().map(ports).sum();
+        over("excluded ports", excluded, limits.excluded_ports(), "limits.workloads")?;
         self.check_distinct()
     }
 
@@ -183,6 +188,7 @@ mod tests {
             exclude_inbound_ports: vec![],
             exclude_outbound_ports: vec![],
             capture_all: false,
+            strict: false,
         }
     }
 

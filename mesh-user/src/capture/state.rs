@@ -10,8 +10,7 @@ use std::{
 
 use super::{
     CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, Form, HeldConnects, MapUse,
-    PlannedWorkload, Selector, hold,
-    hooks::{self, HOLD_HOOK},
+    PlannedWorkload, Selector, hold, hooks,
     maps::{Shared, SlotOwner},
     net::{InboundOwner, primary},
     objects::{MAP_PREFIX, NodeObject, SHARED_MAPS},
@@ -20,7 +19,11 @@ use super::{
     space::{self, Space},
     tables::{Resolved, Tables, Where},
 };
-use crate::sys::{cgroup::Cgroup, netns::NetNs};
+use crate::sys::{
+    cgroup::{self, Cgroup},
+    netns::NetNs,
+};
+use mesh_common::Config;
 
 /// What [`super::Capture::apply`] changed.
 #[derive(Debug, Default)]
@@ -66,11 +69,11 @@ impl State {
             // An earlier run's maps stay with its programs until those are replaced.
             dir.unpin(&format!("{MAP_PREFIX}{name}"))?;
         }
-        let mut node = NodeObject::load(&dir.bpf(), &settings.limits, settings.log_programs)?;
+        let mut node = NodeObject::load(&dir.bpf(), settings)?;
         let program_log =
             if settings.log_programs { Some(ProgramLog::start(node.ebpf_mut())?) } else { None };
         let shared = Arc::new(Shared::new(&mut node, &settings.limits)?);
-        let tables = Tables::new(&node, &settings.limits, host.cookie())?;
+        let tables = Tables::new(&node, &settings.limits, base_config(settings, &host)?)?;
         let mut state = Self {
             settings: settings.clone(),
             dir,
@@ -168,7 +171,7 @@ impl State {
     /// until now, when all else that a start can fail for is done: where nobody listens, others could.
     fn free_listener_ports(&self) -> Result<(), CaptureError> {
         for name in ["bind4", "bind6"] {
-            self.dir.detach(&format!("{}{name}", hooks::LINK_PREFIX))?;
+            self.dir.detach(&hooks::link_name(name))?;
         }
         Ok(())
     }
@@ -313,13 +316,17 @@ impl State {
             return Ok(());
         }
         let mut links = Vec::new();
-        for (hook, at) in hooks::wanted(self.settings.form) {
+        let mut names = HashSet::new();
+        for (hook, at) in hooks::wanted(&self.settings) {
             let program = self.node.program(hook)?;
             links.push(hooks::ensure(&self.dir, &self.cgroup, hook, at, program.as_fd())?);
+            names.insert(hooks::link_name(hook));
         }
-        if self.settings.form != Form::Hold {
-            // An earlier run's, which now holds nothing.
-            self.dir.detach(&format!("{}{HOLD_HOOK}", hooks::LINK_PREFIX))?;
+        // An earlier run's: of another form or setting, or of a version that had other hooks.
+        for name in self.dir.pins(hooks::LINK_PREFIX)? {
+            if !names.contains(&name) {
+                self.dir.detach(&name)?;
+            }
         }
         self.links = links;
         Ok(())
@@ -367,4 +374,15 @@ impl State {
         self.spaces.clear();
         self.dir.remove_all()
     }
+}
+
+/// What the programs must know before any workload is enrolled.
+fn base_config(settings: &CaptureSettings, host: &NetNs) -> Result<Config, CaptureError> {
+    let mut config = Config { host_netns_cookie: host.cookie(), ..Config::default() };
+    if settings.refuse_uncaptured {
+        let failed = |source| CaptureError::Cgroup { path: "/proc/self/cgroup".into(), source };
+        config.refuse_uncaptured = 1;
+        config.own_cgroup_id = cgroup::own().map_err(failed)?.id;
+    }
+    Ok(config)
 }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use mesh_common::{
     ANY_PORT_BE, CgroupKey, Config, DestinationKey, ExcludedPortKey, LocalAddressKey, NetnsEntry,
-    WorkloadEntry, workload_flags,
+    WorkloadEntry, excluded_direction, workload_flags,
 };
 
 use super::{
@@ -32,11 +32,22 @@ pub(super) struct Resolved<'a> {
 }
 
 impl Resolved<'_> {
-    fn entry(&self) -> WorkloadEntry {
+    fn flags(&self, refuse_uncaptured: bool) -> u32 {
+        let mut flags = 0;
+        if self.workload.capture_all {
+            flags |= workload_flags::CAPTURE_ALL;
+        }
+        if self.workload.strict && refuse_uncaptured {
+            flags |= workload_flags::REFUSE_UNCAPTURED;
+        }
+        flags
+    }
+
+    fn entry(&self, flags: u32) -> WorkloadEntry {
         let addresses = &self.workload.addresses;
         WorkloadEntry {
             slot: self.slot,
-            flags: if self.workload.capture_all { workload_flags::CAPTURE_ALL } else { 0 },
+            flags,
             local_v4: primary_net(addresses, true),
             local_v6: primary_net(addresses, false),
         }
@@ -52,19 +63,16 @@ pub(super) struct Tables {
     users: Synced<u32, WorkloadEntry>,
     destinations: Synced<DestinationKey, u32>,
     excluded: Synced<ExcludedPortKey, u32>,
+    refused: Synced<u32, u32>,
     addresses: Synced<LocalAddressKey, u32>,
 }
 
 impl Tables {
-    pub(super) fn new(
-        node: &NodeObject,
-        limits: &CaptureLimits,
-        host_netns_cookie: u64,
-    ) -> Result<Self, CaptureError> {
+    pub(super) fn new(node: &NodeObject, limits: &CaptureLimits, base: Config) -> Result<Self, CaptureError> {
         let workloads = limits.workloads as usize;
         let tables = Self {
             config: node.map("CONFIG")?,
-            base: Config { host_netns_cookie, ..Config::default() },
+            base,
             netns: Synced::new("ENROLLED_NETNS", workloads + 1, node.map("ENROLLED_NETNS")?),
             cgroups: Synced::new("ENROLLED_CGROUPS", workloads, node.map("ENROLLED_CGROUPS")?),
             users: Synced::new("ENROLLED_USERS", workloads, node.map("ENROLLED_USERS")?),
@@ -73,11 +81,8 @@ impl Tables {
                 limits.destinations as usize,
                 node.map("DESTINATIONS")?,
             ),
-            excluded: Synced::new(
-                "EXCLUDED_OUTBOUND",
-                limits.excluded_ports(),
-                node.map("EXCLUDED_OUTBOUND")?,
-            ),
+            excluded: Synced::new("EXCLUDED_PORTS", limits.excluded_ports(), node.map("EXCLUDED_PORTS")?),
+            refused: Synced::new("REFUSE_UNCAPTURED", workloads, node.map("REFUSE_UNCAPTURED")?),
             addresses: Synced::new("LOCAL_ADDRESSES", limits.addresses(), node.map("LOCAL_ADDRESSES")?),
         };
         tables.write_config(tables.base)?;
@@ -105,6 +110,7 @@ impl Tables {
             self.users.map_use(),
             self.destinations.map_use(),
             self.excluded.map_use(),
+            self.refused.map_use(),
             self.addresses.map_use(),
         ]
     }
@@ -120,6 +126,8 @@ impl Tables {
         self.destinations.sync(&meshed)?;
         self.excluded.sync(&excluded_ports(resolved))?;
         self.addresses.sync(&local_addresses(resolved))?;
+        let refuses = self.base.refuse_uncaptured != 0;
+        self.refused.sync(&refused(resolved, refuses))?;
 
         let listening = NetnsEntry {
             owner: WorkloadEntry::default(),
@@ -132,16 +140,17 @@ impl Tables {
         let mut users = HashMap::new();
         let mut config = self.base;
         for found in resolved {
+            let entry = found.entry(found.flags(refuses));
             match found.place {
                 Where::Netns(cookie) => {
-                    netns.insert(cookie, NetnsEntry { owner: found.entry(), ..listening });
+                    netns.insert(cookie, NetnsEntry { owner: entry, ..listening });
                 }
                 Where::Cgroup { id, levels } => {
-                    cgroups.insert(CgroupKey { id }, found.entry());
+                    cgroups.insert(CgroupKey { id }, entry);
                     config.cgroup_levels |= levels;
                 }
                 Where::User(uid) => {
-                    users.insert(uid, found.entry());
+                    users.insert(uid, entry);
                     config.users_enrolled = 1;
                 }
             }
@@ -160,11 +169,22 @@ fn destination_key(ip: IpAddr, port: Option<u16>) -> DestinationKey {
 fn excluded_ports(resolved: &[Resolved<'_>]) -> HashMap<ExcludedPortKey, u32> {
     let mut excluded = HashMap::new();
     for found in resolved {
-        for port in &found.workload.exclude_outbound_ports {
-            excluded.insert(ExcludedPortKey { slot: found.slot, port_be: port.to_be(), reserved: 0 }, 1);
+        let workload = found.workload;
+        for (ports, direction) in [
+            (&workload.exclude_outbound_ports, excluded_direction::OUTBOUND),
+            (&workload.exclude_inbound_ports, excluded_direction::INBOUND),
+        ] {
+            let key = |port: &u16| ExcludedPortKey { slot: found.slot, port_be: port.to_be(), direction };
+            excluded.extend(ports.iter().map(|port| (key(port), 1)));
         }
     }
     excluded
+}
+
+/// Slots that are refused what capture cannot see, with their flags.
+fn refused(resolved: &[Resolved<'_>], refuse_uncaptured: bool) -> HashMap<u32, u32> {
+    let flags = resolved.iter().map(|found| (found.slot, found.flags(refuse_uncaptured)));
+    flags.filter(|(_, flags)| flags & workload_flags::REFUSE_UNCAPTURED != 0).collect()
 }
 
 /// A workload with a namespace of its own is never captured on the way to itself, and is where the host's
@@ -174,7 +194,7 @@ fn local_addresses(resolved: &[Resolved<'_>]) -> HashMap<LocalAddressKey, u32> {
     for found in resolved.iter().filter(|found| matches!(found.place, Where::Netns(_))) {
         for address in &found.workload.addresses {
             for slot in [0, found.slot] {
-                addresses.insert(LocalAddressKey { slot, addr: (*address).into() }, 1);
+                addresses.insert(LocalAddressKey { slot, addr: (*address).into() }, found.slot);
             }
         }
     }

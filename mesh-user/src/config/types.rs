@@ -96,6 +96,8 @@ pub struct CaptureConfig {
     pub form: CaptureForm,
     /// What a `connect` that waits is told when policy denies it.
     pub denied: DeniedConnect,
+    /// What TCP capture cannot see of a STRICT workload: UDP, ping, raw sockets, SCTP and the like.
+    pub uncaptured: Uncaptured,
     /// Loopback port of the outbound listener inside each workload's namespace.
     pub outbound_port: u16,
     /// Port of the inbound listener inside each workload's namespace.
@@ -110,6 +112,7 @@ impl Default for CaptureConfig {
             cgroup: None,
             form: CaptureForm::Auto,
             denied: DeniedConnect::Refused,
+            uncaptured: Uncaptured::Pass,
             outbound_port: 15001,
             inbound_port: 15006,
             canary: true,
@@ -139,6 +142,17 @@ pub enum DeniedConnect {
     Refused,
     /// `EHOSTUNREACH`: as a firewall would say, which clients tell from a stopped server.
     Unreachable,
+}
+
+/// What happens to traffic of a STRICT workload that TCP capture cannot see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Uncaptured {
+    /// It passes as without meshd: DNS and QUIC to the outside are UDP, and forbidding them is network policy's work.
+    #[default]
+    Pass,
+    /// To meshed destinations nothing goes past meshd, and no datagram socket is served on a port of its own choice.
+    Refuse,
 }
 
 /// Which relay carries the bytes after the handshake.

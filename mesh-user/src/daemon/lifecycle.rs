@@ -29,7 +29,7 @@ use crate::{
         Capture, CaptureLimits, CaptureSettings, Form,
         canary::{self, Capability},
     },
-    config::{self, CaptureForm, Config, ShutdownHooks},
+    config::{self, CaptureForm, Config, ShutdownHooks, Uncaptured},
     discovery::{FileSource, Snapshot},
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
     sys::cgroup,
@@ -207,6 +207,7 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
             connections: config.limits.connections,
             held_connects: config.limits.held_connects,
         },
+        refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })

@@ -7,20 +7,26 @@ use nix::unistd::User;
 use crate::{
     capture::{CapturePlan, PlannedWorkload, Selector},
     config,
+    discovery::Snapshot,
+    policy::Mode,
     proxy::Mesh,
-    world::{InboundPorts, Workload, WorkloadName, World},
+    world::{InboundPorts, Workload, WorkloadName},
 };
 
 /// A local workload that cannot be planned, and why.
 pub(super) type Unplanned = (WorkloadName, String);
 
-/// What to capture for `world`. Workloads whose user does not exist are left out and reported.
-pub(super) fn plan(mesh: &Mesh, world: &World) -> (CapturePlan, Vec<Unplanned>) {
+/// What to capture for the snapshot's world. Workloads whose user does not exist are left out and reported.
+pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot) -> (CapturePlan, Vec<Unplanned>) {
+    let world = &snapshot.world;
     let mut workloads = Vec::new();
     let mut unplanned = Vec::new();
     for workload in world.local_workloads() {
         match planned(mesh, workload) {
-            Some(Ok(plan)) => workloads.push(plan),
+            Some(Ok(plan)) => {
+                let strict = snapshot.policies.for_workload(workload.id).default_mode() == Mode::Strict;
+                workloads.push(PlannedWorkload { strict, ..plan });
+            }
             Some(Err(why)) => unplanned.push((workload.name.clone(), why)),
             None => {}
         }
@@ -49,6 +55,7 @@ fn planned(mesh: &Mesh, workload: &Workload) -> Option<Result<PlannedWorkload, S
         exclude_inbound_ports,
         exclude_outbound_ports: local.exclude_outbound_ports.clone(),
         capture_all: false,
+        strict: false,
     }))
 }
 

@@ -164,7 +164,7 @@ impl Runtime {
     /// Makes capture match the snapshot in force.
     fn enrol(&self) -> Result<(), CaptureError> {
         let snapshot = Arc::clone(&self.mesh.view().snapshot);
-        let (plan, unplanned) = plan(&self.mesh, &snapshot.world);
+        let (plan, unplanned) = plan(&self.mesh, &snapshot);
         // An error midway leaves parts of this plan in force: the one that shall hold is applied again.
         self.unsettled.store(true, Ordering::Relaxed);
         let applied = self.capture.apply(&plan)?;

@@ -84,6 +84,18 @@ pub fn path_in_tree(path: &Path) -> io::Result<Option<PathBuf>> {
     }))
 }
 
+/// The cgroup v2 of this process.
+///
+/// # Errors
+/// `NotFound` where no cgroup v2 is mounted or the mount does not lead to it.
+pub fn own() -> io::Result<Cgroup> {
+    let absent = || io::Error::new(io::ErrorKind::NotFound, "this process's cgroup v2 cannot be found");
+    let membership = fs::read_to_string("/proc/self/cgroup")?;
+    // The unified hierarchy's line (cgroups(7)).
+    let path = membership.lines().find_map(|line| line.strip_prefix("0::/")).ok_or_else(absent)?;
+    Cgroup::open(&cgroup2_mount()?.ok_or_else(absent)?.join(path))
+}
+
 /// The root of the first cgroup v2 mount, if there is one.
 pub fn cgroup2_mount() -> io::Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;

@@ -68,6 +68,7 @@ pub fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError
         form: Form::Listener,
         runtime_dir: settings.runtime_dir.join(DIR_NAME),
         limits: LIMITS,
+        refuse_uncaptured: false,
         keep_on_exit: false,
         log_programs: false,
         ..settings.clone()
@@ -125,6 +126,7 @@ fn plan(stage: &stage::Stage) -> CapturePlan {
         exclude_inbound_ports: Vec::new(),
         exclude_outbound_ports: Vec::new(),
         capture_all: false,
+        strict: false,
     };
     CapturePlan {
         workloads: vec![
