@@ -19,6 +19,9 @@ const HOLD_HOOK: &str = "hold_syn";
 /// Attached only where uncaptured traffic is refused; it too sees every packet.
 const GUARD_HOOK: &str = "guard";
 
+/// The programs that keep others from meshd's ports.
+pub(super) const BIND_HOOKS: [&str; 2] = ["bind4", "bind6"];
+
 /// Program name in the object and where it goes. `sock_ops` and `hold_syn` before `connect`: when the first
 /// connection is rewritten, its original destination is recorded, or its SYN held.
 const HOOKS: [(&str, AttachType); 12] = [

@@ -54,9 +54,14 @@ pub struct WorkloadNet {
 }
 
 impl WorkloadNet {
-    pub(super) fn new(netns: NetNs, shared: Arc<Shared>, outbound_port: u16, inbound_port: u16) -> Self {
+    /// Without ports yet: they are found by trying.
+    pub(super) fn new(netns: NetNs, shared: Arc<Shared>) -> Self {
         let inbound = ArcSwap::from_pointee(InboundOwner::ByPort(HashMap::new()));
-        Self { netns, shared, inbound, outbound_port, inbound_port, raw: Mutex::default() }
+        Self { netns, shared, inbound, outbound_port: 0, inbound_port: 0, raw: Mutex::default() }
+    }
+
+    pub(super) fn on_ports(self, outbound_port: u16, inbound_port: u16) -> Self {
+        Self { outbound_port, inbound_port, ..self }
     }
 
     pub(super) fn set_inbound(&self, owner: InboundOwner) {
@@ -173,6 +178,11 @@ impl WorkloadNet {
         self.outbound_port
     }
 
+    /// The port of the inbound listener.
+    pub(super) fn inbound_port(&self) -> u16 {
+        self.inbound_port
+    }
+
     /// Begins a simultaneous open with a socket that waits in SYN-SENT: from the end it sent its SYN to.
     pub(super) fn simultaneous_open(&self, from: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
         let socket = self.own_socket(from)?;
@@ -206,15 +216,21 @@ impl WorkloadNet {
     }
 
     /// Binds a listener in the namespace; only its own loopback reaches it unless a program steers to it.
-    pub(super) fn listen(&self, address: SocketAddr, backlog: i32) -> io::Result<std::net::TcpListener> {
+    pub(super) fn listen(&self, address: SocketAddr, backlog: i32) -> io::Result<Socket> {
+        let socket = self.bind(address)?;
+        socket.listen(backlog)?;
+        Ok(socket)
+    }
+
+    /// Takes a port in the namespace.
+    pub(super) fn bind(&self, address: SocketAddr) -> io::Result<Socket> {
         let socket = self.own_socket(address)?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
         socket.bind(&address.into())?;
-        socket.listen(backlog)?;
-        Ok(socket.into())
+        Ok(socket)
     }
 
     fn own_socket(&self, for_address: SocketAddr) -> io::Result<Socket> {

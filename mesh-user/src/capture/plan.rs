@@ -8,7 +8,7 @@ use std::{
 
 use mesh_common::HeldConnect;
 
-use super::{CaptureError, Form};
+use super::{CaptureError, Form, space::PORTS};
 
 /// Bound on addresses and excluded ports: so many per workload on average.
 const PER_WORKLOAD: usize = 16;
@@ -142,7 +142,30 @@ impl CapturePlan {
         let ports = |w: &PlannedWorkload| w.exclude_outbound_ports.len() + w.exclude_inbound_ports.len();
         let excluded = self.workloads.iter().map(ports).sum();
         over("excluded ports", excluded, limits.excluded_ports(), "limits.workloads")?;
+        self.check_ports()?;
         self.check_distinct()
+    }
+
+    /// Each namespace's program knows so many ports.
+    fn check_ports(&self) -> Result<(), CaptureError> {
+        let mut hosted = 0;
+        for workload in &self.workloads {
+            let count = if matches!(workload.selector, Selector::Netns(_)) {
+                workload.exclude_inbound_ports.len()
+            } else {
+                hosted += workload.ports.len();
+                hosted
+            };
+            if count > PORTS {
+                return Err(CaptureError::OverCapacity {
+                    what: "ports in one namespace",
+                    count,
+                    limit: PORTS,
+                    setting: "nothing (it is fixed)",
+                });
+            }
+        }
+        Ok(())
     }
 
     fn check_distinct(&self) -> Result<(), CaptureError> {
@@ -205,6 +228,21 @@ mod tests {
         let plan =
             CapturePlan { workloads: vec![], destinations: vec![(address, None), (address, Some(80))] };
         assert!(matches!(plan.check(&limits), Err(CaptureError::OverCapacity { count: 2, limit: 1, .. })));
+    }
+
+    #[test]
+    fn more_ports_than_a_namespaces_program_knows_are_refused_before_anything_changes() {
+        let limits = CaptureLimits::default();
+        for (selector, fits) in [(Selector::Netns("/x".into()), 1024), (Selector::User(1), 1024)] {
+            for (count, accepted) in [(fits, true), (fits + 1, false)] {
+                let ports: Vec<u16> = (1..=count).collect();
+                let mut one = workload("a", selector.clone());
+                one.ports.clone_from(&ports);
+                one.exclude_inbound_ports = ports;
+                let plan = CapturePlan { workloads: vec![one], destinations: vec![] };
+                assert_eq!(plan.check(&limits).is_ok(), accepted, "{count} of {selector:?}");
+            }
+        }
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
 };
 
 use mesh_common::{LISTENER_SLOT_V4, LISTENER_SLOT_V6, LookupConfig, PortKey, lookup_mode};
+use socket2::Socket;
 
 use super::{
     CaptureError, CaptureSettings, Form, HeldConnects, WorkloadNet,
@@ -25,7 +26,9 @@ use crate::sys::{
 pub(super) const LINK_PREFIX: &str = "netns-";
 const BACKLOG: i32 = 4096;
 /// Ports of one namespace that its program knows.
-const PORTS: usize = 1024;
+pub(super) const PORTS: usize = 1024;
+/// Ports that are tried before a workload counts as one that cannot be enrolled.
+const PORT_TRIES: u32 = 16;
 
 /// meshd's listeners in one namespace: non-blocking, close-on-exec, one per address family it has.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub(super) struct Space {
     /// a namespace would cost in memory.
     program: Option<OwnedFd>,
     link: Option<OwnedFd>,
+    /// Nobody else can have the outbound port of the `hold` form until the programs reserve it.
+    placeholders: Vec<Socket>,
 }
 
 pub(super) fn link_name(cookie: u64) -> String {
@@ -73,14 +78,20 @@ impl Space {
         shared: &Arc<Shared>,
         dir: &RuntimeDir,
     ) -> Result<(Self, EnrolledListeners), CaptureError> {
-        let net = WorkloadNet::new(netns, shared.clone(), settings.outbound_port, settings.inbound_port);
-        let net = Arc::new(net);
-        let outbound = match settings.form {
-            Form::Listener => listen(&net, workload, settings.outbound_port)?,
+        let net = WorkloadNet::new(netns, shared.clone());
+        let (outbound_port, outbound) = match settings.form {
+            Form::Listener => take_port(workload, settings.outbound_port, |at| net.listen(at, BACKLOG))?,
             // Nobody listens: a SYN that is not held is refused.
-            Form::Hold => Vec::new(),
+            Form::Hold => take_port(workload, settings.outbound_port, |at| net.bind(at))?,
         };
-        let inbound = listen(&net, workload, settings.inbound_port)?;
+        let (inbound_port, inbound) =
+            take_port(workload, settings.inbound_port, |at| net.listen(at, BACKLOG))?;
+        let net = Arc::new(net.on_ports(outbound_port, inbound_port));
+        let inbound: Vec<TcpListener> = inbound.into_iter().map(TcpListener::from).collect();
+        let (outbound, placeholders) = match settings.form {
+            Form::Listener => (outbound.into_iter().map(TcpListener::from).collect(), Vec::new()),
+            Form::Hold => (Vec::new(), outbound),
+        };
         let object = LookupObject::load(&dir.bpf(), &settings.limits)?;
         fill_slots(&object, &inbound)?;
         let mode = if shared_by_port { lookup_mode::LISTED_PORTS } else { lookup_mode::ALL_PORTS };
@@ -91,7 +102,7 @@ impl Space {
         let ports = Synced::new("PORTS", PORTS, object.map("PORTS")?);
         let program = Some(object.program()?);
         Ok((
-            Self { net, shared_by_port, ports, program, link: None },
+            Self { net, shared_by_port, ports, program, link: None, placeholders },
             EnrolledListeners { outbound, inbound },
         ))
     }
@@ -100,15 +111,12 @@ impl Space {
     pub(super) fn set_ports(&mut self, ports: impl IntoIterator<Item = u16>) -> Result<(), CaptureError> {
         let wanted: HashMap<_, _> =
             ports.into_iter().map(|port| (PortKey { port_host: port.into() }, 1)).collect();
-        if wanted.len() > PORTS {
-            return Err(CaptureError::OverCapacity {
-                what: "ports in one namespace",
-                count: wanted.len(),
-                limit: PORTS,
-                setting: "nothing (it is fixed)",
-            });
-        }
         self.ports.sync(&wanted)
+    }
+
+    /// The programs reserve the outbound port now.
+    pub(super) fn is_reserved(&mut self) {
+        self.placeholders.clear();
     }
 
     /// Attaches the program, in place of one that an earlier run left.
@@ -125,19 +133,46 @@ impl Space {
     }
 }
 
-fn listen(net: &WorkloadNet, workload: &str, port: u16) -> Result<Vec<TcpListener>, CaptureError> {
-    let mut listeners = Vec::with_capacity(2);
-    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
-        let address = SocketAddr::new(ip, port);
-        match net.listen(address, BACKLOG) {
-            Ok(listener) => listeners.push(listener),
-            Err(error) if ip.is_ipv6() && lacks_ipv6(&error) => {}
+/// Takes the wanted port on loopback of each family, or the same other one where somebody has it already: a
+/// workload must not be able to keep itself from being enrolled.
+fn take_port(
+    workload: &str,
+    wanted: u16,
+    take: impl Fn(SocketAddr) -> io::Result<Socket>,
+) -> Result<(u16, Vec<Socket>), CaptureError> {
+    let mut port = wanted;
+    let mut tries_left = PORT_TRIES;
+    loop {
+        tries_left -= 1;
+        match take_both(port, &take) {
+            Ok(taken) => {
+                if taken.0 != wanted {
+                    tracing::warn!(
+                        workload,
+                        wanted,
+                        port = taken.0,
+                        "somebody has meshd's port: another is used"
+                    );
+                }
+                return Ok(taken);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries_left > 0 => port = 0,
             Err(source) => {
+                let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), wanted);
                 return Err(CaptureError::Listen { workload: workload.to_owned(), address, source });
             }
         }
     }
-    Ok(listeners)
+}
+
+fn take_both(port: u16, take: impl Fn(SocketAddr) -> io::Result<Socket>) -> io::Result<(u16, Vec<Socket>)> {
+    let v4 = take(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))?;
+    let taken = v4.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?.port();
+    match take(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), taken)) {
+        Ok(v6) => Ok((taken, vec![v4, v6])),
+        Err(error) if lacks_ipv6(&error) => Ok((taken, vec![v4])),
+        Err(error) => Err(error),
+    }
 }
 
 fn lacks_ipv6(error: &io::Error) -> bool {

@@ -23,7 +23,7 @@ use crate::sys::{
     cgroup::{self, Cgroup},
     netns::NetNs,
 };
-use mesh_common::Config;
+use mesh_common::{Config, NetnsEntry};
 
 /// What [`super::Capture::apply`] changed.
 #[derive(Debug, Default)]
@@ -142,7 +142,7 @@ impl State {
 
     fn carry_out(&mut self, plan: &CapturePlan, applied: &mut Applied) -> Result<(), CaptureError> {
         if self.links.is_empty() {
-            self.free_listener_ports()?;
+            self.reserve_ports(plan)?;
         }
         let mut resolved = Vec::with_capacity(plan.workloads.len());
         let mut cookies = HashMap::new();
@@ -157,8 +157,9 @@ impl State {
         for space in self.spaces.values_mut() {
             space.attach(&self.dir)?;
         }
-        self.tables.sync(&resolved, &plan.destinations, self.outbound_ports())?;
+        self.tables.sync(&resolved, &plan.destinations, self.listening())?;
         self.attach_hooks()?;
+        self.spaces.values_mut().for_each(Space::is_reserved);
         self.remove_others(&resolved, applied)?;
         if first && applied.failed.is_empty() {
             self.remove_stale_links()?;
@@ -167,11 +168,22 @@ impl State {
         Ok(())
     }
 
-    /// An earlier run's bind hooks would keep our listeners from their ports; nothing passes by them. They stay
-    /// until now, when all else that a start can fail for is done: where nobody listens, others could.
-    fn free_listener_ports(&self) -> Result<(), CaptureError> {
-        for name in ["bind4", "bind6"] {
-            self.dir.detach(&hooks::link_name(name))?;
+    /// An earlier run's bind hooks would keep our listeners from their ports, since they do not know our sockets.
+    /// Ours take their place with the same ports reserved: at no time can anybody else have them.
+    fn reserve_ports(&mut self, plan: &CapturePlan) -> Result<(), CaptureError> {
+        let entry = ports_entry(self.settings.outbound_port, self.settings.inbound_port);
+        let cookie = |selector: &Selector| match selector {
+            // One that cannot be opened is reported when it is resolved.
+            Selector::Netns(path) => NetNs::open(path).ok().map(|netns| netns.cookie()),
+            Selector::Cgroup(_) | Selector::User(_) => Some(self.host.cookie()),
+        };
+        let reserved =
+            plan.workloads.iter().filter_map(|workload| Some((cookie(&workload.selector)?, entry)));
+        let reserved: HashMap<_, _> = reserved.collect();
+        self.tables.reserve(&reserved)?;
+        for (hook, at) in hooks::wanted(&self.settings).filter(|(hook, _)| hooks::BIND_HOOKS.contains(hook)) {
+            let program = self.node.program(hook)?;
+            hooks::ensure(&self.dir, &self.cgroup, hook, at, program.as_fd())?;
         }
         Ok(())
     }
@@ -275,8 +287,10 @@ impl State {
         Ok(())
     }
 
-    fn outbound_ports(&self) -> (Vec<u64>, u16, u16) {
-        (self.spaces.keys().copied().collect(), self.settings.outbound_port, self.settings.inbound_port)
+    /// The ports in each namespace, whose owners are not known here.
+    fn listening(&self) -> HashMap<u64, NetnsEntry> {
+        let entry = |space: &Space| ports_entry(space.net.outbound_port(), space.net.inbound_port());
+        self.spaces.iter().map(|(cookie, space)| (*cookie, entry(space))).collect()
     }
 
     /// Tells live connections who stands behind a slot and a port now.
@@ -385,4 +399,12 @@ fn base_config(settings: &CaptureSettings, host: &NetNs) -> Result<Config, Captu
         config.own_cgroup_id = cgroup::own().map_err(failed)?.id;
     }
     Ok(config)
+}
+
+fn ports_entry(outbound_port: u16, inbound_port: u16) -> NetnsEntry {
+    NetnsEntry {
+        outbound_port_be: outbound_port.to_be(),
+        inbound_port_be: inbound_port.to_be(),
+        ..NetnsEntry::default()
+    }
 }

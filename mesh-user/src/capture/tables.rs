@@ -115,12 +115,17 @@ impl Tables {
         ]
     }
 
+    /// Keeps everybody but meshd from these ports, before any workload is enrolled.
+    pub(super) fn reserve(&mut self, listening: &HashMap<u64, NetnsEntry>) -> Result<(), CaptureError> {
+        self.netns.sync(listening)
+    }
+
     /// Destinations before workloads: a workload is enrolled when everything about it is known.
     pub(super) fn sync(
         &mut self,
         resolved: &[Resolved<'_>],
         destinations: &[(IpAddr, Option<u16>)],
-        (cookies, outbound_port, inbound_port): (Vec<u64>, u16, u16),
+        listening: HashMap<u64, NetnsEntry>,
     ) -> Result<(), CaptureError> {
         let meshed = destinations.iter().map(|(ip, port)| (destination_key(*ip, *port), 1)).collect();
         self.destinations.sync(&meshed)?;
@@ -129,13 +134,7 @@ impl Tables {
         let refuses = self.base.refuse_uncaptured != 0;
         self.refused.sync(&refused(resolved, refuses))?;
 
-        let listening = NetnsEntry {
-            owner: WorkloadEntry::default(),
-            outbound_port_be: outbound_port.to_be(),
-            inbound_port_be: inbound_port.to_be(),
-        };
-        let mut netns: HashMap<u64, NetnsEntry> =
-            cookies.into_iter().map(|cookie| (cookie, listening)).collect();
+        let mut netns = listening;
         let mut cgroups = HashMap::new();
         let mut users = HashMap::new();
         let mut config = self.base;
@@ -143,7 +142,7 @@ impl Tables {
             let entry = found.entry(found.flags(refuses));
             match found.place {
                 Where::Netns(cookie) => {
-                    netns.insert(cookie, NetnsEntry { owner: entry, ..listening });
+                    netns.entry(cookie).or_default().owner = entry;
                 }
                 Where::Cgroup { id, levels } => {
                     cgroups.insert(CgroupKey { id }, entry);
