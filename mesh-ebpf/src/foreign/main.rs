@@ -41,6 +41,31 @@ pub(crate) fn refuse_connect(_: SockAddrContext) -> i32 {
     0
 }
 
+/// Address and port, as they lie in memory, that connects to meshd are led to; a port of 0 leaves them alone.
+#[btf_map]
+static TARGET: Array<u32, 2> = Array::new();
+
+/// Where meshd takes captured connects, unless its file says otherwise.
+const OUTBOUND_PORT_BE: u32 = 15001_u16.to_be() as u32;
+
+/// Undoes what meshd has written, as a load balancer of its own mind might.
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn rewrite_connect(ctx: SockAddrContext) -> i32 {
+    let ctx = ctx.sock_addr;
+    let (Some(address_net), Some(port_be)) = (TARGET.get(0), TARGET.get(1)) else { return 1 };
+    // SAFETY: the program's own context, whose fields are read and written whole.
+    unsafe {
+        let host_net = core::ptr::read_volatile(core::ptr::addr_of!((*ctx).user_ip4));
+        let to_be = core::ptr::read_volatile(core::ptr::addr_of!((*ctx).user_port));
+        if *port_be != 0 && host_net == LOOPBACK_V4_NET && to_be == OUTBOUND_PORT_BE {
+            core::ptr::write_volatile(core::ptr::addr_of_mut!((*ctx).user_ip4), *address_net);
+            core::ptr::write_volatile(core::ptr::addr_of_mut!((*ctx).user_port), *port_be);
+            count(CONNECTS);
+        }
+    }
+    1
+}
+
 /// Asks each socket that connects over loopback for round-trip callbacks, and counts those that come.
 #[sock_ops]
 pub(crate) fn watch_rtt(ctx: SockOpsContext) -> u32 {

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use mesh_common::{Config, NetnsEntry};
+
 use super::{
     CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, Form, HeldConnects, MapUse,
     PlannedWorkload, Selector, hold, hooks,
@@ -23,7 +25,6 @@ use crate::sys::{
     cgroup::{self, Cgroup},
     netns::NetNs,
 };
-use mesh_common::{Config, NetnsEntry};
 
 /// What [`super::Capture::apply`] changed.
 #[derive(Debug, Default)]

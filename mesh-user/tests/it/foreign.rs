@@ -1,6 +1,7 @@
 //! Another agent of the node: its own eBPF programs on the story's cgroup, beside meshd's (`mesh-ebpf/src/foreign`).
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -49,6 +50,15 @@ impl Foreign {
             }
         }
         Ok(Self { ebpf })
+    }
+
+    /// Where its `rewrite_connect` leads what goes to meshd's port.
+    pub(crate) fn lead_to(&mut self, host: Ipv4Addr, port: u16) -> anyhow::Result<()> {
+        let mut target: Array<&mut MapData, u32> =
+            Array::try_from(self.ebpf.map_mut("TARGET").context("no map TARGET")?)?;
+        target.set(0, u32::from_ne_bytes(host.octets()), 0)?;
+        target.set(1, u32::from(port.to_be()), 0)?;
+        Ok(())
     }
 
     /// What was counted so far.

@@ -25,7 +25,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 23] = [
+    let topics: [(&str, &'static [Story]); 27] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -36,6 +36,10 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
         ("bypass", bypass::STORIES),
+        ("bypass", bypass::uncaptured::STORIES),
+        ("bypass", bypass::forged::STORIES),
+        ("bypass", bypass::places::STORIES),
+        ("bypass", bypass::moments::STORIES),
         ("modes", modes::STORIES),
         ("policy", policy::STORIES),
         ("hostile", hostile::STORIES),

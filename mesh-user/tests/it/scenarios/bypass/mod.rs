@@ -1,23 +1,52 @@
 //! A workload that wants past meshd, and a neighbour that wants in: what they try, and that they get nothing.
 
+pub(super) mod forged;
+pub(super) mod moments;
+pub(super) mod places;
+pub(super) mod uncaptured;
+
 use std::net::SocketAddr;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{MARKER, Mesh, accepted, is_unserved, last_line, probe, serve, serve_at, start_probe};
+use crate::it::mesh::{
+    MARKER, Mesh, accepted, is_unserved, json_lines, last_line, probe, serve, serve_at, start_probe,
+};
 use crate::it::netns::Place;
 use crate::it::peer;
-use crate::it::process::PATIENCE;
+use crate::it::process::{PATIENCE, Program};
+use crate::it::scripts;
 
 pub(super) const STORIES: &[Story] = stories![
     Daemon 120:
         socket_options_do_not_lead_past_meshd,
+        a_source_route_leads_nowhere,
         a_socket_older_than_meshd_is_captured_when_it_connects,
         meshds_own_ports_serve_nobody,
         what_listens_on_loopback_stays_there;
 ];
+
+/// Starts a verb of `attempts.py`.
+fn attempt(place: &Place, args: &[&str]) -> anyhow::Result<Program> {
+    scripts::python(place, "attempts.py", args).start()
+}
+
+/// Runs a verb of `attempts.py` to its end: all that it says.
+fn attempted(place: &Place, args: &[&str]) -> anyhow::Result<Vec<Value>> {
+    Ok(json_lines(&attempt(place, args)?.finish(PATIENCE * 4)?.succeeded()?))
+}
+
+/// Each line's `saw` must be what the table says of its `case`.
+fn must_have_seen(lines: &[Value], expected: &[(&str, &str)]) -> anyhow::Result<()> {
+    for (case, saw) in expected {
+        let line = lines.iter().find(|line| line["case"] == *case).with_context(|| format!("no {case}"))?;
+        ensure!(line["saw"] == *saw, "{case}: {} and not {saw}", line["saw"]);
+    }
+    Ok(())
+}
 
 /// Where meshd listens in each workload's namespace.
 const OWN_PORTS: [u16; 2] = [15001, 15006];
@@ -35,12 +64,33 @@ fn socket_options_do_not_lead_past_meshd(ground: &Ground) -> anyhow::Result<()> 
             ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{to} {way}: {seen}");
         }
         // Bound to the wire's device it cannot reach meshd on loopback, and reaches nothing else.
-        let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--device", "eth0"])?;
-        ensure!(is_unserved(&seen), "{seen}");
+        for to in [mesh.server.at(7000), mesh.server.at6(7000)] {
+            let seen = probe(&mesh.client, to, &["--send", MARKER, "--device", "eth0"])?;
+            ensure!(seen["connect"] == "host unreachable", "{to}: {seen}");
+        }
+        let seen =
+            probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--shutdown", "--device", "lo"])?;
+        ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{seen}");
         Ok(())
     })?;
     let accepted = accepted(&server);
-    ensure!(accepted == 3, "the server accepted {accepted} connections: {}", server.stdout());
+    ensure!(accepted == 4, "the server accepted {accepted} connections: {}", server.stdout());
+    let refused = mesh.a.metric("meshd_bpf_events_total", &["event=\"device_bound_refused\""])?;
+    ensure!(refused == 2, "{refused} counted as bound to a device");
+    Ok(())
+}
+
+fn a_source_route_leads_nowhere(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    let beside = serve(&mesh.outsider, 7000, &["--echo"])?;
+    let (host, via) = (mesh.server.v4.to_string(), mesh.outsider.v4.to_string());
+    let connects = |line: &Value| !line["case"].as_str().unwrap_or_default().contains("datagram");
+    let seen = attempted(&mesh.client, &["source-route", &host, "7000", &via])?;
+    for line in seen.iter().filter(|line| connects(line)) {
+        ensure!(line["saw"] != MARKER, "{line}");
+    }
+    ensure!(accepted(&server) == 0 && accepted(&beside) == 0, "{}{}", server.stdout(), beside.stdout());
     Ok(())
 }
 
