@@ -186,8 +186,12 @@ impl WorkloadNet {
     /// Begins a simultaneous open with a socket that waits in SYN-SENT: from the end it sent its SYN to.
     pub(super) fn simultaneous_open(&self, from: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
         let socket = self.own_socket(from)?;
-        // All of them share this end; the other end tells them apart.
+        // All of them share this end; the other end tells them apart. A listener's may be left there from a run in
+        // the other form.
         socket.set_reuse_address(true)?;
+        // Without this the kernel compares each new one with all that there are (`inet_csk_get_port`,
+        // net/ipv4/inet_connection_sock.c).
+        socket.set_reuse_port(true)?;
         socket.bind(&from.into())?;
         start_connect(&socket, to)?;
         Ok(socket)
