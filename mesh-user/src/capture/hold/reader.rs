@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
@@ -27,8 +27,10 @@ use crate::{
 
 const RING: &str = "HELD";
 const UNTIL: &str = "HELD_UNTIL";
-/// How late a stop may be noticed, and how often the programs are told that we live.
+/// How late a stop may be noticed.
 const WAIT_MS: u16 = 500;
+/// How often the programs are told that we live.
+const TELL_EVERY: Duration = Duration::from_millis(500);
 /// How long the programs hold a `connect` for a daemon that has been silent: longer than a restart takes, shorter
 /// than applications wait.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -42,7 +44,7 @@ pub(in crate::capture) struct Reader(Arc<AtomicBool>);
 impl Reader {
     pub(in crate::capture) fn start(node: &mut NodeObject, desk: Arc<Desk>) -> Result<Self, CaptureError> {
         let failed = |action, map| move |source| CaptureError::Map { action, map, source };
-        let alive = Alive(node.map(UNTIL)?);
+        let mut alive = Alive { until: node.map(UNTIL)?, told: Instant::now() };
         let mut ring = node.ring(RING)?;
         // Before the first hook is attached.
         alive.tell().map_err(failed("write", UNTIL))?;
@@ -50,7 +52,7 @@ impl Reader {
         let stopped = Arc::clone(&stop);
         let read = move || {
             while !stopped.load(Ordering::Relaxed) {
-                if let Err(error) = alive.tell() {
+                if let Err(error) = alive.tell_again() {
                     tracing::error!(%error, "connects cannot be held any more; they are refused");
                     return;
                 }
@@ -85,12 +87,22 @@ fn take_some(ring: &mut RingBuf<MapData>, desk: &Desk) -> bool {
     true
 }
 
-struct Alive(MapFd<u32, u64>);
+struct Alive {
+    until: MapFd<u32, u64>,
+    told: Instant,
+}
 
 impl Alive {
-    fn tell(&self) -> io::Result<()> {
+    /// Where it was not said a moment ago: not for every event.
+    fn tell_again(&mut self) -> io::Result<()> {
+        if self.told.elapsed() < TELL_EVERY { Ok(()) } else { self.tell() }
+    }
+
+    fn tell(&mut self) -> io::Result<()> {
         // The clock of `bpf_ktime_get_ns`.
         let until = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?) + SILENCE;
-        self.0.insert(&0, &u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
+        self.until.insert(&0, &u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))?;
+        self.told = Instant::now();
+        Ok(())
     }
 }
