@@ -42,11 +42,13 @@ impl End {
     pub(crate) async fn connect(&self, stream: TcpStream) -> Established {
         let address = stream.peer_addr().expect("a connected socket").ip();
         let limits = HandshakeLimits::default();
+        stream.set_nodelay(true).expect("an option");
         self.tls.connect(stream, &self.svid, &self.expected, address, limits).await.expect("a handshake")
     }
 
     /// Handshakes as the server.
     pub(crate) async fn accept(&self, stream: TcpStream) -> Established {
+        stream.set_nodelay(true).expect("an option");
         self.tls.accept(stream, &self.svid, HandshakeLimits::default()).await.expect("a handshake")
     }
 }

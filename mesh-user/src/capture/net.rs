@@ -18,7 +18,7 @@ use super::{
     maps::{Shared, tuple_key},
     parking::Mutex,
 };
-use crate::sys::netns::NetNs;
+use crate::sys::{netns::NetNs, socket::prepare_leg};
 
 /// Where a captured connection wanted to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,7 @@ impl WorkloadNet {
     pub fn wire_socket(&self, dst: SocketAddr, source: Option<SocketAddr>) -> io::Result<Socket> {
         let Some(source) = source.filter(|source| source.is_ipv4() == dst.is_ipv4()) else {
             let socket = self.own_socket(dst)?;
+            socket.set_tcp_nodelay(true)?;
             start_connect(&socket, dst)?;
             return Ok(socket);
         };
@@ -142,6 +143,7 @@ impl WorkloadNet {
 
     fn wire_socket_from(&self, dst: SocketAddr, source: SocketAddr) -> io::Result<Socket> {
         let socket = self.own_socket(dst)?;
+        socket.set_tcp_nodelay(true)?;
         if source.port() == 0 {
             // The kernel picks the port at connect, when it knows the whole tuple.
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
@@ -163,6 +165,7 @@ impl WorkloadNet {
         client: SocketAddr,
     ) -> io::Result<(Socket, PeerViewGuard)> {
         let socket = self.own_socket(local_dst)?;
+        prepare_leg(&socket)?;
         socket.bind(&SocketAddr::new(local_dst.ip(), 0).into())?;
         let own = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let key = tuple_key(self.cookie(), own);
@@ -186,6 +189,7 @@ impl WorkloadNet {
     /// Begins a simultaneous open with a socket that waits in SYN-SENT: from the end it sent its SYN to.
     pub(super) fn simultaneous_open(&self, from: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
         let socket = self.own_socket(from)?;
+        prepare_leg(&socket)?;
         // All of them share this end; the other end tells them apart. A listener's may be left there from a run in
         // the other form.
         socket.set_reuse_address(true)?;
@@ -219,7 +223,8 @@ impl WorkloadNet {
         self.netns.run_in(make)?
     }
 
-    /// Binds a listener in the namespace; only its own loopback reaches it unless a program steers to it.
+    /// Binds a listener in the namespace; only its own loopback reaches it unless a program steers to it. What it accepts
+    /// is prepared as a leg.
     pub(super) fn listen(&self, address: SocketAddr, backlog: i32) -> io::Result<Socket> {
         let socket = self.bind(address)?;
         socket.listen(backlog)?;
@@ -229,6 +234,7 @@ impl WorkloadNet {
     /// Takes a port in the namespace.
     pub(super) fn bind(&self, address: SocketAddr) -> io::Result<Socket> {
         let socket = self.own_socket(address)?;
+        prepare_leg(&socket)?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     capture::{PeerViewGuard, WorkloadNet},
     policy::{DenyReason, L4Request, Mode},
-    sys::socket::{finish_connect, prepare_app_leg, prepare_wire_leg, reset_on_close},
+    sys::socket::{finish_connect, reset_on_close},
     telemetry::{Direction, HandshakeSide, ResponseFlags},
     tls::{Established, HandshakeError},
     world::{Workload, WorkloadName},
@@ -87,9 +87,6 @@ impl Inbound<'_> {
         let policy = self.view.snapshot.policies.for_workload(self.workload.id);
         let mode = policy.mode(self.local.port());
         attempt.set_mode(mode);
-        let limits = &self.view.snapshot.config.limits;
-        prepare_wire_leg(&stream, limits.keepalive_idle())
-            .map_err(|e| Failure::new(ResponseFlags::Failed, &e))?;
         let Some(unproven) = self.mesh.unproven.of(self.client.ip()).try_place() else {
             reset_on_close(&stream);
             return Err(Failure::new(ResponseFlags::Limit, OVER_SHARE));
@@ -229,7 +226,6 @@ impl Inbound<'_> {
         };
         let (socket, guard) = net.app_socket(self.local, self.client).map_err(refused)?;
         let stream = connected(socket, limits.connect_timeout()).await.map_err(refused)?;
-        prepare_app_leg(&stream).map_err(refused)?;
         Ok((stream, guard))
     }
 }

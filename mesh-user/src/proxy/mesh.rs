@@ -158,6 +158,7 @@ pub(super) fn relay_options(limits: &Limits) -> RelayOptions {
     RelayOptions {
         idle_timeout: limits.idle_timeout(),
         user_timeout: limits.user_timeout(),
+        keepalive_idle: limits.keepalive_idle(),
         ..RelayOptions::default()
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     config::DeniedConnect,
     identity::SpiffeId,
     policy::Mode,
-    sys::socket::{prepare_app_leg, prepare_wire_leg},
+    sys::socket::read_urgent_in_line,
     telemetry::{Direction, HandshakeSide, ResponseFlags},
     tls::{Established, Unconfirmed},
     world::{Destination, Endpoint, Workload, WorkloadName},
@@ -83,6 +83,12 @@ pub(super) async fn outbound(
     }
 }
 
+/// TLS has no urgent data, but a server that speaks for itself may.
+fn plain(wire: TcpStream) -> Result<Wire, Failure> {
+    read_urgent_in_line(&wire).map_err(|error| Failure::new(ResponseFlags::Reset, &error))?;
+    Ok(Wire::Plain(wire))
+}
+
 struct Outbound<'a> {
     mesh: &'a Mesh,
     view: &'a View,
@@ -96,17 +102,14 @@ struct Outbound<'a> {
 impl Outbound<'_> {
     /// The app leg, once the wire leg is proven.
     async fn complete(&self, leg: AppLeg) -> Result<TcpStream, Failure> {
-        let failed = |error: io::Error| Failure::new(ResponseFlags::Reset, &error);
-        let app = leg.complete().await.map_err(failed)?;
-        prepare_app_leg(&app).map_err(failed)?;
-        Ok(app)
+        leg.complete().await.map_err(|error| Failure::new(ResponseFlags::Reset, &error))
     }
 
     async fn open(&self, attempt: &mut Attempt) -> Result<(Wire, Option<WorkloadName>), Failure> {
         let (endpoints, service) = match self.view.world().resolve(self.destination) {
             Destination::NotMeshed => {
                 let wire = self.connect(self.destination).await?;
-                return Ok((Wire::Plain(wire), None));
+                return Ok((plain(wire)?, None));
             }
             Destination::Meshed { endpoints, service } => (endpoints, service),
         };
@@ -122,7 +125,7 @@ impl Outbound<'_> {
         attempt.set_mode(mode);
         let remote = Some(endpoint.workload.name.clone());
         if mode == Mode::Disable {
-            return Ok((Wire::Plain(stream), remote));
+            return Ok((plain(stream)?, remote));
         }
         let expected = self.view.identities(endpoint.workload.id);
         let mut established = self.handshake(stream, &expected, endpoint.addr).await?;
@@ -157,9 +160,7 @@ impl Outbound<'_> {
         let limits = &self.view.snapshot.config.limits;
         let failed = |error: io::Error| Failure::connect(to, &error);
         let socket = self.net.wire_socket(to, self.source).map_err(failed)?;
-        let stream = connected(socket, limits.connect_timeout()).await.map_err(failed)?;
-        prepare_wire_leg(&stream, limits.keepalive_idle()).map_err(failed)?;
-        Ok(stream)
+        connected(socket, limits.connect_timeout()).await.map_err(failed)
     }
 
     /// Waits for the word of the server's meshd, so that `connect` succeeds only when the application there has

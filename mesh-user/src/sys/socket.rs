@@ -17,23 +17,24 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// Probes sent before a silent peer is given up.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// `TCP_NODELAY` and urgent data in line for an app leg. Its other end is on the same kernel and cannot vanish without
-/// a word.
-pub fn prepare_app_leg(socket: &impl AsFd) -> io::Result<()> {
-    let socket = SockRef::from(socket);
-    socket.set_tcp_nodelay(true)?;
-    // Otherwise the byte that an application sends as urgent is taken out of the stream and lost (RFC 6093 section 4).
-    socket.set_out_of_band_inline(true)
+/// `TCP_NODELAY` and urgent data in line, for a leg whose bytes are an application's, and for a listener: what it accepts
+/// inherits both (`sk_clone_lock`, net/core/sock.c).
+pub fn prepare_leg(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_nodelay(true)?;
+    read_urgent_in_line(socket)
 }
 
-/// The same and keepalive for a wire leg. `keepalive_idle`: idle time before the first probe.
-pub fn prepare_wire_leg(socket: &impl AsFd, keepalive_idle: Duration) -> io::Result<()> {
-    prepare_app_leg(socket)?;
-    let socket = SockRef::from(socket);
-    let interval = (keepalive_idle / 4).max(Duration::from_secs(1));
-    socket.set_tcp_keepalive(
+/// Otherwise the byte that an application sends as urgent is taken out of the stream and lost (RFC 6093 section 4).
+pub fn read_urgent_in_line(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_out_of_band_inline(true)
+}
+
+/// Has the kernel probe a peer that has been quiet for `idle`, counted from its last sign of life.
+pub fn keep_alive(socket: &impl AsFd, idle: Duration) -> io::Result<()> {
+    let interval = (idle / 4).max(Duration::from_secs(1));
+    SockRef::from(socket).set_tcp_keepalive(
         &TcpKeepalive::new()
-            .with_time(keepalive_idle.max(Duration::from_secs(1)))
+            .with_time(idle.max(Duration::from_secs(1)))
             .with_interval(interval)
             .with_retries(KEEPALIVE_PROBES),
     )

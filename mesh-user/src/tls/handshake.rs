@@ -107,7 +107,7 @@ impl Established {
 }
 
 impl TlsContext {
-    /// Handshakes as a client with `svid`; the server must prove one of `expected` (secure naming).
+    /// Handshakes as a client with `svid` over a stream with `TCP_NODELAY`; the server must prove one of `expected` (secure naming).
     /// `destination` names the slot of session tickets.
     pub async fn connect(
         &self,
@@ -121,7 +121,7 @@ impl TlsContext {
         drive(stream, session, limits, self.verifier(), Some(expected)).await
     }
 
-    /// Handshakes as a server with `svid`; the client must prove an identity.
+    /// Handshakes as a server with `svid` over a stream with `TCP_NODELAY`; the client must prove an identity.
     pub async fn accept(
         &self,
         stream: TcpStream,
@@ -140,8 +140,6 @@ async fn drive(
     verifier: &PeerVerifier,
     expected: Option<&BTreeSet<SpiffeId>>,
 ) -> Result<Established, HandshakeError> {
-    // A flight held back for an acknowledgement costs 40 ms, here and in the relay.
-    stream.set_nodelay(true)?;
     let mut handshake = Handshake { stream, session, input: Vec::new(), received: 0, plaintext: Vec::new() };
     let End { peer_closed, unsent } = tokio::time::timeout(limits.timeout, handshake.run(limits.max_bytes))
         .await

@@ -35,7 +35,10 @@ pub(super) async fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap());
     let (client, accepted) = tokio::join!(client, listener.accept());
-    (client.unwrap(), accepted.unwrap().0)
+    let (client, server) = (client.unwrap(), accepted.unwrap().0);
+    client.set_nodelay(true).unwrap();
+    server.set_nodelay(true).unwrap();
+    (client, server)
 }
 
 fn expecting(ids: &[&str]) -> Arc<BTreeSet<SpiffeId>> {

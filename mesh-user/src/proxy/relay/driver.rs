@@ -18,7 +18,7 @@ use super::{
     handover::{Handover, HandoverState},
     ktls::Ktls,
     legs::Legs,
-    patience::{idle, silent},
+    patience::{idle, keep_alive, silent},
     plain::Plain,
     stats::{EndedBy, LiveStats, RelayOptions, RelayOutcome},
     userspace::Userspace,
@@ -86,6 +86,7 @@ pub(super) async fn relay_pump(
             _ = wire_error => Ended::By(EndedBy::WireReset),
             () = idle(live, options.idle_timeout) => Ended::By(EndedBy::Idle),
             () = silent(&wire, options.user_timeout) => Ended::By(EndedBy::Silent),
+            never = keep_alive(&wire, options.keepalive_idle) => match never {},
         }
     };
     match ended {

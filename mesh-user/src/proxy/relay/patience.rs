@@ -2,6 +2,7 @@
 //! fires: activity costs an atomic store.
 
 use std::{
+    convert::Infallible,
     future::pending,
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use std::{
 use tokio::{net::TcpStream, time::sleep};
 
 use super::stats::LiveStats;
-use crate::sys::socket::{Owed, owed};
+use crate::sys::socket::{self, Owed, owed};
 
 /// Ends when nothing has moved for `limit`; never, if that is zero.
 pub(super) async fn idle(live: &LiveStats, limit: Duration) {
@@ -23,6 +24,17 @@ pub(super) async fn idle(live: &LiveStats, limit: Duration) {
         }
         sleep(left).await;
     }
+}
+
+/// Has the kernel probe a quiet peer. In half of the time there is nothing to probe yet, and most connections have
+/// ended, so that they need not be set up for it.
+pub(super) async fn keep_alive(wire: &TcpStream, idle: Duration) -> Infallible {
+    if !idle.is_zero() {
+        sleep(idle / 2).await;
+        // Only a socket that has ended refuses; its error is seen elsewhere.
+        let _ = socket::keep_alive(wire, idle);
+    }
+    pending().await
 }
 
 /// Ends when the peer has left unanswered for `limit` what was sent to it; never, if that is zero.

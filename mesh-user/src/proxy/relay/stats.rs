@@ -23,6 +23,8 @@ pub struct RelayOptions {
     /// Both legs are reset when the wire's peer has acknowledged nothing for so long though it should have; zero:
     /// when the kernel gives it up.
     pub user_timeout: Duration,
+    /// The wire's peer is probed when it has been quiet for so long; zero: never.
+    pub keepalive_idle: Duration,
     /// Kernel TLS changes its key, or ends the connection, after so many records, and always before the
     /// AEAD's own limit (RFC 8446 section 5.5).
     pub records_per_key: u64,
@@ -30,7 +32,12 @@ pub struct RelayOptions {
 
 impl Default for RelayOptions {
     fn default() -> Self {
-        Self { idle_timeout: Duration::ZERO, user_timeout: Duration::ZERO, records_per_key: u64::MAX }
+        Self {
+            idle_timeout: Duration::ZERO,
+            user_timeout: Duration::ZERO,
+            keepalive_idle: Duration::ZERO,
+            records_per_key: u64::MAX,
+        }
     }
 }
 
