@@ -27,12 +27,14 @@ const TLS_HANDSHAKE_RECORD: u8 = 22;
 const OVER_SHARE: &str =
     "a quarter of limits.connections are this address's and have yet to say who they are";
 
-/// Serves one inbound connection to its end.
-pub(super) async fn inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: WorkloadName, stream: TcpStream) {
-    let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
-        return; // reset before it was accepted: nobody to tell
-    };
-    let (client, local) = (canonical(client), canonical(local));
+/// Serves one inbound connection to its end. `local` is the address that the client wanted.
+pub(super) async fn inbound(
+    mesh: Arc<Mesh>,
+    net: Arc<WorkloadNet>,
+    name: WorkloadName,
+    stream: TcpStream,
+    (client, local): (SocketAddr, SocketAddr),
+) {
     let view = mesh.view().clone();
     let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
         return reset_on_close(&stream);

@@ -3,17 +3,22 @@
 use std::{
     collections::HashMap,
     io,
-    net::TcpListener as StdListener,
+    net::{SocketAddr, TcpListener as StdListener},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Mesh, Workers, inbound::inbound, outbound::outbound};
+use super::{
+    Mesh, Workers,
+    inbound::{canonical, inbound},
+    outbound::outbound,
+};
 use crate::{
     capture::{Captured, EnrolledNamespace, HoldCapture, ListenerCapture, Refusal, WorkloadNet},
     sys::socket::{self, reset_on_close},
+    world::WorkloadName,
 };
 
 /// Workers that accept on one listener. More would all be woken by each connection.
@@ -143,21 +148,23 @@ async fn accept_inbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, listener: StdLis
         Err(error) => return tracing::error!(%error, "an inbound listener cannot be served"),
     };
     loop {
-        let stream = match socket::accept(&listener).await {
-            Ok((stream, _)) => stream,
+        let (stream, client) = match socket::accept(&listener).await {
+            Ok(accepted) => accepted,
             Err(error) => return tracing::error!(%error, "an inbound listener failed"),
         };
-        match owner(&mesh, &net, &stream) {
-            Some(name) => {
-                tokio::spawn(inbound(Arc::clone(&mesh), Arc::clone(&net), name, stream));
+        // None: it was reset before it was accepted.
+        let owned = stream.local_addr().ok().and_then(|local| Some((local, owner(&mesh, &net, local)?)));
+        match owned {
+            Some((local, name)) => {
+                let ends = (canonical(client), canonical(local));
+                tokio::spawn(inbound(Arc::clone(&mesh), Arc::clone(&net), name, stream, ends));
             }
             None => reset_on_close(&stream),
         }
     }
 }
 
-fn owner(mesh: &Mesh, net: &WorkloadNet, stream: &TcpStream) -> Option<crate::world::WorkloadName> {
-    let local = stream.local_addr().ok()?;
+fn owner(mesh: &Mesh, net: &WorkloadNet, local: SocketAddr) -> Option<WorkloadName> {
     if net.is_own_listener(local) {
         return None;
     }
