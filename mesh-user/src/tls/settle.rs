@@ -3,6 +3,8 @@
 
 use std::io;
 
+use tokio::io::AsyncReadExt as _;
+
 use super::{Established, MAX_RECORD_BYTES, Step};
 
 /// What is read at a time.
@@ -47,13 +49,17 @@ impl Established {
         Ok(())
     }
 
-    /// Waits for a record and opens it, with what begins after it.
+    /// Waits for a record and opens it, with whole ones that come with it: mostly one read takes all.
     pub(super) async fn next_record(&mut self) -> Result<(), Unsettled> {
         if self.peer_closed {
             return Err(Unsettled::Ended);
         }
-        self.read_some(HEADER_BYTES).await?;
-        self.reach_record_boundary().await
+        let mut missing = CHUNK_BYTES;
+        while missing > 0 {
+            self.read_some(missing).await?;
+            missing = self.missing_bytes();
+        }
+        self.open_whole_records()
     }
 
     /// Of the first record, at least. A length that no record has is left to rustls to refuse.
@@ -68,16 +74,11 @@ impl Established {
     async fn read_some(&mut self, at_most: usize) -> Result<(), Unsettled> {
         let mut chunk = [0; CHUNK_BYTES];
         let chunk = &mut chunk[..at_most.min(CHUNK_BYTES)];
-        loop {
-            self.stream.readable().await?;
-            match self.stream.try_read(chunk) {
-                Ok(0) => return Err(Unsettled::Ended),
-                Ok(read) => {
-                    self.ciphertext.extend_from_slice(&chunk[..read]);
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
+        match self.stream.read(chunk).await? {
+            0 => Err(Unsettled::Ended),
+            read => {
+                self.ciphertext.extend_from_slice(&chunk[..read]);
+                Ok(())
             }
         }
     }
