@@ -10,7 +10,10 @@ use std::{
 
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::Interest,
+    net::{TcpListener, TcpStream},
+};
 
 /// Pause after an accept that failed for want of descriptors or memory: the connection stays queued.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
@@ -117,7 +120,11 @@ pub fn take_error(socket: &impl AsFd) -> Option<io::Error> {
 /// The connect's own.
 pub async fn finish_connect(socket: socket2::Socket) -> io::Result<TcpStream> {
     let stream = TcpStream::from_std(socket.into())?;
-    stream.writable().await?;
+    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    // A connect that failed is closed both ways; one that stands need not be asked.
+    if !(ready.is_error() || ready.is_write_closed()) {
+        return Ok(stream);
+    }
     match take_error(&stream) {
         Some(error) => Err(error),
         None => Ok(stream),
