@@ -63,7 +63,7 @@ pub(super) async fn relay_pump(
     options: &RelayOptions,
     live: &LiveStats,
 ) -> RelayOutcome {
-    let legs = Legs { app: &app, wire: &wire, live };
+    let legs = Legs { app: &app, wire: &wire, live, app_ended: false };
     let mut directions = Directions { outbound_ended: ended.0, inbound_ended: ended.1 };
     let ended = {
         let mut handover = pin!(live.handover_requested().cancelled());
@@ -153,6 +153,7 @@ struct Directions {
 
 impl Directions {
     fn poll(&mut self, cx: &mut Context<'_>, pump: &mut impl Pump, legs: Legs<'_>) -> Poll<EndedBy> {
+        let legs = Legs { app_ended: self.outbound_ended, ..legs };
         // Inbound first: what it receives may have to be answered (key updates) by the other direction.
         if !self.inbound_ended {
             match pump.poll_inbound(cx, legs) {

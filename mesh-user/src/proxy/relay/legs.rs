@@ -25,6 +25,8 @@ pub(super) struct Legs<'a> {
     pub(super) app: &'a TcpStream,
     pub(super) wire: &'a TcpStream,
     pub(super) live: &'a LiveStats,
+    /// The application has ended its direction, and all of it was read.
+    pub(super) app_ended: bool,
 }
 
 pub(super) type Moved<T> = Poll<Result<T, EndedBy>>;
@@ -87,6 +89,10 @@ impl Legs<'_> {
 
     /// Sends FIN. A leg that is gone already has been noticed, or will be by its reader.
     pub(super) fn finish(&self, leg: Leg) -> Result<(), EndedBy> {
+        if leg == Leg::App && self.app_ended {
+            // Both directions have ended now: the close that follows sends it.
+            return Ok(());
+        }
         match SockRef::from(self.stream(leg)).shutdown(Shutdown::Write) {
             Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(ended_by(leg, &error)),
             _ => Ok(()),
