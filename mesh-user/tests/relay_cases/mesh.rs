@@ -189,6 +189,6 @@ pub(crate) fn spawn(
     options: RelayOptions,
     live: Arc<LiveStats>,
 ) -> JoinHandle<RelayOutcome> {
-    app.set_nodelay(true).unwrap();
+    mesh_user::sys::socket::prepare_leg(&app).unwrap();
     tokio::spawn(async move { relay(app, wire, &options, &live).await })
 }

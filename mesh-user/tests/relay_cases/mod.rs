@@ -9,12 +9,13 @@ mod protocol;
 mod random;
 mod raw;
 
-use std::{future::Future, io::ErrorKind, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, io::ErrorKind, net::Shutdown, pin::Pin, sync::Arc, time::Duration};
 
 use mesh_user::{
     proxy::relay::{CloseReason, EndedBy, LiveStats, RelayKind, RelayOptions},
     tls::KernelTls,
 };
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -33,6 +34,9 @@ use protocol::{
     a_message_split_around_the_offload_is_understood, what_follows_close_notify_is_ignored,
 };
 use random::random_exchanges_are_what_the_model_says;
+
+/// For what takes milliseconds, on an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which kinds the two relays are.
 #[derive(Clone)]
@@ -57,6 +61,8 @@ pub(crate) fn cases() -> Vec<(&'static str, Case)> {
         every_cipher_suite_carries_both_ways,
         a_used_up_key_is_changed_or_ends_the_connection,
         small_messages_ping_pong,
+        bytes_around_an_urgent_one_do_not_wait,
+        an_end_with_the_last_data_travels,
         the_server_may_speak_first,
         data_sent_with_the_handshake_arrives,
         half_close_from_the_client_travels,
@@ -95,6 +101,8 @@ pub(crate) fn plain_cases() -> Vec<(&'static str, Case)> {
     table![
         bulk_both_ways_arrives_unchanged,
         small_messages_ping_pong,
+        bytes_around_an_urgent_one_do_not_wait,
+        an_end_with_the_last_data_travels,
         the_server_may_speak_first,
         data_sent_with_the_handshake_arrives,
         half_close_from_the_client_travels,
@@ -196,6 +204,46 @@ async fn small_messages_ping_pong(kinds: Kinds) {
         mesh.client.read_exact(&mut buffer[..1]).await.unwrap();
         assert_eq!(buffer[0], message[0]);
     }
+}
+
+/// A read ends before a byte that is marked as urgent, also on a leg that has learnt to be read once only.
+async fn bytes_around_an_urgent_one_do_not_wait(kinds: Kinds) {
+    let mut mesh = Mesh::start(&kinds).await;
+    let mut buffer = [0; 5];
+    for _ in 0..8 {
+        mesh.client.write_all(b"hello").await.unwrap();
+        mesh.server.read_exact(&mut buffer).await.unwrap();
+        // At once: the relay finds all of it.
+        let client = SockRef::from(&mesh.client);
+        client.send(b"ab").unwrap();
+        client.send_out_of_band(b"!").unwrap();
+        client.send(b"cd").unwrap();
+        let read = tokio::time::timeout(PATIENCE, mesh.server.read_exact(&mut buffer)).await;
+        read.expect("what follows an urgent byte waits").unwrap();
+        assert_eq!(&buffer, b"ab!cd");
+    }
+}
+
+/// Data and the end behind it are told of together, by one event.
+async fn an_end_with_the_last_data_travels(kinds: Kinds) {
+    let mut mesh = Mesh::start(&kinds).await;
+    let mut buffer = [0; 5];
+    for _ in 0..8 {
+        mesh.client.write_all(b"hello").await.unwrap();
+        mesh.server.read_exact(&mut buffer).await.unwrap();
+        mesh.server.write_all(b"hello").await.unwrap();
+        mesh.client.read_exact(&mut buffer).await.unwrap();
+    }
+    for stream in [&mesh.client, &mesh.server] {
+        SockRef::from(stream).send(b"bye").unwrap();
+        SockRef::from(stream).shutdown(Shutdown::Write).unwrap();
+    }
+    for stream in [&mut mesh.server, &mut mesh.client] {
+        let read = tokio::time::timeout(PATIENCE, read_to_end(stream)).await;
+        assert_eq!(read.expect("the end is not told"), b"bye");
+    }
+    assert_eq!(mesh.client_relay.await.unwrap().ended_by, EndedBy::Finished);
+    assert_eq!(mesh.server_relay.await.unwrap().ended_by, EndedBy::Finished);
 }
 
 async fn the_server_may_speak_first(kinds: Kinds) {

@@ -1,12 +1,13 @@
 //! One application's end of a random exchange: writes, pauses, reads and ends as its script says, and holds every
 //! byte it is given against what the other end wrote at that place.
 
-use std::{cell::Cell, time::Duration};
+use std::{cell::Cell, io, time::Duration};
 
 use rand::{Rng, rngs::StdRng};
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest},
+    net::{TcpStream, tcp::WriteHalf},
 };
 
 /// Pauses of one reader; a busy machine makes each longer.
@@ -28,6 +29,8 @@ pub(crate) enum Leaving {
 pub(crate) struct Script {
     /// Sizes and the pause after each.
     writes: Vec<(usize, Duration)>,
+    /// The last byte of each is marked as urgent.
+    urgent: bool,
     pub(crate) leaving: Leaving,
     /// Of each read.
     most_read: usize,
@@ -89,7 +92,7 @@ impl Script {
         // Byte by byte would cost thousands of calls, of which the relay sees nothing.
         let most_read = size(random, 16).max(1024);
         let pause_every = if random.random_bool(0.3) { random.random_range(1..20) } else { 0 };
-        Self { writes, leaving, most_read, pause_every }
+        Self { writes, urgent: random.random_bool(0.1), leaving, most_read, pause_every }
     }
 
     /// Plays it; `sent` bytes of stream `own` are on their way already.
@@ -138,7 +141,7 @@ impl Script {
 
     async fn write(
         &self,
-        writer: &mut (impl AsyncWrite + Unpin),
+        writer: &mut WriteHalf<'_>,
         own: u64,
         sent: &Cell<usize>,
         finished: &Cell<bool>,
@@ -148,7 +151,13 @@ impl Script {
             let bytes = bytes_at(own, sent.get(), *length);
             let mut taken = 0;
             while taken < bytes.len() {
-                match writer.write(&bytes[taken..]).await {
+                let left = &bytes[taken..];
+                let written = match left {
+                    [last] if self.urgent => write_urgent(writer.as_ref(), *last).await,
+                    [most @ .., _] if self.urgent => writer.write(most).await,
+                    all => writer.write(all).await,
+                };
+                match written {
                     Ok(count) => {
                         taken += count;
                         sent.set(sent.get() + count);
@@ -198,6 +207,10 @@ impl Script {
             }
         }
     }
+}
+
+async fn write_urgent(stream: &TcpStream, byte: u8) -> io::Result<usize> {
+    stream.async_io(Interest::WRITABLE, || SockRef::from(stream).send_out_of_band(&[byte])).await
 }
 
 async fn rest(pause: Duration) {

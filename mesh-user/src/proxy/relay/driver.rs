@@ -20,6 +20,7 @@ use super::{
     legs::Legs,
     patience::{idle, keep_alive, silent},
     plain::Plain,
+    rest::Rests,
     stats::{EndedBy, LiveStats, RelayOptions, RelayOutcome},
     userspace::Userspace,
 };
@@ -63,7 +64,8 @@ pub(super) async fn relay_pump(
     options: &RelayOptions,
     live: &LiveStats,
 ) -> RelayOutcome {
-    let legs = Legs { app: &app, wire: &wire, live, app_ended: false };
+    let rest = Rests::default();
+    let legs = Legs { app: &app, wire: &wire, live, rest: &rest, app_ended: false };
     let mut directions = Directions { outbound_ended: ended.0, inbound_ended: ended.1 };
     let ended = {
         let mut handover = pin!(live.handover_requested().cancelled());

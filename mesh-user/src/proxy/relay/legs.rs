@@ -10,7 +10,10 @@ use std::{
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
-use super::stats::{EndedBy, LiveStats};
+use super::{
+    rest::{Rests, Taken},
+    stats::{EndedBy, LiveStats},
+};
 
 /// Which leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,7 @@ pub(super) struct Legs<'a> {
     pub(super) app: &'a TcpStream,
     pub(super) wire: &'a TcpStream,
     pub(super) live: &'a LiveStats,
+    pub(super) rest: &'a Rests,
     /// The application has ended its direction, and all of it was read.
     pub(super) app_ended: bool,
 }
@@ -73,10 +77,51 @@ impl Legs<'_> {
         }
     }
 
-    /// Reads bytes as they are; 0 is the end of the stream.
+    /// Reads an application's bytes; 0 is the end of the stream.
     pub(super) fn poll_read(&self, leg: Leg, cx: &mut Context<'_>, buffer: &mut [u8]) -> Moved<usize> {
-        self.poll_read_with(leg, cx, |stream| io::Read::read(&mut &*SockRef::from(stream), buffer))
-            .map_err(|error| ended_by(leg, &error))
+        let rest = match leg {
+            Leg::App => &self.rest.app,
+            Leg::Wire => &self.rest.wire,
+        };
+        self.poll_read_to_the_last(leg, cx, |stream| rest.read(stream, buffer))
+    }
+
+    /// Reads a wire leg's records; 0 is the end of the stream. A short read has taken all: only before a byte marked
+    /// as urgent it stops earlier, and TLS marks none. A peer that does has its records read with its next packet.
+    pub(super) fn poll_read_records(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Moved<usize> {
+        self.poll_read_to_the_last(Leg::Wire, cx, |stream| {
+            let read = io::Read::read(&mut &*SockRef::from(stream), buffer)?;
+            Ok(Taken { read, all: read < buffer.len() })
+        })
+    }
+
+    /// Runs `take` when the leg is readable, again after `WouldBlock`. When it has taken all, it is not asked again
+    /// before epoll has told of more. Nothing is missed: what comes after epoll has told of the leg, it tells of once
+    /// more, and an end that came before is in what it told, which tokio keeps (`Ready::READ_CLOSED`).
+    fn poll_read_to_the_last(
+        &self,
+        leg: Leg,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut(&TcpStream) -> io::Result<Taken>,
+    ) -> Moved<usize> {
+        let stream = self.stream(leg);
+        loop {
+            ready!(stream.poll_read_ready(cx)).map_err(|error| ended_by(leg, &error))?;
+            let mut last = 0;
+            let taken = stream.try_io(Interest::READABLE, || match take(stream)? {
+                // tokio's way of being told that the socket is not readable any more.
+                Taken { read, all: true } if read > 0 => {
+                    last = read;
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                Taken { read, .. } => Ok(read),
+            });
+            match taken {
+                Err(_) if last > 0 => return Poll::Ready(Ok(last)),
+                Err(error) if retryable(&error) => {}
+                result => return Poll::Ready(result.map_err(|error| ended_by(leg, &error))),
+            }
+        }
     }
 
     /// Writes bytes as they are.

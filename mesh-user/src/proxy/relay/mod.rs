@@ -9,6 +9,7 @@ mod legs;
 mod patience;
 mod pipes;
 mod plain;
+mod rest;
 mod stats;
 mod userspace;
 

@@ -181,7 +181,15 @@ impl Userspace {
 
     /// Reads behind what is left; holds a buffer only while there is something to open.
     fn poll_receive(&mut self, cx: &mut Context<'_>, legs: Legs<'_>) -> Moved<()> {
-        ready!(legs.wire.poll_read_ready(cx)).map_err(|_| EndedBy::WireReset)?;
+        match legs.wire.poll_read_ready(cx) {
+            Poll::Ready(ready) => ready.map_err(|_| EndedBy::WireReset)?,
+            Poll::Pending => {
+                if let Some(buffer) = self.ciphertext.take() {
+                    self.partial = buffer.filled().to_vec();
+                }
+                return Poll::Pending;
+            }
+        }
         let mut buffer = self.ciphertext.take().unwrap_or_else(|| {
             let mut buffer = Buffer::borrow();
             buffer.append(&self.partial);
@@ -189,7 +197,7 @@ impl Userspace {
             buffer
         });
         buffer.compact();
-        match legs.poll_read(Leg::Wire, cx, buffer.room()) {
+        match legs.poll_read_records(cx, buffer.room()) {
             Poll::Ready(Ok(0)) => Poll::Ready(Err(EndedBy::Truncated)),
             Poll::Ready(Ok(read)) => {
                 buffer.commit(read);

@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use super::{Buffer, Ktls, LiveStats, RelayOptions};
 use crate::{
-    proxy::relay::{HandoverState, legs::Legs},
+    proxy::relay::{HandoverState, legs::Legs, rest::Rests},
     sys::ktls::Received,
     tls::{Established, KernelCipher},
 };
@@ -59,7 +59,8 @@ impl Control {
     pub fn take(&mut self, record_type: u8, body: &[u8]) -> Told {
         let mut buffer = Buffer::borrow();
         buffer.room()[..body.len()].copy_from_slice(body);
-        let legs = Legs { app: &self.sockets.0, wire: &self.sockets.1, live: &self.live };
+        let (app, wire) = (&self.sockets.0, &self.sockets.1);
+        let legs = Legs { app, wire, live: &self.live, rest: &Rests::default(), app_ended: false };
         let received = Received { record_type: Some(record_type), length: body.len() };
         match self.relay.take_record(legs, &received, &mut buffer) {
             Err(ended) => Told::Ended(ended.label(), self.relay.alert),
