@@ -16,6 +16,7 @@ mod plan;
 mod program_log;
 mod runtime_dir;
 mod space;
+mod spare;
 mod state;
 mod tables;
 

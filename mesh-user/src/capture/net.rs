@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::{
     maps::{Shared, tuple_key},
     parking::Mutex,
+    spare::Spare,
 };
 use crate::sys::{netns::NetNs, socket::prepare_leg};
 
@@ -51,13 +52,15 @@ pub struct WorkloadNet {
     inbound_port: u16,
     /// Sockets that send what a held connect is answered with, IPv4 and IPv6, made when first needed.
     raw: Mutex<[Option<Arc<Socket>>; 2]>,
+    spare: Spare,
 }
 
 impl WorkloadNet {
     /// Without ports yet: they are found by trying.
     pub(super) fn new(netns: NetNs, shared: Arc<Shared>) -> Self {
         let inbound = ArcSwap::from_pointee(InboundOwner::ByPort(HashMap::new()));
-        Self { netns, shared, inbound, outbound_port: 0, inbound_port: 0, raw: Mutex::default() }
+        let (raw, spare) = (Mutex::default(), Spare::default());
+        Self { netns, shared, inbound, outbound_port: 0, inbound_port: 0, raw, spare }
     }
 
     pub(super) fn on_ports(self, outbound_port: u16, inbound_port: u16) -> Self {
@@ -244,9 +247,7 @@ impl WorkloadNet {
     }
 
     fn own_socket(&self, for_address: SocketAddr) -> io::Result<Socket> {
-        let domain = Domain::for_address(for_address);
-        let kind = Type::STREAM.nonblocking().cloexec();
-        let socket = self.netns.run_in(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
+        let socket = self.spare.take(&self.netns, for_address.is_ipv6())?;
         self.shared.mark_own(socket.as_fd())?;
         setsockopt(&socket, sockopt::Priority, &OWN_PRIORITY.cast_signed())?;
         Ok(socket)
