@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
 use super::{
     Mesh, View,
@@ -21,6 +21,8 @@ use crate::{
     world::{Workload, WorkloadName},
 };
 
+/// Of a client's, read before its handshake: a `ClientHello` has fewer.
+const FIRST_BYTES: usize = 4096;
 /// Content type of a record that carries handshake messages (RFC 8446 section 5.1).
 const TLS_HANDSHAKE_RECORD: u8 = 22;
 
@@ -145,14 +147,15 @@ impl Inbound<'_> {
     async fn identify(
         &self,
         attempt: &mut Attempt,
-        stream: TcpStream,
+        mut stream: TcpStream,
         mode: Mode,
     ) -> Result<(Wire, Option<String>), Failure> {
         let limits = &self.view.snapshot.config.limits;
+        let mut begun = Vec::new();
         let patience = match mode {
             Mode::Disable => return Ok((Wire::Plain(stream), None)),
             Mode::Strict => {
-                self.demand_tls(attempt, &stream).await?;
+                begun = self.demand_tls(attempt, &mut stream).await?;
                 None
             }
             // A known workload's meshd speaks first, so there is no need to guess from its silence.
@@ -166,23 +169,24 @@ impl Inbound<'_> {
                 return Ok((Wire::Plain(stream), sni));
             }
         }
-        let established = self.handshake(stream).await?;
+        let established = self.handshake(stream, begun).await?;
         attempt.set_tls(self.view, &established);
         Ok((Wire::Tls(Box::new(established)), None))
     }
 
     /// Refuses plaintext by a reset, before a single byte is answered: an alert would tell a port scanner more
-    /// than a closed port, and look to a plaintext client like data.
-    async fn demand_tls(&self, attempt: &mut Attempt, stream: &TcpStream) -> Result<(), Failure> {
-        let patience = self.view.snapshot.config.limits.handshake_timeout();
-        let mut first = [0];
-        let failure = match timeout(patience, stream.peek(&mut first)).await {
-            Ok(Ok(1)) if first[0] == TLS_HANDSHAKE_RECORD => return Ok(()),
-            Ok(Ok(1)) => {
+    /// than a closed port, and look to a plaintext client like data. What was read begins the handshake.
+    async fn demand_tls(&self, attempt: &mut Attempt, stream: &mut TcpStream) -> Result<Vec<u8>, Failure> {
+        let limits = &self.view.snapshot.config.limits;
+        let failure = match timeout(limits.handshake_timeout(), first_bytes(stream)).await {
+            Ok(Ok(begun)) if begun.first() == Some(&TLS_HANDSHAKE_RECORD) => return Ok(begun),
+            Ok(Ok(begun)) if begun.is_empty() => {
+                Failure::new(ResponseFlags::TlsFailure, "the peer closed before the handshake")
+            }
+            Ok(Ok(_)) => {
                 self.mesh.metrics.handshake_ended(HandshakeSide::Server, Err("not_tls"));
                 attempt.deny(&DenyReason::StrictPlaintext)
             }
-            Ok(Ok(_)) => Failure::new(ResponseFlags::TlsFailure, "the peer closed before the handshake"),
             Ok(Err(error)) => Failure::new(ResponseFlags::Reset, &error),
             Err(_) => {
                 self.mesh.metrics.handshake_ended(HandshakeSide::Server, Err("timeout"));
@@ -193,7 +197,7 @@ impl Inbound<'_> {
         Err(failure)
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Result<Established, Failure> {
+    async fn handshake(&self, stream: TcpStream, first: Vec<u8>) -> Result<Established, Failure> {
         let limits = handshake_limits(&self.view.snapshot.config.limits);
         let metrics = &self.mesh.metrics;
         let Some(svid) = self.mesh.svids.get(&self.workload.spiffe_id) else {
@@ -208,7 +212,7 @@ impl Inbound<'_> {
         };
         let _in_progress = metrics.handshake_started();
         let began = Instant::now();
-        match self.mesh.tls.accept(stream, &svid, limits).await {
+        match self.mesh.tls.accept_begun(stream, first, &svid, limits).await {
             Ok(established) => {
                 metrics.handshake_ended(HandshakeSide::Server, Ok(began.elapsed()));
                 Ok(established)
@@ -230,6 +234,16 @@ impl Inbound<'_> {
         let stream = connected(socket, limits.connect_timeout()).await.map_err(refused)?;
         Ok((stream, guard))
     }
+}
+
+/// What a client begins with; nothing, if it ends. One that is silent costs no memory.
+async fn first_bytes(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    stream.readable().await?;
+    let mut first = vec![0; FIRST_BYTES];
+    let read = stream.read(&mut first).await?;
+    first.truncate(read);
+    first.shrink_to_fit();
+    Ok(first)
 }
 
 /// Waits until a connect under way has succeeded or failed.

@@ -118,7 +118,7 @@ impl TlsContext {
         limits: HandshakeLimits,
     ) -> Result<Established, HandshakeError> {
         let session = self.client_session(svid, expected, destination)?;
-        drive(stream, session, limits, self.verifier(), Some(expected)).await
+        drive(stream, Vec::new(), session, limits, self.verifier(), Some(expected)).await
     }
 
     /// Handshakes as a server with `svid` over a stream with `TCP_NODELAY`; the client must prove an identity.
@@ -128,19 +128,31 @@ impl TlsContext {
         svid: &Svid,
         limits: HandshakeLimits,
     ) -> Result<Established, HandshakeError> {
+        self.accept_begun(stream, Vec::new(), svid, limits).await
+    }
+
+    /// The same with a client that `begun` was read from already.
+    pub(crate) async fn accept_begun(
+        &self,
+        stream: TcpStream,
+        begun: Vec<u8>,
+        svid: &Svid,
+        limits: HandshakeLimits,
+    ) -> Result<Established, HandshakeError> {
         let session = self.server_session(svid)?;
-        drive(stream, session, limits, self.verifier(), None).await
+        drive(stream, begun, session, limits, self.verifier(), None).await
     }
 }
 
 async fn drive(
     stream: TcpStream,
+    input: Vec<u8>,
     session: Session,
     limits: HandshakeLimits,
     verifier: &PeerVerifier,
     expected: Option<&BTreeSet<SpiffeId>>,
 ) -> Result<Established, HandshakeError> {
-    let mut handshake = Handshake { stream, session, input: Vec::new(), received: 0, plaintext: Vec::new() };
+    let mut handshake = Handshake { stream, session, received: input.len(), input, plaintext: Vec::new() };
     let End { peer_closed, unsent } = tokio::time::timeout(limits.timeout, handshake.run(limits.max_bytes))
         .await
         .map_err(|_| HandshakeError::Timeout(limits.timeout))??;
