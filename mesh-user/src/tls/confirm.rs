@@ -11,10 +11,14 @@ use rustls::{
     crypto::cipher::{OutboundChunks, OutboundPlainMessage},
 };
 
-use super::{ALPN_PROTOCOLS, Established, settle::Unsettled};
+use tokio::net::TcpStream;
+
+use super::{ALPN_PROTOCOLS, Established, session::Session, settle::Unsettled};
 
 const HEADER_BYTES: usize = 5;
 const FATAL: u8 = 2;
+/// RFC 5288 section 3.
+const GCM_SALT_BYTES: usize = 4;
 
 /// Why the server's word did not come.
 #[derive(Debug, thiserror::Error)]
@@ -35,21 +39,11 @@ impl Established {
 
     /// Server: tells a client's meshd that policy denies it, in place of [`Self::confirm`], as far as its socket
     /// takes it at once. Others would take the alert for an orderly end. Reset the connection afterwards.
-    pub(crate) fn deny(self) -> tokio::net::TcpStream {
+    pub(crate) fn deny(self) -> TcpStream {
         let is_awaited = self.will_be_confirmed();
-        let suite = self.facts().cipher_suite;
         let Self { stream, session, outgoing, .. } = self;
         if is_awaited {
-            // What was sealed to confirm is never sent, so that its place in the sequence is free.
-            let unsent = records_in(&outgoing);
-            let alert = session.into_kernel().ok().and_then(|(secrets, _)| {
-                let (sequence, keys) = secrets.tx;
-                seal_alert(suite, keys, sequence.checked_sub(unsent)?)
-            });
-            if let Some(alert) = alert {
-                // The reset that follows says enough where it cannot be sent.
-                let _ = stream.try_write(&alert);
-            }
+            say_instead(&stream, session, &outgoing, AlertDescription::AccessDenied);
         }
         stream
     }
@@ -76,6 +70,20 @@ impl Established {
     }
 }
 
+/// Sends a fatal alert after the handshake, in place of what is `unsent`, as far as the socket takes it at once. The end
+/// of the connection that follows says enough where it cannot be sent.
+pub(super) fn say_instead(stream: &TcpStream, session: Session, unsent: &[u8], alert: AlertDescription) {
+    // What was sealed is never sent, so that its place in the sequence is free.
+    let unsent = records_in(unsent);
+    let sealed = session.cipher_suite().and_then(|suite| {
+        let (sequence, keys) = session.into_kernel().ok()?.0.tx;
+        seal_alert(suite, keys, sequence.checked_sub(unsent)?, alert)
+    });
+    if let Some(sealed) = sealed {
+        let _ = stream.try_write(&sealed);
+    }
+}
+
 fn records_in(mut sealed: &[u8]) -> u64 {
     let mut count = 0;
     while let [_, _, _, high, low, ..] = *sealed {
@@ -86,7 +94,12 @@ fn records_in(mut sealed: &[u8]) -> u64 {
     count
 }
 
-fn seal_alert(suite: SupportedCipherSuite, keys: ConnectionTrafficSecrets, sequence: u64) -> Option<Vec<u8>> {
+fn seal_alert(
+    suite: SupportedCipherSuite,
+    keys: ConnectionTrafficSecrets,
+    sequence: u64,
+    alert: AlertDescription,
+) -> Option<Vec<u8>> {
     let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
     | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
     | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = keys
@@ -96,8 +109,14 @@ fn seal_alert(suite: SupportedCipherSuite, keys: ConnectionTrafficSecrets, seque
     let alert = OutboundPlainMessage {
         typ: ContentType::Alert,
         version: ProtocolVersion::TLSv1_2,
-        payload: OutboundChunks::Single(&[FATAL, u8::from(AlertDescription::AccessDenied)]),
+        payload: OutboundChunks::Single(&[FATAL, u8::from(alert)]),
     };
-    let sealed = suite.tls13()?.aead_alg.encrypter(key, iv).encrypt(alert, sequence).ok()?;
-    Some(sealed.encode())
+    let mut encrypter = match suite {
+        SupportedCipherSuite::Tls13(suite) => suite.aead_alg.encrypter(key, iv),
+        SupportedCipherSuite::Tls12(suite) => {
+            let (salt, explicit_nonce) = iv.as_ref().split_at_checked(GCM_SALT_BYTES)?;
+            suite.aead_alg.encrypter(key, salt, explicit_nonce)
+        }
+    };
+    Some(encrypter.encrypt(alert, sequence).ok()?.encode())
 }

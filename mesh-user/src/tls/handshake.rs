@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::{ProtocolVersion, SupportedCipherSuite};
+use rustls::{AlertDescription, ProtocolVersion, SupportedCipherSuite};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     HandshakeError, PeerRole, Step, TlsContext,
+    confirm::say_instead,
     session::Session,
     verify::{PeerVerifier, VerifiedPeer},
 };
@@ -160,7 +161,14 @@ async fn drive(
     // rustls does not verify again on resumption: trust, expiry and naming may have changed since.
     let chain = session.peer_certificates().ok_or(HandshakeError::NoCertificate)?;
     let role = if session.is_client() { PeerRole::Server } else { PeerRole::Client };
-    let peer = Arc::new(verifier.verify(chain, role, expected, SystemTime::now())?);
+    let peer = match verifier.verify(chain, role, expected, SystemTime::now()) {
+        Ok(peer) => Arc::new(peer),
+        Err(refused) => {
+            // As rustls says it of one that is refused in a full handshake.
+            say_instead(&stream, session, &unsent, AlertDescription::CertificateUnknown);
+            return Err(refused.into());
+        }
+    };
     let (Some(version), Some(cipher_suite)) = (session.version(), session.cipher_suite()) else {
         return Err(HandshakeError::Local("the session does not say what it negotiated".to_owned()));
     };

@@ -56,6 +56,30 @@ async fn trust_that_was_withdrawn_is_withdrawn_from_resumed_sessions() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_refused_at_resumption_is_told_so() {
+    let ca = TestCa::new("cluster.local");
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let suites = provider().cipher_suites.into_iter();
+        let cipher_suites = suites.filter(|suite| suite.version() == version).collect();
+        let one = CryptoProvider { cipher_suites, ..provider() };
+        let nodes = Nodes::with(&ca, one, ca.svid(WEB), ca.svid(DB));
+        let (mut client, mut server) = nodes.established().await;
+        if server.will_be_confirmed() {
+            confirm(&mut client, &mut server).await;
+        }
+        nodes.client_bundles.store(Arc::new(TrustBundles::default()));
+        let (client, server) = nodes.handshake().await;
+        assert_eq!(client.unwrap_err().label(), "unknown_authority", "{version:?}");
+        let alert = match server {
+            // It hears of it right behind the handshake.
+            Ok(mut server) => server.next_record().await.unwrap_err().to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(alert.contains("CertificateUnknown"), "{version:?}: {alert}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_does_not_outlive_the_certificate_that_began_it() {
     let ca = TestCa::new("cluster.local");
     let exact =
