@@ -32,7 +32,16 @@ pub(crate) struct Archive {
 impl Archive {
     /// Reads the package lists anew; `apt_dir` keeps them.
     pub(crate) fn open(apt_dir: &Path) -> Result<Self> {
-        prepare_apt(apt_dir)?;
+        Self::with("deb", &SUITES, apt_dir)
+    }
+
+    /// The same of Debian 12's source packages.
+    pub(crate) fn open_sources(apt_dir: &Path) -> Result<Self> {
+        Self::with("deb-src", &SUITES[..1], apt_dir)
+    }
+
+    fn with(kind: &str, suites: &[(&str, &str)], apt_dir: &Path) -> Result<Self> {
+        prepare_apt(apt_dir, kind, suites)?;
         let archive = Self { apt_dir: apt_dir.to_path_buf() };
         // Without it apt counts a suite that it could not reach as success.
         let mut update = archive.apt("apt-get");
@@ -67,22 +76,29 @@ impl Archive {
         remove_folder(&debs)
     }
 
+    /// Downloads a source package's files into a folder.
+    pub(crate) fn fetch_source(&self, package: &str, into: &Path) -> Result<()> {
+        let mut fetch = self.apt("apt-get");
+        fetch.args(["source", "--download-only", "--only-source", package]).current_dir(into);
+        run_quietly(&mut fetch, &format!("download the source of {package}"))
+    }
+
     fn apt(&self, program: &str) -> Command {
         apt(&self.apt_dir, program)
     }
 }
 
-fn prepare_apt(apt_dir: &Path) -> Result<()> {
+fn prepare_apt(apt_dir: &Path, kind: &str, suites: &[(&str, &str)]) -> Result<()> {
     if !Path::new(KEYRING).is_file() {
         bail!("no {KEYRING} to verify Debian's packages with: install debian-archive-keyring");
     }
     for folder in ["state/lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(apt_dir.join(folder))?;
     }
-    let line = |(archive, suite): (&str, &str)| {
-        format!("deb [signed-by={KEYRING} arch=amd64] {archive} {suite} main\n")
-    };
-    fs::write(apt_dir.join("sources.list"), SUITES.map(line).concat())
+    let lines = suites
+        .iter()
+        .map(|(archive, suite)| format!("{kind} [signed-by={KEYRING} arch=amd64] {archive} {suite} main\n"));
+    fs::write(apt_dir.join("sources.list"), lines.collect::<String>())
         .context("cannot write the list of suites")
 }
 

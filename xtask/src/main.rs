@@ -1,9 +1,11 @@
-//! Everything a person or CI types: `cargo xtask setup | build | test | fuzz | demo | bench | vm | lint | clean`.
+//! Everything a person or CI types: `cargo xtask setup | build | test | fuzz | bogo | demo | bench | vm | lint | clean`.
 //!
 //! This file only parses arguments and hands over. Set-up is idempotent and cached; what it cannot do
 //! (no root, no network, another distribution) it says, it never guesses.
 
 mod bench;
+mod bogo;
+mod bogo_runner;
 mod bpftool;
 mod command;
 mod compilers;
@@ -65,6 +67,8 @@ enum Task {
     Test(TestArgs),
     /// Feed what meshd parses with made-up inputs: the committed corpora, then new ones; crashes go to target/fuzz
     Fuzz(fuzz::FuzzArgs),
+    /// Run BoringSSL's TLS test runner (BoGo) against meshd's handshake and userspace relay
+    Bogo(bogo::BogoArgs),
     /// Show meshd at work with real programs; does all set-up first
     Demo(demo::DemoArgs),
     /// Measure meshd against plain TCP and other meshes; does all set-up first
@@ -149,6 +153,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => setup::build()?,
         Task::Test(args) => return test::run(&args),
         Task::Fuzz(args) => return fuzz::run_alone(&args),
+        Task::Bogo(args) => return bogo::run_alone(&args),
         Task::Demo(args) => return demo::run(&args),
         Task::Bench(args) => return bench::run(&args),
         Task::Story { bin_dir, colour } => story::run(&bin_dir, colour)?,

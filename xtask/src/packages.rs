@@ -63,6 +63,10 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "strace",
 ];
 
+/// Building BoringSSL's test runner.
+pub(crate) const FOR_BOGO: &[&str] =
+    &["golang-go", "golang-golang-x-crypto-dev", "debian-archive-keyring", "xz-utils"];
+
 /// Booting stock kernels.
 pub(crate) const FOR_VM: &[&str] = &[
     "qemu-system-x86",

@@ -49,8 +49,9 @@ pub(crate) fn build() -> Result<()> {
 /// Removes what set-up cached; packages and `~/.cargo/bin` stay, and so do cargo's own build outputs.
 pub(crate) fn clean() -> Result<()> {
     let target = paths::target()?;
-    for folder in
-        [kernels::folder()?].into_iter().chain(["tools", "bpf", "fuzz"].map(|name| target.join(name)))
+    for folder in [kernels::folder()?]
+        .into_iter()
+        .chain(["tools", "bpf", "fuzz", "bogo"].map(|name| target.join(name)))
     {
         if folder.exists() {
             step(&format!("remove {}", folder.display()));

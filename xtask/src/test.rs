@@ -1,4 +1,4 @@
-//! `cargo xtask test`: lint, unit, fuzz, integration on this machine's kernel, then the same integration binary in a
+//! `cargo xtask test`: lint, unit, fuzz, BoGo, integration on this machine's kernel, then the same integration binary in a
 //! virtual machine per kernel, and systemd's unit in one more. A level that cannot run is skipped with its reason; one that says nothing failed.
 
 use std::{
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::{
-    TestArgs,
+    TestArgs, bogo,
     command::{command, follow, note, step},
     ebpf, envoy, fuzz, host,
     kernels::{self, Series},
@@ -46,6 +46,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     finish(&mut levels, unit(args));
     if args.filter.is_none() {
         finish(&mut levels, fuzz::level());
+        finish(&mut levels, bogo::level());
     }
     match binaries() {
         Ok(binaries) => {
