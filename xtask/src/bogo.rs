@@ -1,4 +1,4 @@
-//! `cargo xtask bogo`: BoringSSL's TLS test runner (BoGo) against meshd's handshake and userspace relay, as
+//! `cargo xtask bogo`: `BoringSSL`'s TLS test runner (`BoGo`) against meshd's handshake and userspace relay, as
 //! `mesh-user/bogo` puts them in front of it. Everything lies under target/bogo.
 
 use std::{
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_long_text_is_its_last_lines() {
-        let long: String = (1..=30).map(|number| format!("{number}\n")).collect();
-        assert!(last_lines(&long).starts_with("11\n") && last_lines("one") == "one");
+        let long: Vec<String> = (1..=30).map(|number| number.to_string()).collect();
+        assert!(last_lines(&long.join("\n")).starts_with("11\n") && last_lines("one") == "one");
     }
 }

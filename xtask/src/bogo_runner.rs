@@ -1,4 +1,4 @@
-//! BoringSSL's TLS test runner: its source from Debian's archive, verified with Debian's keys, built by Debian's Go with
+//! `BoringSSL`'s TLS test runner: its source from Debian's archive, verified with Debian's keys, built by Debian's Go with
 //! Debian's packages of golang.org/x. Nothing of it is in our tree.
 
 use std::{

@@ -32,6 +32,7 @@ mod qemu;
 mod report;
 mod setup;
 mod story;
+mod story_programs;
 mod systemd;
 mod tables;
 mod test;
@@ -67,7 +68,7 @@ enum Task {
     Test(TestArgs),
     /// Feed what meshd parses with made-up inputs: the committed corpora, then new ones; crashes go to target/fuzz
     Fuzz(fuzz::FuzzArgs),
-    /// Run BoringSSL's TLS test runner (BoGo) against meshd's handshake and userspace relay
+    /// Run `BoringSSL`'s TLS test runner (`BoGo`) against meshd's handshake and userspace relay
     Bogo(bogo::BogoArgs),
     /// Show meshd at work with real programs; does all set-up first
     Demo(demo::DemoArgs),
@@ -144,6 +145,7 @@ fn run(task: Task) -> Result<ExitCode> {
             toolchain::ensure()?;
             deny::ensure()?;
             envoy::ensure();
+            story_programs::ensure();
             if !no_vm {
                 for series in kernels::ALL {
                     setup::for_vm(series)?;

@@ -46,14 +46,19 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "bpftool | linux-tools-generic?",
     "tcpdump",
     "nginx-light | nginx",
+    "libnginx-mod-stream",
     "redis-server",
     "postgresql",
     "postgresql-contrib?",
+    "mariadb-server-core",
+    "mariadb-client",
     "wrk",
     "iperf3",
     "nghttp2-client",
     "haproxy",
     "nodejs",
+    "default-jdk-headless",
+    "python3-grpcio",
     "rsync",
     "openssl",
     "gnutls-bin",
@@ -63,7 +68,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "strace",
 ];
 
-/// Building BoringSSL's test runner.
+/// Building `BoringSSL`'s test runner.
 pub(crate) const FOR_BOGO: &[&str] =
     &["golang-go", "golang-golang-x-crypto-dev", "debian-archive-keyring", "xz-utils"];
 

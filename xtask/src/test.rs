@@ -1,4 +1,4 @@
-//! `cargo xtask test`: lint, unit, fuzz, BoGo, integration on this machine's kernel, then the same integration binary in a
+//! `cargo xtask test`: lint, unit, fuzz, `BoGo`, integration on this machine's kernel, then the same integration binary in a
 //! virtual machine per kernel, and systemd's unit in one more. A level that cannot run is skipped with its reason; one that says nothing failed.
 
 use std::{
@@ -18,7 +18,7 @@ use crate::{
     libtest::Summary,
     lint, machines, paths,
     report::{self, Level},
-    setup,
+    setup, story_programs,
     verdicts::{ANY_KERNEL, Verdicts},
 };
 
@@ -38,6 +38,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     }
     setup::for_tests()?;
     envoy::ensure();
+    story_programs::ensure();
     ebpf::build()?;
     let mut levels = Vec::new();
     if args.filter.is_none() {

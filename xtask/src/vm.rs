@@ -33,10 +33,11 @@ use crate::{
 const LOAD: &str = "aesni_intel ghash_clmulni_intel gcm chacha20poly1305 tls veth bridge tun sch_netem \
                     xt_conntrack nf_tables unix_diag tcp_diag inet_diag";
 const MEMORY: &str = "3G";
-/// The flags that kernel.md section 5 found wanting: bogus oopses with cx16 on QEMU 7.2, skewed counts with erms.
-const EMULATED_CPU: &str = "max,-erms,-fsrm,-cx16,-la57";
-/// From Linux 7 on BPF's socket storage cannot be allocated without cx16 (`kmalloc_nolock`, mm/slub.c).
-const EMULATED_CPU_LINUX_7: &str = "max,-erms,-fsrm,-la57";
+/// Without erms, which skews counts. With cx16: haproxy does not run without it, and from Linux 7 on BPF's socket storage
+/// cannot be allocated (`kmalloc_nolock`, mm/slub.c).
+const EMULATED_CPU: &str = "max,-erms,-fsrm,-la57";
+/// For older kernels on a QEMU that `qemu.rs` warns of: there cx16 lets them oops for nothing.
+const EMULATED_CPU_OLD: &str = "max,-erms,-fsrm,-cx16,-la57";
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// One program to run on one kernel.
@@ -255,12 +256,13 @@ fn machine(release: &str, qemu: &Qemu, clock: Clock) -> Machine {
     }
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
     let linux_7 = major.is_some_and(|major| major >= 7);
-    let cpu = if linux_7 { EMULATED_CPU_LINUX_7 } else { EMULATED_CPU };
+    let patches_well = qemu.patches_code_well();
+    let cpu = if patches_well || linux_7 { EMULATED_CPU } else { EMULATED_CPU_OLD };
     if clock == Clock::Instructions {
         return Machine { accel: "tcg,thread=single", cpu, cpus: "1" };
     }
     // `qemu.rs` says what happens to an old one with cx16 and a second processor.
-    let cpus = if linux_7 && !qemu.patches_code_well() { "1" } else { "2" };
+    let cpus = if linux_7 && !patches_well { "1" } else { "2" };
     Machine { accel: "tcg,thread=multi", cpu, cpus }
 }
 

@@ -1,8 +1,8 @@
-//! The shim between BoringSSL's TLS test runner (BoGo) and meshd. The runner plays the peer, this program meshd: its
+//! The shim between `BoringSSL`'s TLS test runner (`BoGo`) and meshd. The runner plays the peer, this program meshd: its
 //! TLS contexts, verifier, limits and userspace relay are the daemon's own, none of them changed or replaced. In their
 //! place the runner's certificates are: `-certify FOLDER` makes them SVIDs of an authority that the shim believes.
 //!
-//! Its command line is the one of BoringSSL's own shim (`ssl/test/test_config.cc`). It ends with 0 when all went well, 1
+//! Its command line is the one of `BoringSSL`'s own shim (`ssl/test/test_config.cc`). It ends with 0 when all went well, 1
 //! when a connection failed, and 89 for what meshd does not have: the runner counts that test as unimplemented.
 
 mod certificates;

@@ -1,5 +1,5 @@
 //! The runner's command line. What meshd does not have, cannot be told or does not tell is an error, never ignored,
-//! except what is another way to call BoringSSL's functions, and what the runner sees for itself on the wire.
+//! except what is another way to call `BoringSSL`'s functions, and what the runner sees for itself on the wire.
 
 use std::{path::PathBuf, slice::Iter};
 

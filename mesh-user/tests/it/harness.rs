@@ -23,8 +23,8 @@ pub(crate) enum Needs {
     EveryRelay,
     /// `meshd` and Envoy, once, on this machine's own kernel.
     Envoy,
-    /// `meshd`, once, on this machine's own kernel: what the stories' programs ask of a kernel others ask in a VM.
-    Native,
+    /// `meshd`, once, where the processor has `cmpxchg16b`: haproxy does not run without it.
+    WideCompare,
     /// `meshd`, once, where the kernel lets programs use `io_uring`.
     IoUring,
 }
@@ -90,7 +90,7 @@ pub(crate) fn main() -> ExitCode {
 fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
     let relays: &[Relay] = match story.needs {
         Needs::EveryRelay => &Relay::ALL,
-        Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::Native => {
+        Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::WideCompare => {
             &[Relay::Userspace]
         }
     };
@@ -99,7 +99,7 @@ fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
         .map(|&relay| {
             let name = match story.needs {
                 Needs::EveryRelay => format!("{topic}::{}::{relay}", story.name),
-                Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::Native => {
+                Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::WideCompare => {
                     format!("{topic}::{}", story.name)
                 }
             };
@@ -137,10 +137,8 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
             return Some("no Envoy under target/tools: cargo xtask test installs it".to_owned());
         }
     }
-    if story.needs == Needs::Native && ground::Scale::from_environment().is_vm() {
-        return Some(
-            "these programs are slow on an emulated kernel: their stories are told natively".to_owned(),
-        );
+    if story.needs == Needs::WideCompare && !has_wide_compare() {
+        return Some("this processor has no cx16, without which haproxy does not run".to_owned());
     }
     if story.needs == Needs::IoUring {
         return io_uring::IoUring::new(8)
@@ -162,6 +160,11 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
         return Some(elsewhere.to_owned());
     }
     relay::why_unavailable(relay)
+}
+
+fn has_wide_compare() -> bool {
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processors.split_whitespace().any(|flag| flag == "cx16")
 }
 
 /// Tells the story on a thread of its own and takes its ground away when the time is over.

@@ -1,12 +1,11 @@
 //! Programs of a few lines in other languages: what such a program sees is what its language's own library makes of
-//! sockets. They are run from the source tree, which an emulated kernel sees as well.
+//! sockets. They are run from the source tree, or from `target/stories` where xtask has compiled them; an emulated kernel
+//! sees both.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-use super::ground::Ground;
 use super::netns::Place;
 use super::process::Launch;
 
@@ -24,18 +23,33 @@ pub(crate) fn node(place: &Place, name: &str, args: &[&str]) -> Launch {
     launch(place, &["node"], name, args)
 }
 
-/// A Go program of one file and the standard library, built into the story's folder; its path.
-pub(crate) fn go(ground: &Ground, name: &str) -> anyhow::Result<String> {
-    let (program, cache) = (ground.dir().join("go-program"), ground.dir().join("go-cache"));
-    let built = Command::new("go")
-        .args(["build", "-o"])
-        .args([&program, &file(name)])
-        .env("GO111MODULE", "off")
-        .env("GOCACHE", cache)
-        .output()
-        .context("`go`, of the package golang-go")?;
-    ensure!(built.status.success(), "{name}: {}", String::from_utf8_lossy(&built.stderr));
-    Ok(program.to_string_lossy().into_owned())
+/// A Java program, compiled.
+pub(crate) fn java(place: &Place, class: &str, args: &[&str]) -> anyhow::Result<Launch> {
+    compiled(&format!("{class}.class"))?;
+    let folder = folder_of_compiled()?;
+    // One compiler does for a program of seconds.
+    let java = ["java", "-XX:TieredStopAtLevel=1", "-cp", &folder.to_string_lossy(), class];
+    Ok(place.launch(class, &[&java, args].concat()))
+}
+
+/// A Go program, compiled.
+pub(crate) fn go(place: &Place, name: &str, args: &[&str]) -> anyhow::Result<Launch> {
+    let program = compiled(name)?;
+    Ok(place.launch(name, &[&[&*program.to_string_lossy()], args].concat()))
+}
+
+/// A program of this name, where xtask has compiled it.
+pub(crate) fn compiled(name: &str) -> anyhow::Result<PathBuf> {
+    let path = folder_of_compiled()?.join(name);
+    ensure!(path.exists(), "no {}: cargo xtask test compiles it", path.display());
+    Ok(path)
+}
+
+/// Beside target/release or target/debug.
+fn folder_of_compiled() -> anyhow::Result<PathBuf> {
+    let bin = super::daemon::bin_dir();
+    let target = bin.parent().with_context(|| format!("{} is no build's folder", bin.display()))?;
+    Ok(target.join("stories"))
 }
 
 fn launch(place: &Place, interpreter: &[&str], name: &str, args: &[&str]) -> Launch {

@@ -13,7 +13,7 @@ use crate::it::process::PATIENCE;
 use crate::it::{programs, scripts};
 
 pub(super) const STORIES: &[Story] = stories![
-    Native 90:
+    Daemon 90:
         a_go_client_is_served,
         a_go_server_is_reached;
 ];
@@ -35,7 +35,7 @@ fn options(mesh: &Mesh, ground: &Ground, own: &str, peer: &str) -> anyhow::Resul
 fn a_go_client_is_served(ground: &Ground) -> anyhow::Result<()> {
     let mesh = Mesh::strict(ground)?;
     let _server = serve(&mesh.server, 7000, &["--echo"])?;
-    let program = scripts::go(ground, "mtls.go")?;
+    let program = scripts::compiled("mtls")?.display().to_string();
     let own = options(&mesh, ground, CLIENT, SERVER)?.join(" ");
     let to = mesh.server.at(7000);
     mesh.watched("go", || {
@@ -59,7 +59,7 @@ fn a_go_server_is_reached(ground: &Ground) -> anyhow::Result<()> {
     let stranger = Workload::pod(&mesh.outsider, "elsewhere");
     mesh.workloads.push(stranger);
     mesh.start()?;
-    let program = scripts::go(ground, "mtls.go")?;
+    let program = scripts::compiled("mtls")?.display().to_string();
     let own = options(&mesh, ground, OUTSIDER, CLIENT)?.join(" ");
     let tap = mesh.watched("go", || {
         for (port, alpn) in (7000..).zip(ALPN) {

@@ -10,6 +10,9 @@ use crate::it::netns::Place;
 use crate::it::process::Program;
 use crate::it::programs;
 
+/// Where Debian's and Ubuntu's package puts it.
+const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// A file of some megabytes, in a folder of its own.
 pub(super) fn page(place: &Place) -> anyhow::Result<PathBuf> {
     let dir = programs::folder(place, "pages")?;
@@ -39,6 +42,25 @@ pub(super) fn nginx_behind_proxy_protocol(place: &Place, port: u16, page: &Path)
     programs::open_to_all(&dir)?;
     let program = place
         .launch("nginx", &["nginx", "-e", &log.to_string_lossy(), "-c", &conf.to_string_lossy()])
+        .start()?;
+    programs::listening(place, port)?;
+    Ok(program)
+}
+
+/// nginx's stream module: joins connections without reading them and announces each with the PROXY protocol.
+pub(super) fn nginx_stream(place: &Place, port: u16, to: SocketAddr) -> anyhow::Result<Program> {
+    let dir = programs::folder(place, "stream")?;
+    let here = dir.display();
+    let config = format!(
+        "load_module {STREAM_MODULE}; daemon off; worker_processes 1; pid {here}/pid; error_log {here}/error.log;\n\
+         events {{ }}\n\
+         stream {{ server {{ listen {port}; proxy_pass {to}; proxy_protocol on; }} }}\n"
+    );
+    let (conf, log) = (dir.join("nginx.conf"), dir.join("error.log"));
+    fs::write(&conf, config)?;
+    programs::open_to_all(&dir)?;
+    let program = place
+        .launch("stream", &["nginx", "-e", &log.to_string_lossy(), "-c", &conf.to_string_lossy()])
         .start()?;
     programs::listening(place, port)?;
     Ok(program)

@@ -1,10 +1,12 @@
-//! `PostgreSQL` and redis where they push: COPY both ways, NOTIFY to a session that waits, a replica, a subscriber.
+//! `PostgreSQL` and redis where they push: COPY both ways, NOTIFY to a session that waits, a replica, a subscriber. `MariaDB`,
+//! which speaks first and asks its client for files.
 
 use std::fs;
 
 use anyhow::ensure;
 
 use crate::it::mesh::{MARKER, Mesh};
+use crate::it::netns::Place;
 use crate::it::process::{PATIENCE, Program, wait_until};
 use crate::it::programs;
 
@@ -16,6 +18,62 @@ pub(super) fn given(mesh: &Mesh) -> anyhow::Result<(Program, [Program; 2])> {
     let host = mesh.server.v4.to_string();
     mesh.other.run(&["redis-cli", "replicaof", &host, "6379"])?.succeeded()?;
     Ok((postgres, [primary, replica]))
+}
+
+/// `MariaDB` that asks nobody who he is, without the tables that say so.
+pub(super) fn mariadb(place: &Place, port: u16) -> anyhow::Result<Program> {
+    let dir = programs::folder(place, "mariadb")?;
+    let (data, socket) = (dir.join("data"), dir.join("socket"));
+    fs::create_dir(&data)?;
+    let settings = [
+        format!("--datadir={}", data.display()),
+        format!("--socket={}", socket.display()),
+        format!("--port={port}"),
+    ];
+    let fixed = [
+        "--user=root",
+        "--bind-address=*",
+        "--skip-grant-tables",
+        "--skip-name-resolve",
+        "--innodb-log-file-size=4M",
+        "--local-infile=1",
+    ];
+    let words = settings.iter().map(String::as_str).chain(fixed);
+    let argv: Vec<_> = ["mariadbd", "--no-defaults"].into_iter().chain(words).collect();
+    let mut program = place.launch("mariadb", &argv).start()?;
+    program.wait_to_say("ready for connections", PATIENCE * 4)?;
+    Ok(program)
+}
+
+/// Rows from a file of the client's, and all of it out as a dump, which makes another database of the same rows.
+pub(super) fn mariadb_loads_and_dumps(mesh: &Mesh, host: &str, rows: usize) -> anyhow::Result<()> {
+    let dir = mesh.client.dir();
+    let (given, dump) = (dir.join("rows.tsv"), dir.join("dump.sql"));
+    let lines: Vec<String> = (0..rows).map(|row| format!("{row}\t{MARKER} {row}\n")).collect();
+    fs::write(&given, lines.concat())?;
+    let sql = |text: &str| {
+        let options =
+            ["mariadb", "--no-defaults", "--local-infile=1", "-N", "-u", "root", "-h", host, "-e", text];
+        mesh.client.run(&options)?.succeeded()
+    };
+    let load = format!(
+        "drop database if exists shop; create database shop; create table shop.t (n int primary key, what text); \
+         load data local infile '{}' into table shop.t",
+        given.display()
+    );
+    sql(&load)?;
+    let result = format!("--result-file={}", dump.display());
+    let options = ["mariadb-dump", "--no-defaults", "-u", "root", "-h", host, &result, "shop", "t"];
+    mesh.client.run(&options)?.succeeded()?;
+    // The client's own command, which has its own line.
+    let again = format!(
+        "drop database if exists again; create database again; use again;\nsource {}\n",
+        dump.display()
+    );
+    sql(&again)?;
+    let differing = sql("select count(*) from shop.t join again.t using (n, what)")?;
+    ensure!(differing.trim() == rows.to_string(), "{differing} of {rows} rows are the same");
+    Ok(())
 }
 
 fn psql<'a>(host: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
