@@ -51,7 +51,7 @@ pub(crate) fn level() -> Level {
 fn level_of(test: Option<&str>) -> Level {
     let started = Instant::now();
     match run(test) {
-        Ok(summary) => Level { name: NAME.to_owned(), summary, took: started.elapsed() },
+        Ok(summary) => Level { name: NAME.to_owned(), summary, took: started.elapsed(), kernel: None },
         Err(error) => Level::broken(NAME, &format!("{error:#}"), started.elapsed()),
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// An emulated kernel is ten to thirty times slower than this machine's own.
-const VM_LIMIT: Duration = Duration::from_secs(26 * 60);
+const VM_LIMIT: Duration = Duration::from_secs(34 * 60);
 /// A guest takes 3 GiB.
 const MOST_AT_ONCE: usize = 4;
 
@@ -31,7 +31,7 @@ const ALL_STORIES: Series = Series::V6_12;
 
 /// Stories left out on the emulated 7.x machine where it has one processor only (`vm.rs` says why) and so takes a
 /// minute for each: they are told on this machine's kernel and on the other two.
-const LEFT_OUT_ON_7: [&str; 12] = [
+const LEFT_OUT_ON_7: [&str; 13] = [
     "bulk::",
     "hostile::",
     "http::",
@@ -42,6 +42,7 @@ const LEFT_OUT_ON_7: [&str; 12] = [
     "neighbours::",
     "operating::",
     "policy::",
+    "programs::",
     "selectors::",
     "servers_first::",
 ];

@@ -95,26 +95,25 @@ impl Options {
             "-curves" => self.groups.push(NamedGroup::from(number::<u16>(words)?)),
             "-shim-writes-first" => self.writes_first = true,
             "-shim-shuts-down" => self.shuts_down = true,
-            // meshd allows neither at any time.
-            "-no-tls1" | "-no-tls11" => {}
-            // It has them always: a client's certificate, the extended master secret, close_notify at the end,
-            // verification at resumption.
-            "-verify-peer"
+            // Of meshd it is true always: no version before 1.2, a client's certificate, the extended master secret,
+            // close_notify at the end, verification at resumption. The last four are other ways to call BoringSSL.
+            "-no-tls1"
+            | "-no-tls11"
+            | "-verify-peer"
             | "-require-any-client-certificate"
             | "-expect-extended-master-secret"
             | "-check-close-notify"
-            | "-reverify-on-resume" => {}
-            // Other ways to call BoringSSL.
-            "-async"
+            | "-reverify-on-resume"
+            | "-async"
             | "-implicit-handshake"
             | "-write-different-record-sizes"
             | "-use-custom-verify-callback" => {}
-            "-read-size" => drop(words.next()?),
-            // The runner allows only one, or sees which it is.
+            // The runner allows only one, or sees which it is; the last is the application's own affair.
             "-expect-curve-id"
             | "-on-initial-expect-curve-id"
             | "-on-resume-expect-curve-id"
-            | "-expect-peer-signature-algorithm" => drop(words.next()?),
+            | "-expect-peer-signature-algorithm"
+            | "-read-size" => drop(words.next()?),
             _ => self.expect(flag, words)?,
         }
         Some(())

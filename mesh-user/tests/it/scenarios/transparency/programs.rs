@@ -100,7 +100,7 @@ fn node_speaks_websocket_and_http2_streams_both_ways(ground: &Ground) -> anyhow:
 fn the_jvms_channels_never_block(ground: &Ground) -> anyhow::Result<()> {
     let mesh = running(ground)?;
     let mut server = scripts::java(&mesh.server, "Channels", &["serve", "7000"])?.start()?;
-    server.wait_to_say("listening", PATIENCE * 2)?;
+    server.wait_to_say("listening", PATIENCE * 6)?;
     watched(&mesh, "java", || {
         for host in mesh.server.addresses() {
             let call = ["call", &host.to_string(), "7000"];
