@@ -301,7 +301,7 @@ pub struct Limits {
     pub workloads: u32,
     /// Captured destinations.
     pub destinations: u32,
-    /// Live connections; of those whose client has yet to say who it is, a quarter from one address.
+    /// Live connections; of those whose client has yet to say who it is, a quarter from one address, and 16 at least.
     pub connections: u32,
     /// Handshakes under way at once, in each direction; of those that come in, a quarter from one address.
     pub concurrent_handshakes: u32,

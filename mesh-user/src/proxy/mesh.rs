@@ -75,7 +75,7 @@ impl Mesh {
             connections: Connections::default(),
             numbers: Numbers::default(),
             handshakes: Handshakes::new(handshakes),
-            unproven: Shares::new(connections),
+            unproven: Shares::new(connections.max(FEWEST_CONNECTIONS)),
             accepted: AtomicUsize::new(0),
         }
     }
@@ -138,6 +138,9 @@ impl Mesh {
 
 /// What the access log says of a connection that was not admitted.
 pub(super) const OVER_LIMIT: &str = "limits.connections is reached: raise it, or find who holds so many";
+
+/// Where the limit is small, an address has as large a share as with this one: its clients may come together.
+const FEWEST_CONNECTIONS: usize = 64;
 
 /// Counts a connection against the node's limit until it is dropped.
 pub(super) struct Admission(Arc<Mesh>);

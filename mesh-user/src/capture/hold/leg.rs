@@ -91,7 +91,12 @@ impl HeldLeg {
     /// # Errors
     /// When the application has gone meanwhile, or its socket did not answer.
     pub(crate) async fn complete(self) -> io::Result<TcpStream> {
-        time::timeout(OPEN_LIMIT, self.open()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let opened = time::timeout(OPEN_LIMIT, self.open()).await;
+        let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if opened.is_ok() {
+            self.desk.complete(self.socket_cookie, self.syn);
+        }
+        opened
     }
 
     async fn open(&self) -> io::Result<TcpStream> {

@@ -11,12 +11,14 @@ mod share;
 
 use std::{
     collections::HashMap,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use lru::LruCache;
 use mesh_common::{HeldConnect, held_event};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,9 @@ pub(super) struct Desk {
     /// By socket cookie: the connect that is being decided, by its number.
     pending: Mutex<HashMap<u64, (usize, CancellationToken)>>,
     numbers: AtomicUsize,
+    /// By socket cookie: the sequence number of the SYN that was answered by a connection. Its retransmissions may still
+    /// wait in the ring, and would be taken for another connect.
+    completed: Mutex<LruCache<u64, u32>>,
 }
 
 /// A held connect, and the word that the application gave it up.
@@ -53,6 +58,9 @@ impl Desk {
             spaces: Mutex::default(),
             pending: Mutex::default(),
             numbers: AtomicUsize::new(0),
+            completed: Mutex::new(LruCache::new(
+                NonZeroUsize::new(waiting_limit).unwrap_or(NonZeroUsize::MIN),
+            )),
         }
     }
 
@@ -70,6 +78,9 @@ impl Desk {
     }
 
     fn hand_on(&self, held: HeldConnect) {
+        if self.completed.lock().peek(&held.socket_cookie) == Some(&held.sequence) {
+            return;
+        }
         let (number, given_up) = (self.numbers.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
         {
             let mut pending = self.pending.lock();
@@ -90,6 +101,11 @@ impl Desk {
         if !taken {
             self.forget(held.socket_cookie, number);
         }
+    }
+
+    /// The SYN of this sequence number has become a connection.
+    fn complete(&self, socket_cookie: u64, sequence: u32) {
+        self.completed.lock().put(socket_cookie, sequence);
     }
 
     /// The connect is decided; the socket may have been used for another one meanwhile.
@@ -173,6 +189,20 @@ mod tests {
         desk.forget(1, first.number);
         desk.take(held(held_event::HELD, 1));
         assert!(queue.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_syn_sent_again_before_it_became_a_connection_is_no_other_connect() {
+        let desk = Desk::new(LIMIT);
+        let mut queue = desk.subscribe(NETNS);
+        desk.take(held(held_event::HELD, 1));
+        let first = queue.try_recv().unwrap();
+        desk.complete(1, first.held.sequence);
+        desk.forget(1, first.number);
+        desk.take(held(held_event::HELD, 1));
+        assert!(queue.try_recv().is_err());
+        desk.take(HeldConnect { sequence: 5, ..held(held_event::HELD, 1) });
+        assert!(queue.try_recv().is_ok(), "the socket connects again");
     }
 
     #[test]
