@@ -18,7 +18,7 @@ pub mod socket_flags {
     pub const CAPTURED: u32 = 2;
     /// A server's accepted socket: `peer` is the real client.
     pub const SERVER: u32 = 4;
-    /// An unenrolled client in the host's namespace on its way to a local workload.
+    /// An unenrolled client in the host's namespace on its way to a local workload, or a client of its own address.
     pub const HOST_CLIENT: u32 = 8;
     /// A captured client whose SYN is held until meshd has proven the upstream.
     pub const HELD: u32 = 16;

@@ -61,7 +61,9 @@ fn host_client_key(ends: &Ends) -> HostClientKey {
 /// The SYN is about to leave: the local port is bound, the socket is the one that called `connect`.
 #[inline(always)]
 fn connecting(ctx: *mut bpf_sock_ops) {
-    let Some(view) = view(socket_of(ctx)) else { return };
+    let (socket, ends) = (socket_of(ctx), read_ends(ctx));
+    mark_own_client(socket, &ends);
+    let Some(view) = view(socket) else { return };
     if view.flags & (socket_flags::CAPTURED | socket_flags::HOST_CLIENT) == 0 {
         return;
     }
@@ -72,7 +74,6 @@ fn connecting(ctx: *mut bpf_sock_ops) {
         let flags = read_field!(ctx, bpf_sock_ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
         bpf_sock_ops_cb_flags_set(ctx, flags as i32);
     }
-    let ends = read_ends(ctx);
     if view.flags & socket_flags::CAPTURED != 0 && !ends.remote.is_loopback_or_unspecified() {
         // A program attached after ours has written another address. It passes us by; `guard` drops it where
         // the setting says so, and the far side refuses plaintext.
@@ -91,6 +92,22 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     } else {
         let inserted = HOST_CLIENTS.insert(&host_client_key(&ends), &1, u64::from(BPF_ANY));
         count(if inserted.is_ok() { Counter::HostClient } else { Counter::HostClientTableFull });
+    }
+}
+
+/// Marks a client of its own address. `sk_lookup` cannot tell it from a stranger's forged packet, which IPv6 takes in
+/// from the wire too, so it passes only what is recorded.
+#[inline(always)]
+fn mark_own_client(socket: *mut bpf_sock, ends: &Ends) {
+    if ends.remote != ends.local || ends.remote.is_loopback_or_unspecified() {
+        return;
+    }
+    if view(socket).is_some_and(|view| view.flags != 0) {
+        return;
+    }
+    // Without storage it meets meshd's inbound listener: policy decides, nothing passes.
+    if let Some(view) = view_or_create(socket) {
+        view.flags = socket_flags::HOST_CLIENT;
     }
 }
 

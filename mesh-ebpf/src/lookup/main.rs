@@ -64,8 +64,9 @@ pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
     let from_loopback = unsafe { read_field!(raw, bpf_sk_lookup, ingress_ifindex) } == LOOPBACK_IFINDEX;
     let pass = match config.mode {
         lookup_mode::ALL_PORTS => {
-            // A workload that connects to its own address shows its interface, not loopback.
-            from_loopback || arrival.remote == arrival.local || passed_port(&arrival)
+            // A workload that connects to its own address shows its interface, not loopback, and is known by its
+            // record: so may a stranger who forges that address.
+            from_loopback || is_app_leg(config.netns_cookie, &arrival) || passed_port(&arrival)
         }
         lookup_mode::LISTED_PORTS => {
             !is_listed(&arrival)
@@ -100,7 +101,7 @@ fn passed_port(arrival: &Arrival) -> bool {
     listed
 }
 
-/// meshd's own connection to the application, in a namespace where "from itself" proves nothing.
+/// meshd's own connection to the application.
 #[inline(always)]
 fn is_app_leg(netns_cookie: u64, arrival: &Arrival) -> bool {
     let key =

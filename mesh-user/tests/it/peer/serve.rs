@@ -85,7 +85,8 @@ fn accept_all(listener: &TcpListener, behaviour: &Behaviour) {
 }
 
 fn attend(mut stream: TcpStream, accepted: SocketAddr, behaviour: &Behaviour) -> anyhow::Result<()> {
-    let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+    // One that is reset already has none, and was accepted all the same.
+    let (peer, local) = (stream.peer_addr().ok(), stream.local_addr()?);
     let seen = json!({ "event": "accepted", "accepted": accepted, "peer": peer, "local": local,
         "listener": behaviour.listener });
     if !behaviour.quiet {

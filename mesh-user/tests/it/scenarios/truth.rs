@@ -18,6 +18,7 @@ pub(super) const STORIES: &[Story] = stories![
         every_listener_of_a_shared_port_is_reached,
         a_destination_outside_the_mesh_is_left_alone,
         a_program_outside_the_mesh_is_left_alone,
+        a_workload_reaches_its_own_address_without_meshd,
         an_mptcp_socket_is_refused_to_the_enrolled_only,
 ];
 
@@ -133,6 +134,17 @@ fn a_program_outside_the_mesh_is_left_alone(ground: &Ground) -> anyhow::Result<(
     let seen = probe(&mesh.outsider, mesh.b.place.at(7000), &["--send", "x", "--shutdown"])?;
     ensure!(seen["text"] == "x" && seen["ended"] == "eof", "{seen}");
     Ok(())
+}
+
+fn a_workload_reaches_its_own_address_without_meshd(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::strict(ground)?;
+    let _server = serve(&mesh.client, 7000, &["--truth"])?;
+    for own in [mesh.client.at(7000), mesh.client.at6(7000)] {
+        told_the_truth(&mesh, own, &[])?;
+    }
+    ensure!(mesh.a.access_log().is_empty(), "meshd had a hand in it: {:?}", mesh.a.access_log());
+    mesh.a.kill()?;
+    told_the_truth(&mesh, mesh.client.at6(7000), &[])
 }
 
 fn an_mptcp_socket_is_refused_to_the_enrolled_only(ground: &Ground) -> anyhow::Result<()> {

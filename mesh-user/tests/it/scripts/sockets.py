@@ -347,7 +347,9 @@ def case_linger_zero(server):
 def case_shutdown_both_ways(server):
     sock = server.dial("both_shut")
     sock.shutdown(socket.SHUT_RDWR)
-    return {"own_end": sock.recv(1).decode(), "server": server.reported("both_shut")}
+    # What the server says too late is answered by a reset, perhaps before this looks.
+    own_end = named(lambda: sock.recv(1).decode())
+    return {"own_end": "" if own_end == "ECONNRESET" else own_end, "server": server.reported("both_shut")}
 
 
 def case_receive_low_water_mark(server):
