@@ -259,8 +259,8 @@ fn a_held_connect_outlives_its_daemon_without_plaintext(ground: &Ground) -> anyh
     let seen = last_line(&waiting.finish(PATIENCE * 3)?)?;
     ensure!(seen["connect"] == "refused", "{seen}");
     ensure!(accepted(&server) == before, "{}", server.stdout());
-    tap.stop()?.must_not_show(MARKER)?;
-    must_serve(&mesh)
+    must_serve(&mesh)?;
+    tap.stop()?.must_not_show(MARKER)
 }
 
 fn the_form_is_named_and_its_hook_goes_with_it(ground: &Ground) -> anyhow::Result<()> {

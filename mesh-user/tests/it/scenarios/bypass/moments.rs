@@ -145,7 +145,11 @@ fn ports_that_a_workload_took_first_keep_it_from_nothing(ground: &Ground) -> any
     ensure!(is_unserved(&seen), "the server has lost its guard: {seen}");
     // Neither does a daemon that dies hand its clients to whoever waits there.
     mesh.a.kill()?;
-    mesh.watched("taken-dead", || closed(&mesh))?;
+    mesh.watched("taken-dead", || {
+        closed(&mesh)?;
+        // So that there is something on the wire.
+        probe(&mesh.outsider, mesh.server.at(7000), &["--send", "knock knock", "--wait-ms", "2000"]).map(drop)
+    })?;
     mesh.a.start()?;
     mesh.watched("taken-again", || must_serve(&mesh))?;
     for squatter in &squatters {
