@@ -21,8 +21,8 @@ use crate::{
     vm,
 };
 
-/// An emulated kernel is ten to thirty times slower than this machine's own.
-const VM_LIMIT: Duration = Duration::from_secs(34 * 60);
+/// An emulated kernel is ten to thirty times slower than this machine's own, and shares the processors with another.
+const VM_LIMIT: Duration = Duration::from_secs(45 * 60);
 /// A guest takes 3 GiB.
 const MOST_AT_ONCE: usize = 4;
 

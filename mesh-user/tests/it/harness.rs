@@ -56,6 +56,11 @@ pub(crate) use stories;
 
 /// Why trials did not run, for the summary.
 type Skipped = Arc<Mutex<BTreeMap<String, usize>>>;
+/// How long each trial took, for the summary.
+type Took = Arc<Mutex<Vec<(Duration, String)>>>;
+
+/// How many of the slowest trials the summary names.
+const SLOWEST: usize = 12;
 
 /// Entry point of the test executable; also of the peers it starts from itself.
 pub(crate) fn main() -> ExitCode {
@@ -77,17 +82,29 @@ pub(crate) fn main() -> ExitCode {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         args.test_threads = Some(cores.clamp(2, 4));
     }
-    let skipped = Skipped::default();
-    let trials =
-        scenarios::all().into_iter().flat_map(|(topic, story)| trials(topic, *story, &skipped)).collect();
+    let (skipped, took) = (Skipped::default(), Took::default());
+    let trials = scenarios::all()
+        .into_iter()
+        .flat_map(|(topic, story)| trials(topic, *story, &skipped, &took))
+        .collect();
     let conclusion = libtest_mimic::run(&args, trials);
     for (reason, count) in &*skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
         println!("ignored {count}: {reason}");
     }
+    say_slowest(&took);
     conclusion.exit_code()
 }
 
-fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
+/// A suite grows slow story by story: these are the ones to look at.
+fn say_slowest(took: &Took) {
+    let mut took = took.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    took.sort_by(|a, b| b.cmp(a));
+    for (time, name) in took.iter().take(SLOWEST) {
+        println!("slow {:.1} s: {name}", time.as_secs_f64());
+    }
+}
+
+fn trials(topic: &str, story: Story, skipped: &Skipped, took: &Took) -> Vec<Trial> {
     let relays: &[Relay] = match story.needs {
         Needs::EveryRelay => &Relay::ALL,
         Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::WideCompare => {
@@ -103,7 +120,7 @@ fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
                     format!("{topic}::{}", story.name)
                 }
             };
-            let skipped = Arc::clone(skipped);
+            let (skipped, took) = (Arc::clone(skipped), Arc::clone(took));
             let label = name.clone();
             Trial::ignorable_test(name, move || {
                 if let Some(reason) = reason_not_to_run(&label, story, relay) {
@@ -114,7 +131,10 @@ fn trials(topic: &str, story: Story, skipped: &Skipped) -> Vec<Trial> {
                         .or_default() += 1;
                     return Ok(Completion::ignored_with(reason));
                 }
-                told_in_time(&label, story, relay).map(|()| Completion::Completed)
+                let begun = Instant::now();
+                let told = told_in_time(&label, story, relay);
+                took.lock().expect("no trial panics holding this").push((begun.elapsed(), label.clone()));
+                told.map(|()| Completion::Completed)
             })
         })
         .collect()

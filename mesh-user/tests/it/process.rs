@@ -171,6 +171,8 @@ impl Program {
 
     /// SIGKILL to the program and all its children, and waits until they are gone.
     pub(crate) fn kill_hard(&mut self) -> anyhow::Result<()> {
+        // The program itself first: one that has only just begun moves to its cgroup by itself, and may not have yet.
+        let _ = self.child.kill();
         cgroup::kill(&self.group)?;
         self.child.wait()?;
         Ok(())
