@@ -169,9 +169,8 @@ fn start_subjects(
             subjects.push(started(stage, kind, tools)?);
         }
     }
-    // Told apart by what a new connection costs only, so it is measured where somebody asks for it.
-    if args.subject.iter().any(|name| name == Kind::MeshdListener.name()) {
-        subjects.push(started(stage, Kind::MeshdListener, tools)?);
+    for kind in Kind::ON_DEMAND.into_iter().filter(|kind| args.subject.iter().any(|n| n == kind.name())) {
+        subjects.push(started(stage, kind, tools)?);
     }
     for (kind, tool, how) in [
         (Kind::Envoy, &tools.envoy, "`cargo xtask bench` brings it"),
@@ -305,6 +304,7 @@ fn one(subject: &mut Subject, work: Work, seconds: u32) -> Result<Vec<Figure>> {
         }
         Work::Idle { connections } => idle(subject, connections),
         Work::Storm { connections } => storm(subject, connections),
+        Work::Start => start(subject),
     }
 }
 
@@ -403,8 +403,24 @@ fn idle(subject: &Subject, connections: u32) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// What it takes until proxies serve.
+fn start(subject: &mut Subject) -> Result<Vec<Figure>> {
+    let served = subject.restart()?;
+    // What was used while they started may be given back.
+    std::thread::sleep(SETTLE);
+    let proxies = subject.proxies()?;
+    let mut figures = vec![Figure::new("time until it serves", "s", served.as_secs_f64())];
+    if !proxies.is_empty() {
+        let resident = proxies.iter().map(|programs| programs.resident_kib).sum();
+        let used: u64 = proxies.iter().map(|programs| programs.cpu_us).sum();
+        figures.push(Figure::new("resident proxies", "KiB", count(resident)));
+        figures.push(Figure::new("cpu of the proxies", "s", count(used) / 1e6));
+    }
+    Ok(figures)
+}
+
 fn storm(subject: &mut Subject, connections: u32) -> Result<Vec<Figure>> {
-    subject.restart()?;
+    let _ = subject.restart()?;
     let watch = Watch::start(subject)?;
     let number = connections.to_string();
     let client = own_client(subject, &["storm", "--connections", &number])?;

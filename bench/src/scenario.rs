@@ -15,6 +15,8 @@ pub(crate) enum Work {
     Idle { connections: u32 },
     /// The proxies start again, then everybody connects at once.
     Storm { connections: u32 },
+    /// The proxies start again, until the first request is answered.
+    Start,
 }
 
 /// A scenario.
@@ -72,6 +74,7 @@ pub(crate) const ALL: &[Scenario] = &[
         "1 000 connections at once to proxies that have just started",
         Work::Storm { connections: 1000 },
     ),
+    scenario("start", "the proxies start again, until a request is answered", Work::Start),
 ];
 
 const fn scenario(name: &'static str, about: &'static str, work: Work) -> Scenario {
@@ -86,6 +89,6 @@ impl Scenario {
 
     /// Whether it lasts as long as it is told.
     pub(crate) fn is_timed(&self) -> bool {
-        !matches!(self.work, Work::Idle { .. } | Work::Storm { .. })
+        !matches!(self.work, Work::Idle { .. } | Work::Storm { .. } | Work::Start)
     }
 }

@@ -9,8 +9,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{Relay, Tools};
+use super::{Relay, Tools, world::World};
 use crate::stage::{Ground, Place, Running, wait_until};
+
+/// The default of `limits.destinations`.
+const DESTINATIONS: u32 = 65_536;
 
 const POLICIES: &str = "apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -26,6 +29,21 @@ spec:
   rules:
   - from: [ { source: { principals: [ cluster.local/ns/bench/sa/client ] } } ]
 ";
+
+/// What tells one of our subjects from another.
+pub(super) struct Settings {
+    pub(super) relay: Relay,
+    /// Capture's.
+    pub(super) form: &'static str,
+    /// Workloads of the mesh beside the client and the server.
+    pub(super) crowd: u32,
+}
+
+impl Settings {
+    pub(super) fn of(relay: Relay) -> Self {
+        Self { relay, form: "auto", crowd: 0 }
+    }
+}
 
 impl Relay {
     fn as_str(self) -> &'static str {
@@ -49,15 +67,17 @@ fn node_file(ground: &Ground, node: &Place) -> PathBuf {
     folder(ground, node).join("node.yaml")
 }
 
-/// Writes both nodes' files and gives them one trust. `form` is capture's.
-pub(super) fn prepare(ground: &Ground, relay: Relay, form: &str, tools: &Tools) -> Result<()> {
+/// Writes both nodes' files and gives them one trust.
+pub(super) fn prepare(ground: &Ground, settings: &Settings, tools: &Tools) -> Result<()> {
+    let crowd = World::of(settings.crowd);
     for node in nodes(ground) {
         let dir = folder(ground, node);
         fs::create_dir_all(dir.join("policies"))?;
         // The daemon refuses state that others may read.
         fs::DirBuilder::new().mode(0o700).create(dir.join("state"))?;
         fs::write(dir.join("policies/bench.yaml"), POLICIES)?;
-        fs::write(node_file(ground, node), format!("{:#}\n", configuration(ground, node, relay, form)))?;
+        fs::write(dir.join("policies/crowd.yaml"), &crowd.policies)?;
+        fs::write(node_file(ground, node), format!("{}\n", configuration(ground, node, settings, &crowd)))?;
     }
     // The first start of a daemon makes the root; the second node gets an intermediate of it.
     let mut first = launch(ground, &ground.node_a, tools)?;
@@ -67,7 +87,7 @@ pub(super) fn prepare(ground: &Ground, relay: Relay, form: &str, tools: &Tools) 
     ctl(ground, &ground.node_a, tools, &trust).map(drop)
 }
 
-fn configuration(ground: &Ground, node: &Place, relay: Relay, form: &str) -> Value {
+fn configuration(ground: &Ground, node: &Place, settings: &Settings, crowd: &World) -> Value {
     let workload = |place: &Place| {
         json!({
             "name": place.name, "namespace": "bench", "serviceAccount": place.name,
@@ -81,17 +101,19 @@ fn configuration(ground: &Ground, node: &Place, relay: Relay, form: &str) -> Val
     }
     here["selector"] = json!({ "netns": own.netns() });
     there["node"] = json!(other);
+    let elsewhere: Vec<&Value> = std::iter::once(&there).chain(&crowd.remote_workloads).collect();
     let dir = folder(ground, node);
     json!({
         "node": node.name,
         "stateDir": dir.join("state"), "runtimeDir": dir.join("run"), "policiesDir": dir.join("policies"),
-        "capture": { "cgroup": ground.cgroup(), "form": form },
-        "relay": relay.as_str(),
+        "capture": { "cgroup": ground.cgroup(), "form": settings.form },
+        "relay": settings.relay.as_str(),
         "workloads": [here],
-        "remoteWorkloads": [there],
+        "remoteWorkloads": elsewhere,
+        "services": crowd.services,
         // None of the meshes writes one here.
         "accessLog": { "format": "off" },
-        "limits": { "concurrentHandshakes": 4096 },
+        "limits": { "concurrentHandshakes": 4096, "destinations": DESTINATIONS.max(settings.crowd * 2) },
         "log": "warn",
     })
 }

@@ -6,12 +6,17 @@ mod certificates;
 mod envoy;
 mod meshd;
 mod servers;
+mod world;
 mod ztunnel;
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use self::meshd::Settings;
 use crate::{
     machine::{self, Programs},
     results::PLAIN,
@@ -47,6 +52,8 @@ pub(crate) enum Kind {
     Meshd(Relay),
     /// The userspace relay behind capture's form `listener`.
     MeshdListener,
+    /// The userspace relay in a mesh with so many thousand more workloads.
+    MeshdInCrowd(u16),
     Envoy,
     Ztunnel,
 }
@@ -59,10 +66,17 @@ impl Kind {
             Self::Meshd(Relay::Ktls) => "meshd-ktls",
             Self::Meshd(Relay::KtlsSplice) => "meshd-ktls-splice",
             Self::MeshdListener => "meshd-listener",
+            Self::MeshdInCrowd(1) => "meshd-1k",
+            Self::MeshdInCrowd(20) => "meshd-20k",
+            Self::MeshdInCrowd(_) => "meshd-100k",
             Self::Envoy => "envoy",
             Self::Ztunnel => "ztunnel",
         }
     }
+
+    /// Those that are measured only where somebody asks for them: what tells them from `meshd-userspace` is one thing.
+    pub(crate) const ON_DEMAND: [Self; 4] =
+        [Self::MeshdListener, Self::MeshdInCrowd(1), Self::MeshdInCrowd(20), Self::MeshdInCrowd(100)];
 
     /// Whether it is another mesh, to which meshd's figures are given as ratios.
     pub(crate) fn is_peer(self) -> bool {
@@ -87,8 +101,15 @@ impl Subject {
         let servers = servers::start(&ground)?;
         match kind {
             Kind::Plain => {}
-            Kind::Meshd(relay) => meshd::prepare(&ground, relay, "auto", tools)?,
-            Kind::MeshdListener => meshd::prepare(&ground, Relay::Userspace, "listener", tools)?,
+            Kind::Meshd(relay) => meshd::prepare(&ground, &Settings::of(relay), tools)?,
+            Kind::MeshdListener => {
+                let settings = Settings { form: "listener", ..Settings::of(Relay::Userspace) };
+                meshd::prepare(&ground, &settings, tools)?;
+            }
+            Kind::MeshdInCrowd(thousands) => {
+                let crowd = u32::from(thousands) * 1000;
+                meshd::prepare(&ground, &Settings { crowd, ..Settings::of(Relay::Userspace) }, tools)?;
+            }
             Kind::Envoy => envoy::prepare(&ground)?,
             Kind::Ztunnel => ztunnel::prepare(&ground)?,
         }
@@ -97,16 +118,20 @@ impl Subject {
         Ok(subject)
     }
 
-    /// Ends the proxies and starts new ones.
-    pub(crate) fn restart(&mut self) -> Result<()> {
+    /// Ends the proxies and starts new ones: the time from there to a request that is answered.
+    pub(crate) fn restart(&mut self) -> Result<Duration> {
         self.proxies.clear();
-        self.start_proxies()
+        let begun = Instant::now();
+        self.start_proxies()?;
+        Ok(begun.elapsed())
     }
 
     fn start_proxies(&mut self) -> Result<()> {
         self.proxies = match self.kind {
             Kind::Plain => Vec::new(),
-            Kind::Meshd(_) | Kind::MeshdListener => meshd::start(&self.ground, &self.tools)?,
+            Kind::Meshd(_) | Kind::MeshdListener | Kind::MeshdInCrowd(_) => {
+                meshd::start(&self.ground, &self.tools)?
+            }
             Kind::Envoy => envoy::start(&self.ground, self.tools.envoy.as_deref().context("no Envoy")?)?,
             Kind::Ztunnel => {
                 ztunnel::start(&self.ground, self.tools.ztunnel.as_deref().context("no ztunnel")?)?
@@ -134,7 +159,7 @@ impl Subject {
 
     fn fetch(&self, url: &str) -> Result<String> {
         let argv = ["curl", "-sS", "--fail", "--max-time", "3", url];
-        self.ground.start(&self.ground.client, "curl", &argv, None)?.finish(std::time::Duration::from_secs(5))
+        self.ground.start(&self.ground.client, "curl", &argv, None)?.finish(Duration::from_secs(5))
     }
 
     /// The server's address for a file.
@@ -173,7 +198,7 @@ impl Subject {
             Ok(seen.contains("Flags [F"))
         })?;
         // The last of them may still be on its way into the file.
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
         let seen = tap.said();
         let readable = seen.contains(servers::MARKER);
         if self.kind == Kind::Plain {

@@ -9,6 +9,8 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
+use super::yaml;
+
 /// A YAML node with the places of its children.
 enum Node {
     Map(Vec<(String, Spanned<Node>)>),
@@ -86,7 +88,7 @@ impl<'de> Deserialize<'de> for Node {
 
 /// Line and column, 1-based, of the deepest part of `path` that is in the text.
 pub(super) fn position(text: &str, path: &str) -> Option<(u64, u64)> {
-    let mut node: Spanned<Node> = serde_saphyr::from_str(text).ok()?;
+    let mut node: Spanned<Node> = serde_saphyr::from_str_with_options(text, yaml::options(text)).ok()?;
     for step in path.replace('[', ".[").split('.').filter(|s| !s.is_empty()) {
         let child = match (node.value, step.strip_prefix('[').and_then(|s| s.strip_suffix(']'))) {
             (Node::Map(entries), None) => entries.into_iter().find(|(k, _)| k == step).map(|(_, v)| v),

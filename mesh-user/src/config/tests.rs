@@ -1,6 +1,6 @@
 //! The file as people write it, and what they are told when it is wrong.
 
-use std::path::Path;
+use std::{fmt::Write as _, path::Path};
 
 use super::*;
 
@@ -164,6 +164,30 @@ fn every_problem_is_listed_on_a_line_of_its_own() {
     let error = error("node: ''\ncapture: { outboundPort: 0, inboundPort: 0 }\n");
     assert_eq!(error.lines().count(), 4, "{error}");
     assert!(error.lines().all(|l| l.starts_with("node.yaml:")), "{error}");
+}
+
+#[test]
+fn a_file_may_name_a_whole_mesh() {
+    let mut text = "node: a\nremoteWorkloads:\n".to_owned();
+    for index in 0..40_000_u32 {
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + index);
+        let _ = writeln!(text, "  - {{ name: w{index}, namespace: n, addresses: [{address}] }}");
+    }
+    assert_eq!(Config::parse(&text, "node.yaml").unwrap().remote_workloads.len(), 40_000);
+    text += "  - { name: w0, namespace: n, addresses: [10.200.0.1] }\n";
+    let error = error(&text);
+    assert!(error.starts_with("node.yaml:40003:"), "{error}");
+}
+
+#[test]
+fn aliases_of_aliases_are_refused() {
+    let mut text = "node: &a0 [x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let before = format!("*a{}", level - 1);
+        let _ = writeln!(text, "k{level}: &a{level} [{}]", [&*before; 8].join(", "));
+    }
+    let refused = yaml::parse::<serde_json::Value>(&text, 1).unwrap_err();
+    assert!(refused.what.contains("budget breached"), "{refused:?}");
 }
 
 #[test]

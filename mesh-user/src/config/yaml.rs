@@ -45,8 +45,21 @@ impl Problem {
 /// # Errors
 /// The first thing that does not fit, with its place.
 pub fn parse<T: DeserializeOwned>(text: &str, first_line: u64) -> Result<T, Problem> {
-    let options = serde_saphyr::options! { strict_booleans: true };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| problem(&error, first_line))
+    serde_saphyr::from_str_with_options(text, options(text)).map_err(|error| problem(&error, first_line))
+}
+
+/// A mesh's file may be long: what parsing costs is bound to its length, not to what the crate takes for a usual one. Every
+/// node that is written takes a byte at least, and at most two events; what aliases make of it counts too.
+pub(super) fn options(text: &str) -> serde_saphyr::Options {
+    let usual = serde_saphyr::Budget::default();
+    serde_saphyr::options! {
+        strict_booleans: true,
+        budget: serde_saphyr::budget! {
+            max_nodes: usual.max_nodes.max(text.len()),
+            max_events: usual.max_events.max(text.len().saturating_mul(2)),
+            max_total_scalar_bytes: usual.max_total_scalar_bytes.max(text.len()),
+        },
+    }
 }
 
 fn problem(error: &serde_saphyr::Error, first_line: u64) -> Problem {
