@@ -17,6 +17,7 @@ use crate::{
     discovery::{FileSource, Snapshot},
     identity::TrustBundles,
     proxy::{self, Acceptors, Mesh, Workers},
+    sys::memory,
     world::WorkloadName,
 };
 
@@ -73,6 +74,7 @@ impl Runtime {
         warn_of(snapshot);
         self.apply(snapshot)?;
         in_force.generation = snapshot.generation;
+        memory::give_back();
         Ok(())
     }
 
@@ -105,6 +107,7 @@ impl Runtime {
         in_force.generation = snapshot.generation;
         in_force.refused = applied.as_ref().err().map(ToString::to_string);
         self.mesh.metrics.config_reloaded(applied.is_ok());
+        memory::give_back();
         match applied {
             Ok(closed) => {
                 let generation = snapshot.generation;

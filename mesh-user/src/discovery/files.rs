@@ -61,7 +61,8 @@ impl FileSource {
     /// # Errors
     /// When the files make none: there is nothing to fall back to yet.
     pub fn open(path: &Path) -> Result<Self, DiscoveryError> {
-        let (inputs, config) = Inputs::read(path)?;
+        let (inputs, config) = Inputs::read(path, None)?;
+        let config = config.map_or_else(|| inputs.config(path), Ok)?;
         if inputs.policies.is_none() && config.policies_dir != config::default_policies_dir() {
             return Err(DiscoveryError::NoPolicies(config.policies_dir));
         }
@@ -106,7 +107,7 @@ impl FileSource {
     pub fn reload(&self) -> Result<Reload, DiscoveryError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.current.load_full();
-        let read = Inputs::read(&self.path);
+        let read = Inputs::read(&self.path, state.inputs.as_ref());
         if let (Ok((inputs, _)), None) = (&read, &state.status.last_error)
             && state.inputs.as_ref() == Some(inputs)
         {
@@ -114,6 +115,7 @@ impl FileSource {
             return Ok(Reload { changed: false, generation: running.generation, needs_restart });
         }
         let outcome = read.and_then(|(inputs, config)| {
+            let config = config.map_or_else(|| inputs.config(&self.path), Ok)?;
             let had_policies = state.inputs.as_ref().is_some_and(|i| i.policies.is_some());
             if inputs.policies.is_none() && had_policies {
                 return Err(DiscoveryError::PoliciesGone(config.policies_dir));
@@ -178,19 +180,22 @@ impl FileSource {
 
     /// Whether two readings agree. A change that is still going on brings another event, or the next poll.
     async fn settled(&self) -> bool {
+        let known = self.state.lock().unwrap_or_else(PoisonError::into_inner).inputs.clone();
+        let mut before = self.read_blocking(known).await;
         for _ in 0..20 {
-            let first = self.read_blocking().await;
             tokio::time::sleep(SETTLE).await;
-            if first == self.read_blocking().await {
+            let now = self.read_blocking(before.clone()).await;
+            if before == now {
                 return true;
             }
+            before = now;
         }
         false
     }
 
-    async fn read_blocking(&self) -> Option<Inputs> {
+    async fn read_blocking(&self, known: Option<Inputs>) -> Option<Inputs> {
         let path = self.path.clone();
-        let read = move || Inputs::read(&path).ok().map(|(inputs, _)| inputs);
+        let read = move || Inputs::read(&path, known.as_ref()).ok().map(|(inputs, _)| inputs);
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
@@ -242,8 +247,10 @@ async fn settle_events(changes: &mut mpsc::Receiver<()>) {
     let _ = tokio::time::timeout(Duration::from_secs(1), quiet).await;
 }
 
-fn build(generation: u64, config: Config, inputs: &Inputs) -> Result<Snapshot, DiscoveryError> {
+fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapshot, DiscoveryError> {
     let world = World::build(&config)?;
+    // The world says it better, and in a large mesh once is enough.
+    (config.workloads, config.remote_workloads, config.services) = Default::default();
     let files: Vec<_> =
         inputs.policies.iter().flatten().map(|(p, text)| (p.display().to_string(), text)).collect();
     let set = PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;

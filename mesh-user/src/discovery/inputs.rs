@@ -15,7 +15,9 @@ const MAX_FILE_BYTES: u64 = 32 << 20;
 /// Texts of all files, in a fixed order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inputs {
-    pub(super) config: String,
+    /// The node's file.
+    config: String,
+    policies_dir: PathBuf,
     /// None: the folder does not exist.
     pub(super) policies: Option<Vec<(PathBuf, String)>>,
     /// In the order of `trustBundles`.
@@ -23,18 +25,41 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Reads the node's file, and whatever it names.
-    pub(super) fn read(path: &Path) -> Result<(Self, Config), DiscoveryError> {
+    /// Reads the node's file, and whatever it names. The file of a large mesh takes seconds to parse: that is left out,
+    /// and no configuration returned, where its text is the one of `known`.
+    pub(super) fn read(path: &Path, known: Option<&Self>) -> Result<(Self, Option<Config>), DiscoveryError> {
         let text = read(path)?;
-        let config = Config::parse(&text, &path.display().to_string())?;
-        let bundles = config.trust_bundles.iter().map(|b| Ok((b.file.clone(), read(&b.file)?)));
+        let (config, policies_dir, bundles) = match known.filter(|known| known.config == text) {
+            Some(known) => (
+                None,
+                known.policies_dir.clone(),
+                known.bundles.iter().map(|(file, _)| file.clone()).collect(),
+            ),
+            None => {
+                let config = parse(path, &text)?;
+                let bundles: Vec<_> = config.trust_bundles.iter().map(|b| b.file.clone()).collect();
+                let policies_dir = config.policies_dir.clone();
+                (Some(config), policies_dir, bundles)
+            }
+        };
+        let bundles = bundles.into_iter().map(|file| read(&file).map(|text| (file, text)));
         let inputs = Self {
             config: text,
-            policies: read_policies(&config.policies_dir)?,
+            policies: read_policies(&policies_dir)?,
+            policies_dir,
             bundles: bundles.collect::<Result<_, DiscoveryError>>()?,
         };
         Ok((inputs, config))
     }
+
+    /// What the node's file says; `path` is what errors call it.
+    pub(super) fn config(&self, path: &Path) -> Result<Config, DiscoveryError> {
+        parse(path, &self.config)
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Config, DiscoveryError> {
+    Ok(Config::parse(text, &path.display().to_string())?)
 }
 
 /// Folders in which a change can mean a change of the inputs.

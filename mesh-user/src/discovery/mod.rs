@@ -26,7 +26,8 @@ use crate::{
 pub struct Snapshot {
     /// Counts up from 1.
     pub generation: u64,
-    /// What runs: fields that need a restart keep the values the daemon started with.
+    /// What runs: fields that need a restart keep the values the daemon started with. Without workloads and services:
+    /// those are in `world`.
     pub config: Arc<Config>,
     /// Workloads, services, addresses.
     pub world: Arc<World>,

@@ -9,7 +9,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::FileSource;
+use super::{FileSource, inputs::Inputs};
 
 type Change<'a> = &'a dyn Fn(&Path);
 
@@ -51,6 +51,20 @@ impl Node {
 
 fn names(source: &FileSource) -> Vec<String> {
     source.snapshot().policy_status.iter().map(|s| s.name.clone()).collect()
+}
+
+#[test]
+fn a_file_that_is_as_it_was_is_not_parsed_again() {
+    let node = Node::new();
+    let (known, config) = Inputs::read(&node.path(), None).unwrap();
+    assert!(config.is_some());
+    node.policy("new");
+    let (policies, config) = Inputs::read(&node.path(), Some(&known)).unwrap();
+    assert!(config.is_none() && policies != known);
+    assert_eq!(policies.config(&node.path()).unwrap().policies_dir, node.policies());
+    node.configure("log: warn");
+    let (changed, config) = Inputs::read(&node.path(), Some(&policies)).unwrap();
+    assert!(config.is_some() && changed != policies);
 }
 
 #[test]

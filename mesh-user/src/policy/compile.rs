@@ -1,19 +1,24 @@
 //! Documents -> what one workload needs: its modes, and the policies that select it with parsed matchers.
 //! Runs when the world or the documents change, never per connection.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::{
     AuthorizationPolicy, Mode, PeerAuthentication, PolicySet, RuleRef,
     api::{Action, ApiMode, MutualTls, Rule, WorkloadSelector},
     matcher::{self, Scope, Test},
+    namespaces::ByNamespace,
 };
 use crate::world::{Workload, WorkloadId, World};
 
 /// Policy of every workload in one world.
 #[derive(Debug, Default)]
 pub struct CompiledPolicies {
-    workloads: Vec<WorkloadPolicy>,
+    workloads: Vec<Arc<WorkloadPolicy>>,
     closed: WorkloadPolicy,
 }
 
@@ -23,16 +28,25 @@ impl CompiledPolicies {
         let mut policies: Vec<_> =
             set.authorization_policies.iter().filter_map(|p| Policy::compile(world, p)).collect();
         policies.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
         let mut peers: Vec<_> = set.peer_authentications.iter().collect();
         peers.sort_by(|a, b| oldest_first(a, b));
-        let compile = |workload: &Workload| WorkloadPolicy::compile(world, workload, &peers, &policies);
+        let root = world.root_namespace();
+        let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
+        let policies = ByNamespace::new(root, policies.iter().map(|p| (&*p.namespace, Arc::clone(p))));
+        let peers = ByNamespace::new(root, peers.into_iter().map(|p| (&*p.namespace, p)));
+        // Nothing else about a workload is asked: the replicas of a Deployment have one policy.
+        let mut known = HashMap::new();
+        let compile = |workload| {
+            let selected_by: (&str, &BTreeMap<_, _>) = (Workload::namespace(workload), &workload.labels);
+            let policy = || Arc::new(WorkloadPolicy::compile(workload, &peers, &policies));
+            Arc::clone(known.entry(selected_by).or_insert_with(policy))
+        };
         Self { workloads: world.workloads().iter().map(compile).collect(), closed: WorkloadPolicy::default() }
     }
 
     /// The policy of a workload of that world. An id of another world gets one that refuses everything.
     pub fn for_workload(&self, id: WorkloadId) -> &WorkloadPolicy {
-        self.workloads.get(id.0 as usize).unwrap_or(&self.closed)
+        self.workloads.get(id.0 as usize).map_or(&self.closed, |policy| policy)
     }
 }
 
@@ -61,7 +75,6 @@ impl Default for WorkloadPolicy {
             name: "unknown workload".into(),
             action: Action::Allow,
             rules: Vec::new(),
-            everywhere: true,
             labels: BTreeMap::new(),
         };
         Self {
@@ -77,13 +90,13 @@ impl Default for WorkloadPolicy {
 
 impl WorkloadPolicy {
     fn compile(
-        world: &World,
         workload: &Workload,
-        peers: &[&PeerAuthentication],
-        policies: &[Arc<Policy>],
+        peers: &ByNamespace<'_, &PeerAuthentication>,
+        policies: &ByNamespace<'_, Arc<Policy>>,
     ) -> Self {
         let applies = |action| {
-            policies.iter().filter(move |p| p.action == action && p.selects(workload)).cloned().collect()
+            let reaching = policies.reaching(workload.namespace()).cloned();
+            reaching.filter(|p| p.action == action && workload.has_labels(&p.labels)).collect()
         };
         let mut policy = Self {
             mode: Mode::Permissive,
@@ -93,23 +106,17 @@ impl WorkloadPolicy {
             deny: applies(Action::Deny),
             allow: applies(Action::Allow),
         };
-        policy.set_modes(world.root_namespace(), workload, peers);
+        policy.set_modes(workload, peers);
         policy
     }
 
     /// Mesh, then namespace, then workload; each level only if it is set (pilot `ComposePeerAuthentication`).
     /// In the root namespace a policy with a selector applies to nothing.
-    fn set_modes(&mut self, root_namespace: &str, workload: &Workload, peers: &[&PeerAuthentication]) {
-        let whole = |namespace: &str| {
-            peers.iter().find(|p| *p.namespace == *namespace && labels(p.spec.selector.as_ref()).is_none())
-        };
-        let mesh = whole(root_namespace);
-        let namespace = Some(workload.namespace()).filter(|n| *n != root_namespace).and_then(whole);
-        let own = peers.iter().find(|p| {
-            *p.namespace != *root_namespace
-                && *p.namespace == *workload.namespace()
-                && labels(p.spec.selector.as_ref()).is_some_and(|l| workload.has_labels(l))
-        });
+    fn set_modes(&mut self, workload: &Workload, peers: &ByNamespace<'_, &PeerAuthentication>) {
+        let mesh = peers.of_mesh().iter().find(|p| selector(p).is_none());
+        let local = peers.below_root(workload.namespace());
+        let namespace = local.iter().find(|p| selector(p).is_none());
+        let own = local.iter().find(|p| selector(p).is_some_and(|l| workload.has_labels(l)));
         for peer in [mesh, namespace, own].into_iter().flatten() {
             if let Some(mode) = mode(peer.spec.mtls) {
                 self.mode = mode;
@@ -150,6 +157,10 @@ fn mode(mtls: Option<MutualTls>) -> Option<Mode> {
     }
 }
 
+fn selector(policy: &PeerAuthentication) -> Option<&BTreeMap<String, String>> {
+    labels(policy.spec.selector.as_ref())
+}
+
 /// The labels a selector asks for; none: it selects the whole namespace.
 pub(super) fn labels(selector: Option<&WorkloadSelector>) -> Option<&BTreeMap<String, String>> {
     selector.and_then(|s| s.match_labels.as_ref()).filter(|l| !l.is_empty())
@@ -162,8 +173,6 @@ pub(super) struct Policy {
     pub(super) name: Arc<str>,
     pub(super) action: Action,
     pub(super) rules: Vec<CompiledRule>,
-    /// In the root namespace: for every namespace.
-    everywhere: bool,
     labels: BTreeMap<String, String>,
 }
 
@@ -181,13 +190,8 @@ impl Policy {
             namespace: Arc::clone(&policy.namespace),
             name: Arc::clone(&policy.name),
             action,
-            everywhere: *policy.namespace == *world.root_namespace(),
             labels: labels(policy.spec.selector.as_ref()).cloned().unwrap_or_default(),
         })
-    }
-
-    fn selects(&self, workload: &Workload) -> bool {
-        (self.everywhere || *self.namespace == *workload.namespace()) && workload.has_labels(&self.labels)
     }
 }
 

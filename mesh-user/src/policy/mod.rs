@@ -12,6 +12,7 @@ mod documents;
 mod explain;
 mod list;
 mod matcher;
+mod namespaces;
 #[cfg(test)]
 mod reference;
 mod status;

@@ -8,13 +8,14 @@ use super::{
     api::{Action, ApiMode},
     compile::labels,
 };
-use crate::world::World;
+use crate::world::{Workload, World};
 
 impl PolicySet {
     /// What became of each document in `world`, in the order they were read.
     pub fn status_in(&self, world: &World) -> Vec<PolicyStatus> {
         let mut peers = self.peer_authentications.iter();
         let mut policies = self.authorization_policies.iter();
+        let locals: Vec<_> = world.local_workloads().collect();
         let each = |status: &PolicyStatus| {
             let mut status = status.clone();
             // Statuses and parsed documents are in the same order.
@@ -23,15 +24,20 @@ impl PolicySet {
                 "AuthorizationPolicy" => policies.next().and_then(|p| p.spec.selector.as_ref()),
                 _ => None,
             };
-            place(&mut status, world, labels(selector));
+            place(&mut status, world.root_namespace(), &locals, labels(selector));
             status
         };
         self.status.iter().map(each).collect()
     }
 }
 
-fn place(status: &mut PolicyStatus, world: &World, labels: Option<&BTreeMap<String, String>>) {
-    let root = status.namespace == world.root_namespace();
+fn place(
+    status: &mut PolicyStatus,
+    root_namespace: &str,
+    locals: &[&Workload],
+    labels: Option<&BTreeMap<String, String>>,
+) {
+    let root = status.namespace == root_namespace;
     status.scope = match labels {
         Some(_) => PolicyScope::Workload,
         None if root => PolicyScope::Mesh,
@@ -46,10 +52,10 @@ fn place(status: &mut PolicyStatus, world: &World, labels: Option<&BTreeMap<Stri
     if nowhere || !status.accepted {
         return;
     }
-    let applies = |w: &&crate::world::Workload| {
+    let applies = |w: &&&Workload| {
         (root || w.namespace() == status.namespace) && labels.is_none_or(|l| w.has_labels(l))
     };
-    status.workloads = world.local_workloads().filter(applies).count();
+    status.workloads = locals.iter().filter(applies).count();
 }
 
 /// How Istio writes an action.

@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod cgroup;
 pub mod ktls;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod rtnetlink;

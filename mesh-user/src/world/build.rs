@@ -2,17 +2,18 @@
 //! lookup ambiguous is refused here again, so that no other source can slip it in.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use super::{
     InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World, select::LabelIndex,
+    shared::Shared,
 };
 use crate::{
     config::{Config, RemoteWorkloadConfig, Selector, ServiceConfig, WorkloadConfig},
-    identity::{SpiffeId, SpiffeIdError},
+    identity::SpiffeIdError,
 };
 
 /// Why no world can be built.
@@ -66,11 +67,12 @@ impl World {
         };
         world.trust_domains.push(config.trust_domain.clone());
         world.trust_domains.extend(config.trust_domain_aliases.iter().cloned());
+        let mut shared = Shared::default();
         for workload in &config.workloads {
-            world.add(local(config, workload)?)?;
+            world.add(local(config, &mut shared, workload)?)?;
         }
         for workload in &config.remote_workloads {
-            world.add(remote(config, workload)?)?;
+            world.add(remote(config, &mut shared, workload)?)?;
         }
         world.add_services(&config.services)?;
         Ok(world)
@@ -157,49 +159,61 @@ fn canonical(addresses: &[IpAddr]) -> Vec<IpAddr> {
     addresses.iter().map(IpAddr::to_canonical).collect()
 }
 
-fn local(config: &Config, entry: &WorkloadConfig) -> Result<Workload, WorldError> {
+fn local(config: &Config, shared: &mut Shared, entry: &WorkloadConfig) -> Result<Workload, WorldError> {
     let by_port = !matches!(entry.selector, Selector::Netns(_));
     Ok(Workload {
-        labels: entry.labels.clone(),
+        labels: shared.labels(&entry.labels),
         addresses: canonical(&entry.addresses),
         ports: captured(by_port, &entry.ports, &entry.exclude_inbound_ports),
         local: Some(LocalWorkload {
             selector: entry.selector.clone(),
             exclude_outbound_ports: entry.exclude_outbound_ports.clone(),
         }),
-        node: config.node.as_str().into(),
-        ..named(config, &entry.namespace, &entry.name, &entry.service_account)?
+        node: shared.text(&config.node),
+        ..named(config, shared, &entry.namespace, &entry.name, &entry.service_account)?
     })
 }
 
-fn remote(config: &Config, entry: &RemoteWorkloadConfig) -> Result<Workload, WorldError> {
-    let named = named(config, &entry.namespace, &entry.name, &entry.service_account)?;
+fn remote(
+    config: &Config,
+    shared: &mut Shared,
+    entry: &RemoteWorkloadConfig,
+) -> Result<Workload, WorldError> {
+    let named = named(config, shared, &entry.namespace, &entry.name, &entry.service_account)?;
     Ok(Workload {
-        labels: entry.labels.clone(),
+        labels: shared.labels(&entry.labels),
         addresses: canonical(&entry.addresses),
         ports: captured(!entry.ports.is_empty(), &entry.ports, &entry.exclude_inbound_ports),
-        node: entry.node.as_str().into(),
-        cluster: entry.cluster_name.as_deref().map_or(named.cluster, Arc::from),
+        node: shared.text(&entry.node),
+        cluster: entry.cluster_name.as_deref().map_or(named.cluster, |name| shared.text(name)),
         ..named
     })
 }
 
 /// A workload of which no more is known yet than who it is.
-fn named(config: &Config, namespace: &str, name: &str, account: &str) -> Result<Workload, WorldError> {
-    let name = self::name(namespace, name);
-    let spiffe_id = SpiffeId::for_service_account(&config.trust_domain, namespace, account)
+fn named(
+    config: &Config,
+    shared: &mut Shared,
+    namespace: &str,
+    name: &str,
+    account: &str,
+) -> Result<Workload, WorldError> {
+    let name = WorkloadName { namespace: shared.text(namespace), name: name.into() };
+    let service_account = shared.text(account);
+    let spiffe_id = shared
+        .identity(&config.trust_domain, &name.namespace, &service_account)
         .map_err(|source| WorldError::Identity { workload: name.to_string(), source })?;
     Ok(Workload {
         id: WorkloadId(0),
         spiffe_id,
         name,
-        service_account: account.into(),
-        labels: BTreeMap::new(),
+        service_account,
+        labels: Arc::default(),
         addresses: Vec::new(),
         ports: InboundPorts::AllBut(Vec::new()),
         local: None,
         node: "".into(),
-        cluster: config.cluster_name.as_str().into(),
+        cluster: shared.text(&config.cluster_name),
     })
 }
 

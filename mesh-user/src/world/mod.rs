@@ -3,6 +3,7 @@
 
 mod build;
 mod select;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -51,7 +52,7 @@ pub struct Workload {
     /// Its identity.
     pub spiffe_id: SpiffeId,
     /// What policies and services select by.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// The addresses it answers on, canonical (no v4-mapped ones).
     pub addresses: Vec<IpAddr>,
     /// Which of its ports its meshd captures.

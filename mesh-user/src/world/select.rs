@@ -15,7 +15,7 @@ impl<'a> LabelIndex<'a> {
     pub(super) fn new(workloads: &'a [Workload]) -> Self {
         let mut index = Self { workloads, by_label: HashMap::new() };
         for workload in workloads {
-            for (key, value) in &workload.labels {
+            for (key, value) in &*workload.labels {
                 index.by_label.entry((workload.namespace(), key, value)).or_default().push(workload.id);
             }
         }
