@@ -27,6 +27,8 @@ pub(crate) struct Scenario {
     pub(crate) work: Work,
     /// Part of the daily run.
     pub(crate) quick: bool,
+    /// Part of no run that does not name it.
+    pub(crate) on_demand: bool,
 }
 
 /// Every scenario, in the order of the report.
@@ -70,6 +72,18 @@ pub(crate) const ALL: &[Scenario] = &[
     )
     .daily(),
     scenario(
+        "idle9k",
+        "9 000 connections that did one request and stay, then one in a hundred talks",
+        Work::Idle { connections: 9_000 },
+    )
+    .on_demand(),
+    scenario(
+        "idle40k",
+        "40 000 connections that did one request and stay, then one in a hundred talks",
+        Work::Idle { connections: 40_000 },
+    )
+    .on_demand(),
+    scenario(
         "storm",
         "1 000 connections at once to proxies that have just started",
         Work::Storm { connections: 1000 },
@@ -78,12 +92,17 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 const fn scenario(name: &'static str, about: &'static str, work: Work) -> Scenario {
-    Scenario { name, about, work, quick: false }
+    Scenario { name, about, work, quick: false, on_demand: false }
 }
 
 impl Scenario {
     const fn daily(mut self) -> Self {
         self.quick = true;
+        self
+    }
+
+    const fn on_demand(mut self) -> Self {
+        self.on_demand = true;
         self
     }
 

@@ -35,7 +35,7 @@ fn nginx(ground: &Ground) -> String {
     format!(
         "daemon off;\nuser root;\nworker_processes auto;\n\
          pid {dir}/nginx.pid;\nerror_log {dir}/nginx-error.log warn;\n\
-         events {{ worker_connections 15000; multi_accept on; }}\n\
+         events {{ worker_connections 42000; multi_accept on; }}\n\
          http {{\n  access_log off;\n  sendfile on;\n  tcp_nodelay on;\n  keepalive_timeout 1h;\n  \
          keepalive_requests 1000000000;\n  open_file_cache max=100;\n  default_type text/plain;\n  \
          client_body_temp_path {dir}/nginx-body;\n  proxy_temp_path {dir}/nginx-proxy;\n  \

@@ -1,7 +1,11 @@
-//! What connections look up on every accept, prepared once per snapshot: label sets and the identities that
-//! may answer for a workload.
+//! What connections look up on every accept, made once per snapshot and workload that is met: label sets and the
+//! identities that may answer for a workload. Of a large mesh a node meets few.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use crate::{
     discovery::Snapshot,
@@ -15,22 +19,20 @@ use crate::{
 pub struct View {
     /// World, policies, configuration.
     pub snapshot: Arc<Snapshot>,
-    labels: Vec<Arc<WorkloadLabels>>,
-    identities: Vec<Arc<BTreeSet<SpiffeId>>>,
+    /// By workload id, as the next one.
+    labels: Vec<OnceLock<Arc<WorkloadLabels>>>,
+    identities: Vec<OnceLock<Arc<BTreeSet<SpiffeId>>>>,
     unknown: Arc<WorkloadLabels>,
     no_service: Arc<ServiceLabels>,
 }
 
 impl View {
-    /// Prepares a snapshot.
+    /// Nothing is made yet.
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
-        let world = &snapshot.world;
-        let labels = world.workloads().iter().map(|w| Arc::new(labels(w))).collect();
-        let identities =
-            world.workloads().iter().map(|w| Arc::new(world.identities(w).into_iter().collect())).collect();
+        let workloads = snapshot.world.workloads().len();
         Self {
-            labels,
-            identities,
+            labels: vec![OnceLock::new(); workloads],
+            identities: vec![OnceLock::new(); workloads],
             unknown: Arc::new(WorkloadLabels::unknown(None)),
             no_service: Arc::new(ServiceLabels::all("unknown")),
             snapshot,
@@ -44,7 +46,9 @@ impl View {
 
     /// The identities that may answer for a workload (secure naming).
     pub fn identities(&self, id: WorkloadId) -> Arc<BTreeSet<SpiffeId>> {
-        self.identities.get(id.0 as usize).cloned().unwrap_or_default()
+        let known = self.identities.get(id.0 as usize).zip(self.world().workload(id));
+        let make = |workload| Arc::new(self.world().identities(workload).into_iter().collect());
+        known.map(|(made, workload)| Arc::clone(made.get_or_init(|| make(workload)))).unwrap_or_default()
     }
 
     /// Metric labels of a workload, or of an unknown peer that may have proven an identity.
@@ -53,8 +57,8 @@ impl View {
         workload: Option<&Workload>,
         proven: Option<&SpiffeId>,
     ) -> Arc<WorkloadLabels> {
-        match (workload.and_then(|w| self.labels.get(w.id.0 as usize)), proven) {
-            (Some(labels), _) => Arc::clone(labels),
+        match (workload.and_then(|w| Some((w, self.labels.get(w.id.0 as usize)?))), proven) {
+            (Some((workload, made)), _) => Arc::clone(made.get_or_init(|| Arc::new(labels(workload)))),
             (None, Some(id)) => Arc::new(WorkloadLabels::unknown(Some(&id.to_string()))),
             (None, None) => Arc::clone(&self.unknown),
         }
