@@ -29,19 +29,16 @@ impl Inputs {
     /// and no configuration returned, where its text is the one of `known`.
     pub(super) fn read(path: &Path, known: Option<&Self>) -> Result<(Self, Option<Config>), DiscoveryError> {
         let text = read(path)?;
-        let (config, policies_dir, bundles) = match known.filter(|known| known.config == text) {
-            Some(known) => (
-                None,
-                known.policies_dir.clone(),
-                known.bundles.iter().map(|(file, _)| file.clone()).collect(),
-            ),
-            None => {
+        let (config, policies_dir, bundles): (_, _, Vec<_>) =
+            if let Some(known) = known.filter(|known| known.config == text) {
+                let files = known.bundles.iter().map(|(file, _)| file.clone());
+                (None, known.policies_dir.clone(), files.collect())
+            } else {
                 let config = parse(path, &text)?;
-                let bundles: Vec<_> = config.trust_bundles.iter().map(|b| b.file.clone()).collect();
+                let files = config.trust_bundles.iter().map(|bundle| bundle.file.clone()).collect();
                 let policies_dir = config.policies_dir.clone();
-                (Some(config), policies_dir, bundles)
-            }
-        };
+                (Some(config), policies_dir, files)
+            };
         let bundles = bundles.into_iter().map(|file| read(&file).map(|text| (file, text)));
         let inputs = Self {
             config: text,

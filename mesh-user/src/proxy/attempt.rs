@@ -27,7 +27,8 @@ const UNDECIDED: &str = "-";
 pub(super) struct Attempt {
     mesh: Arc<Mesh>,
     started: Instant,
-    pub(super) record: ConnectionRecord,
+    /// Shared with the table of live connections once it is relayed.
+    pub(super) record: Arc<ConnectionRecord>,
     source: Arc<WorkloadLabels>,
     destination: Arc<WorkloadLabels>,
     service: Arc<ServiceLabels>,
@@ -93,26 +94,30 @@ impl Attempt {
         Self {
             mesh: Arc::clone(mesh),
             started: Instant::now(),
-            record,
+            record: Arc::new(record),
             source: view.workload_labels(source.1, None),
             destination: view.workload_labels(destination.1, None),
             service: view.service_labels(None),
         }
     }
 
+    pub(super) fn record_mut(&mut self) -> &mut ConnectionRecord {
+        Arc::make_mut(&mut self.record)
+    }
+
     /// The endpoint that was picked for an outbound connection.
     pub(super) fn set_destination(&mut self, view: &View, address: SocketAddr, workload: &Workload) {
-        self.record.destination = View::party(address, Some(workload));
+        self.record_mut().destination = View::party(address, Some(workload));
         self.destination = view.workload_labels(Some(workload), None);
     }
 
     pub(super) fn set_service(&mut self, view: &View, service: &crate::world::Service) {
-        self.record.service = Some(view.service_host(service).into());
+        self.record_mut().service = Some(view.service_host(service).into());
         self.service = view.service_labels(Some(service));
     }
 
     pub(super) fn set_mode(&mut self, mode: Mode) {
-        self.record.mode = Some(match mode {
+        self.record_mut().mode = Some(match mode {
             Mode::Strict => "STRICT",
             Mode::Permissive => "PERMISSIVE",
             Mode::Disable => "DISABLE",
@@ -123,13 +128,13 @@ impl Attempt {
     pub(super) fn set_tls(&mut self, view: &View, established: &Established) {
         let facts = established.facts();
         let peer = &established.peer().spiffe_id;
-        self.record.peer_spiffe_id = Some(peer.to_string().into());
-        self.record.tls_version = Some(match facts.version {
+        self.record_mut().peer_spiffe_id = Some(peer.to_string().into());
+        self.record_mut().tls_version = Some(match facts.version {
             rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
             _ => "TLSv1.3",
         });
-        self.record.tls_cipher = facts.cipher_suite.suite().as_str();
-        self.record.resumed = Some(facts.resumed);
+        self.record_mut().tls_cipher = facts.cipher_suite.suite().as_str();
+        self.record_mut().resumed = Some(facts.resumed);
         if self.record.direction == Direction::Inbound && self.record.source.workload.is_none() {
             self.source = view.workload_labels(None, Some(peer));
         }
@@ -139,8 +144,8 @@ impl Attempt {
     pub(super) fn set_verdict(&mut self, verdict: &Verdict) -> Result<(), Failure> {
         match verdict {
             Verdict::Allow { rule } => {
-                self.record.verdict = "allow";
-                self.record.rule = rule.as_ref().map(ToString::to_string);
+                self.record_mut().verdict = "allow";
+                self.record_mut().rule = rule.as_ref().map(ToString::to_string);
                 Ok(())
             }
             Verdict::Deny { reason } => Err(self.deny(reason)),
@@ -149,8 +154,8 @@ impl Attempt {
 
     /// Records and counts a denial.
     pub(super) fn deny(&mut self, reason: &DenyReason) -> Failure {
-        self.record.verdict = "deny";
-        self.record.rule = Some(reason.to_string());
+        self.record_mut().verdict = "deny";
+        self.record_mut().rule = Some(reason.to_string());
         let policy = |rule: &RuleRef| format!("{}/{}", rule.namespace, rule.name);
         let (policy, why) = match reason {
             DenyReason::StrictPlaintext => ("peer-authentication".to_owned(), "strict_plaintext"),
@@ -164,13 +169,13 @@ impl Attempt {
 
     /// Nothing forbids an outbound connection but that its server cannot prove itself.
     pub(super) fn allow_outbound(&mut self) {
-        self.record.verdict = "allow";
+        self.record_mut().verdict = "allow";
     }
 
     /// Policy or trust took back what they had allowed.
     pub(super) fn revoke(&mut self, why: &CloseReason) {
-        self.record.verdict = "deny";
-        self.record.rule = Some(why.to_string());
+        self.record_mut().verdict = "deny";
+        self.record_mut().rule = Some(why.to_string());
     }
 
     fn labels(&self) -> ConnectionLabels {
@@ -201,22 +206,23 @@ impl Attempt {
             ResponseFlags::TlsFailure | ResponseFlags::HandshakeTimeout | ResponseFlags::Denied
         ) {
             // Identity that could not be proven is as good as denied, and so is what the other side denies.
-            self.record.verdict = "deny";
+            self.record_mut().verdict = "deny";
         }
-        self.record.response_flags = failure.flags;
-        self.record.error = Some(failure.error);
+        self.record_mut().response_flags = failure.flags;
+        self.record_mut().error = Some(failure.error);
         self.log((0, 0));
     }
 
     /// The connection ends after having been relayed; `bytes` are (client to server, server to client).
     pub(super) fn finish(mut self, flags: ResponseFlags, error: Option<String>, bytes: (u64, u64)) {
-        self.record.response_flags = flags;
-        self.record.error = error;
+        self.record_mut().response_flags = flags;
+        self.record_mut().error = error;
         self.log(bytes);
     }
 
     fn log(self, (received, sent): (u64, u64)) {
-        let Self { mesh, started, mut record, .. } = self;
+        let Self { mesh, started, record, .. } = self;
+        let mut record = Arc::unwrap_or_clone(record);
         record.time = SystemTime::now();
         record.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         record.bytes_received = received;

@@ -26,7 +26,7 @@ pub struct Live {
     /// Unique while the daemon runs.
     pub id: u64,
     /// What the access log will say, but for bytes and the end.
-    pub record: ConnectionRecord,
+    pub record: Arc<ConnectionRecord>,
     /// The local workload.
     pub workload: WorkloadName,
     /// The workload at the other end, where an address told it.
@@ -43,7 +43,7 @@ pub struct Live {
 
 /// What a connection is known by before it enters the table.
 pub(super) struct Candidate {
-    pub(super) record: ConnectionRecord,
+    pub(super) record: Arc<ConnectionRecord>,
     pub(super) workload: WorkloadName,
     pub(super) remote: Option<WorkloadName>,
     pub(super) peer: Option<(Arc<VerifiedPeer>, PeerRole)>,

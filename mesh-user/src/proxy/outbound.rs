@@ -118,7 +118,7 @@ impl Outbound<'_> {
         }
         let (stream, endpoint) = self.connect_any(&endpoints).await?;
         if endpoint.addr != self.destination {
-            attempt.record.original_destination = Some(self.destination);
+            attempt.record_mut().original_destination = Some(self.destination);
         }
         attempt.set_destination(self.view, endpoint.addr, endpoint.workload);
         let mode = self.view.snapshot.policies.for_workload(endpoint.workload.id).mode(endpoint.addr.port());

@@ -52,10 +52,10 @@ pub(super) async fn carry(mesh: &Arc<Mesh>, mut attempt: Attempt, app: TcpStream
         },
     };
     let kind = telemetry_kind(leg.kind());
-    attempt.record.relay = Some(kind);
+    attempt.record_mut().relay = Some(kind);
     let mut metrics = attempt.open_metrics(kind);
     let live = mesh.connections.insert(Candidate {
-        record: attempt.record.clone(),
+        record: Arc::clone(&attempt.record),
         workload: ends.workload,
         remote: ends.remote,
         peer,

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use bytes::BufMut as _;
 use tokio::io::AsyncReadExt as _;
 
 use super::{Established, MAX_RECORD_BYTES, Step};
@@ -72,14 +73,12 @@ impl Established {
     }
 
     async fn read_some(&mut self, at_most: usize) -> Result<(), Unsettled> {
-        let mut chunk = [0; CHUNK_BYTES];
-        let chunk = &mut chunk[..at_most.min(CHUNK_BYTES)];
-        match self.stream.read(chunk).await? {
+        // Not through an array of its own: a connection's task is as large as the largest step in its life.
+        let at_most = at_most.min(CHUNK_BYTES);
+        self.ciphertext.reserve(at_most);
+        match self.stream.read_buf(&mut (&mut self.ciphertext).limit(at_most)).await? {
             0 => Err(Unsettled::Ended),
-            read => {
-                self.ciphertext.extend_from_slice(&chunk[..read]);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
