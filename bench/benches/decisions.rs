@@ -52,7 +52,7 @@ fn address(second_octet: u8, index: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, second_octet, high, low)
 }
 
-/// The same configuration as the file's, without its text: a file may hold 250 000 YAML nodes.
+/// The same configuration as the file's, without the time that parsing takes.
 fn config(remote: usize) -> Config {
     let mut config = Config::parse(&node_file(1), "bench").expect("a valid node file");
     let (workload, service) = (config.remote_workloads[0].clone(), config.services[0].clone());
