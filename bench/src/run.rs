@@ -369,12 +369,9 @@ fn bulk(subject: &Subject, streams: u32, both_ways: bool, seconds: u32) -> Resul
 
 /// Memory per connection: of the proxies, and the kernel's for the sockets of everybody on the path.
 fn idle(subject: &Subject, connections: u32) -> Result<Vec<Figure>> {
-    let resident = |subject: &Subject| -> Result<u64> {
-        Ok(subject.proxies()?.iter().map(|programs| programs.resident_kib).sum())
-    };
     // The kernel frees the sockets of the measurement before a little later.
     std::thread::sleep(SETTLE);
-    let (before, kernel) = (resident(subject)?, machine::kernel_objects_kib()?);
+    let (before, kernel) = (resident_kib(&subject.proxies()?), machine::kernel_objects_kib()?);
     let number = connections.to_string();
     let begun = Instant::now();
     let mut client = own_client(subject, &["idle", "--connections", &number])?;
@@ -382,7 +379,7 @@ fn idle(subject: &Subject, connections: u32) -> Result<Vec<Figure>> {
     let opened = begun.elapsed();
     // What was used while they were opened may be given back.
     std::thread::sleep(SETTLE);
-    let (after, kernel_after) = (resident(subject)?, machine::kernel_objects_kib()?);
+    let (after, kernel_after) = (resident_kib(&subject.proxies()?), machine::kernel_objects_kib()?);
     client.tell("go on")?;
     let report = Report::parse(&client.finish(SLACK + OPENING * connections)?)?.complete()?;
     let each = |kib: u64| count(kib) / f64::from(connections);
@@ -405,6 +402,10 @@ fn idle(subject: &Subject, connections: u32) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+fn resident_kib(proxies: &[Programs]) -> u64 {
+    proxies.iter().map(|programs| programs.resident_kib).sum()
+}
+
 /// What it takes until proxies serve.
 fn start(subject: &mut Subject) -> Result<Vec<Figure>> {
     let served = subject.restart()?;
@@ -413,9 +414,8 @@ fn start(subject: &mut Subject) -> Result<Vec<Figure>> {
     let proxies = subject.proxies()?;
     let mut figures = vec![Figure::new("time until it serves", "s", served.as_secs_f64())];
     if !proxies.is_empty() {
-        let resident = proxies.iter().map(|programs| programs.resident_kib).sum();
         let used: u64 = proxies.iter().map(|programs| programs.cpu_us).sum();
-        figures.push(Figure::new("resident proxies", "KiB", count(resident)));
+        figures.push(Figure::new("resident proxies", "KiB", count(resident_kib(&proxies))));
         figures.push(Figure::new("cpu of the proxies", "s", count(used) / 1e6));
     }
     Ok(figures)

@@ -51,7 +51,7 @@ impl fmt::Debug for FileSource {
 
 struct State {
     /// What was last looked at, good or bad; none: it could not even be read.
-    inputs: Option<Inputs>,
+    inputs: Option<Arc<Inputs>>,
     status: SourceStatus,
 }
 
@@ -73,7 +73,7 @@ impl FileSource {
             path: path.to_owned(),
             current: ArcSwap::from_pointee(snapshot),
             published: watch::Sender::new(Told { generation: 1, failures: 0 }),
-            state: Mutex::new(State { inputs: Some(inputs), status }),
+            state: Mutex::new(State { inputs: Some(Arc::new(inputs)), status }),
             poll: POLL,
         })
     }
@@ -107,9 +107,9 @@ impl FileSource {
     pub fn reload(&self) -> Result<Reload, DiscoveryError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.current.load_full();
-        let read = Inputs::read(&self.path, state.inputs.as_ref());
+        let read = Inputs::read(&self.path, state.inputs.as_deref());
         if let (Ok((inputs, _)), None) = (&read, &state.status.last_error)
-            && state.inputs.as_ref() == Some(inputs)
+            && state.inputs.as_deref() == Some(inputs)
         {
             let needs_restart = state.status.needs_restart.clone();
             return Ok(Reload { changed: false, generation: running.generation, needs_restart });
@@ -127,7 +127,7 @@ impl FileSource {
         match outcome {
             Ok((inputs, snapshot, needs_restart)) => {
                 let generation = snapshot.generation;
-                state.inputs = Some(inputs);
+                state.inputs = Some(Arc::new(inputs));
                 state.status = SourceStatus {
                     generation,
                     loaded_at_seconds: now_seconds(),
@@ -193,9 +193,9 @@ impl FileSource {
         false
     }
 
-    async fn read_blocking(&self, known: Option<Inputs>) -> Option<Inputs> {
+    async fn read_blocking(&self, known: Option<Arc<Inputs>>) -> Option<Arc<Inputs>> {
         let path = self.path.clone();
-        let read = move || Inputs::read(&path, known.as_ref()).ok().map(|(inputs, _)| inputs);
+        let read = move || Inputs::read(&path, known.as_deref()).ok().map(|(inputs, _)| Arc::new(inputs));
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 

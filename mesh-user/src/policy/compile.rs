@@ -95,8 +95,8 @@ impl WorkloadPolicy {
         policies: &ByNamespace<'_, Arc<Policy>>,
     ) -> Self {
         let applies = |action| {
-            let reaching = policies.reaching(workload.namespace()).cloned();
-            reaching.filter(|p| p.action == action && workload.has_labels(&p.labels)).collect()
+            let reaching = policies.reaching(workload.namespace());
+            reaching.filter(|p| p.action == action && workload.has_labels(&p.labels)).cloned().collect()
         };
         let mut policy = Self {
             mode: Mode::Permissive,

@@ -23,8 +23,7 @@ impl<'a, T> ByNamespace<'a, T> {
         self.of(self.root)
     }
 
-    /// Those of one namespace.
-    pub(super) fn of(&self, namespace: &str) -> &[T] {
+    fn of(&self, namespace: &str) -> &[T] {
         self.documents.get(namespace).map_or(&[], Vec::as_slice)
     }
 

@@ -128,13 +128,14 @@ impl Attempt {
     pub(super) fn set_tls(&mut self, view: &View, established: &Established) {
         let facts = established.facts();
         let peer = &established.peer().spiffe_id;
-        self.record_mut().peer_spiffe_id = Some(peer.to_string().into());
-        self.record_mut().tls_version = Some(match facts.version {
+        let record = self.record_mut();
+        record.peer_spiffe_id = Some(peer.to_string().into());
+        record.tls_version = Some(match facts.version {
             rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
             _ => "TLSv1.3",
         });
-        self.record_mut().tls_cipher = facts.cipher_suite.suite().as_str();
-        self.record_mut().resumed = Some(facts.resumed);
+        record.tls_cipher = facts.cipher_suite.suite().as_str();
+        record.resumed = Some(facts.resumed);
         if self.record.direction == Direction::Inbound && self.record.source.workload.is_none() {
             self.source = view.workload_labels(None, Some(peer));
         }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    hash::Hash,
     sync::Arc,
 };
 
@@ -18,21 +19,11 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn text(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.texts.get(text) {
-            return Arc::clone(known);
-        }
-        let new: Arc<str> = text.into();
-        self.texts.insert(Arc::clone(&new));
-        new
+        one_of(&mut self.texts, text, || text.into())
     }
 
     pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) -> Arc<BTreeMap<String, String>> {
-        if let Some(known) = self.labels.get(labels) {
-            return Arc::clone(known);
-        }
-        let new = Arc::new(labels.clone());
-        self.labels.insert(Arc::clone(&new));
-        new
+        one_of(&mut self.labels, labels, || Arc::new(labels.clone()))
     }
 
     pub(super) fn identity(
@@ -49,4 +40,17 @@ impl Shared {
         self.identities.insert(who, new.clone());
         Ok(new)
     }
+}
+
+fn one_of<T: ?Sized + Eq + Hash>(
+    known: &mut HashSet<Arc<T>>,
+    value: &T,
+    make: impl FnOnce() -> Arc<T>,
+) -> Arc<T> {
+    if let Some(known) = known.get(value) {
+        return Arc::clone(known);
+    }
+    let new = make();
+    known.insert(Arc::clone(&new));
+    new
 }
