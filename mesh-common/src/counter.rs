@@ -56,12 +56,24 @@ counters! {
     UncapturedDropped => "uncaptured_dropped",
     /// Attempts by others to bind meshd's listener ports.
     BindRefused => "bind_refused",
+    /// Connections on the kernel path.
+    KernelPath => "kernel_path",
+    /// Connects that left the kernel path for meshd because its table is full.
+    KernelPathTableFull => "kernel_path_table_full",
+    /// SYNs of connects whose verdict was taken back before they left: dropped, like each that TCP sends again.
+    KernelPathWithdrawn => "kernel_path_withdrawn",
+    /// Packets dropped that claimed to belong to a connection on the kernel path.
+    KernelPathForged => "kernel_path_forged",
+    /// Ended connections of the kernel path that did not fit the ring buffer: no line tells of them.
+    KernelPathEndLost => "kernel_path_end_lost",
     /// Connections steered to the inbound listener.
     Steered => "steered",
     /// Connections dropped because the inbound listener's slot was empty or unusable.
     DroppedNoListener => "dropped_no_listener",
     /// Inbound connections passed: excluded port.
     PassedExcluded => "passed_excluded",
+    /// Inbound connections passed: on the kernel path.
+    PassedKernelPath => "passed_kernel_path",
     /// Inbound connections passed: a client of the host.
     PassedHostClient => "passed_host_client",
 }

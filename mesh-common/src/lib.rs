@@ -12,9 +12,10 @@ mod maps;
 pub use address::{AddrNet, LOOPBACK_V4_NET};
 pub use counter::Counter;
 pub use maps::{
-    CgroupKey, Config, DestinationKey, ExcludedPortKey, HeldConnect, HostClientKey, LocalAddressKey,
-    LookupConfig, NetnsEntry, OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry,
-    excluded_direction, held_event, lookup_mode, socket_flags, workload_flags,
+    CgroupKey, Config, ConnectionTuple, DestinationKey, ExcludedPortKey, HeldConnect, KernelConnection,
+    KernelEnd, KernelPair, KernelPairKey, KernelPathConfig, LocalAddressKey, LookupConfig, NetnsEntry,
+    OriginalDst, PeerView, PortKey, SockView, TupleKey, WorkloadEntry, excluded_direction, held_event,
+    lookup_mode, socket_flags, workload_flags,
 };
 
 /// Port 0 in a [`DestinationKey`]: every port of that address is meshed.

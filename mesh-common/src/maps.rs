@@ -22,6 +22,8 @@ pub mod socket_flags {
     pub const HOST_CLIENT: u32 = 8;
     /// A captured client whose SYN is held until meshd has proven the upstream.
     pub const HELD: u32 = 16;
+    /// A client on the kernel path: `peer` is the server, `local` the address it must leave from.
+    pub const KERNEL_PATH: u32 = 32;
 }
 
 /// Values of [`HeldConnect::kind`].
@@ -231,10 +233,10 @@ pub struct PeerView {
     pub reserved: u16,
 }
 
-/// A connection of a host's client to a local workload.
+/// A connection between two ends on this node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct HostClientKey {
+pub struct ConnectionTuple {
     /// The client's address.
     pub client: AddrNet,
     /// The workload's address.
@@ -243,6 +245,90 @@ pub struct HostClientKey {
     pub client_port_host: u32,
     /// The workload's port, host byte order.
     pub server_port_host: u32,
+}
+
+/// The kernel path as a whole, slot 0 of `KERNEL_PATH`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelPathConfig {
+    /// Verdicts of another generation are void; 0: the path is closed.
+    pub generation: u64,
+    /// Changes with every run of the daemon: the slots in records of another run mean nothing.
+    pub run: u64,
+    /// Connections that may be recorded at one time.
+    pub room: u64,
+}
+
+/// A client workload and where it wants to go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct KernelPairKey {
+    /// [`WorkloadEntry::slot`] of the client.
+    pub client_slot: u32,
+    /// The server's port, network byte order.
+    pub port_be: u16,
+    /// Always zero.
+    pub reserved: u16,
+    /// The server's own address.
+    pub server: AddrNet,
+}
+
+/// Policy allows this pair, and nothing of it needs meshd in between.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelPair {
+    /// [`KernelPathConfig::generation`] it was decided in.
+    pub generation: u64,
+    /// The only namespace in which that address may answer.
+    pub server_netns: u64,
+    /// [`WorkloadEntry::slot`] of the server.
+    pub server_slot: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// A connection on the kernel path, recorded by the client's socket until it closes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelConnection {
+    /// When it began, nanoseconds of the monotonic clock.
+    pub started_ns: u64,
+    /// The client's socket.
+    pub client_cookie: u64,
+    /// The client's namespace.
+    pub client_netns: u64,
+    /// The only namespace that may answer.
+    pub server_netns: u64,
+    /// [`KernelPathConfig::run`] of the daemon that the slots are of.
+    pub run: u64,
+    /// [`WorkloadEntry::slot`] of the client.
+    pub client_slot: u32,
+    /// [`WorkloadEntry::slot`] of the server.
+    pub server_slot: u32,
+    /// Sequence number of the client's SYN, host byte order.
+    pub sequence: u32,
+    /// Non-zero once the SYN has arrived in `server_netns`.
+    pub admitted: u32,
+}
+
+/// A connection on the kernel path has ended, as the programs tell it through the ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelEnd {
+    /// Its ends.
+    pub tuple: ConnectionTuple,
+    /// What was recorded of it.
+    pub connection: KernelConnection,
+    /// When it ended, nanoseconds of the monotonic clock.
+    pub ended_ns: u64,
+    /// Application bytes from client to server.
+    pub sent: u64,
+    /// Application bytes from server to client.
+    pub received: u64,
+    /// The client's TCP state before, as in `include/net/tcp_states.h`.
+    pub state: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// Settings of one namespace's `sk_lookup` program, slot 0 of `LOOKUP_CONFIG`.
@@ -266,7 +352,8 @@ mod pod {
         )+ };
     }
     pod!(Config NetnsEntry WorkloadEntry CgroupKey DestinationKey ExcludedPortKey LocalAddressKey PortKey SockView TupleKey
-         OriginalDst PeerView HostClientKey LookupConfig HeldConnect);
+         OriginalDst PeerView ConnectionTuple LookupConfig HeldConnect KernelPathConfig KernelPairKey KernelPair
+         KernelConnection KernelEnd);
 }
 
 /// Fails to compile if a struct has padding: its size must be the sum of its fields'.
@@ -281,6 +368,14 @@ const _: () = {
     assert!(size_of::<TupleKey>() == 8 + 16 + 4 * 2);
     assert!(size_of::<OriginalDst>() == 16 + 2 * 2 + 4);
     assert!(size_of::<PeerView>() == 16 + 2 * 2);
-    assert!(size_of::<HostClientKey>() == 16 * 2 + 4 * 2);
+    assert!(size_of::<ConnectionTuple>() == 16 * 2 + 4 * 2);
     assert!(size_of::<LookupConfig>() == 8 + 4 * 2);
+    assert!(size_of::<KernelPathConfig>() == 8 * 3);
+    assert!(size_of::<KernelPairKey>() == 4 + 2 * 2 + 16);
+    assert!(size_of::<KernelPair>() == 8 * 2 + 4 * 2);
+    assert!(size_of::<KernelConnection>() == 8 * 5 + 4 * 4);
+    assert!(
+        size_of::<KernelEnd>()
+            == size_of::<ConnectionTuple>() + size_of::<KernelConnection>() + 8 * 3 + 4 * 2
+    );
 };

@@ -15,6 +15,7 @@ use crate::{
         write_address, write_port_be,
     },
     enrolment::{Enrolment, config, enrolment},
+    kernel_path,
     log::log_connect,
     maps::{count, view, view_or_create},
     meshed::{is_local_address, is_meshed},
@@ -67,6 +68,12 @@ fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
                 count(Counter::DeviceBoundRefused);
                 log_connect!("connect refused: bound to a device", entry.slot, destination, port_be);
                 return unreachable();
+            }
+            if let Some(admitted) = kernel_path::admitted(socket, netns_cookie, entry, destination, port_be)
+                && let Some(stored) = view_or_create(socket)
+            {
+                *stored = admitted;
+                return PROCEED;
             }
             let local = if destination.v4_net().is_some() { entry.local_v4 } else { entry.local_v6 };
             let holds = config().is_some_and(|config| config.hold != 0);

@@ -16,6 +16,7 @@ use crate::read::{mapped, read_address_at, read_field};
 pub(crate) const AF_INET6: u32 = 10;
 /// `include/net/tcp_states.h`.
 pub(crate) const TCP_SYN_SENT: u32 = 2;
+pub(crate) const TCP_LISTEN: u32 = 10;
 pub(crate) const SOCK_STREAM: u32 = 1;
 pub(crate) const SOCK_DGRAM: u32 = 2;
 pub(crate) const SOCK_RAW: u32 = 3;
@@ -25,6 +26,17 @@ pub(crate) const IPPROTO_UDP: u32 = 17;
 pub(crate) const IPPROTO_ICMPV6: u32 = 58;
 /// The loopback interface in every namespace (net/core/dev.c: it is registered first).
 pub(crate) const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Reads a 64-bit field of a context, as `read_field` does.
+macro_rules! read_wide {
+    ($ctx:expr, $kind:ty, $field:ident) => {{
+        let value: u64;
+        core::arch::asm!("{0} = *(u64 *)({1} + {2})", out(reg) value, in(reg) $ctx,
+            const core::mem::offset_of!($kind, $field), options(nostack));
+        value
+    }};
+}
+pub(crate) use read_wide;
 
 /// The address of a `bpf_sock_addr`. `V6` says which hook runs, not which family the socket has.
 #[inline(always)]
@@ -106,6 +118,19 @@ pub(crate) fn priority_of(socket: *mut bpf_sock) -> u32 {
 pub(crate) fn device_of(socket: *mut bpf_sock) -> u32 {
     // SAFETY: as above.
     unsafe { read_field!(socket, bpf_sock, bound_dev_if) }
+}
+
+/// The address a socket is bound to; unspecified: none.
+#[inline(always)]
+pub(crate) fn bound_address(socket: *mut bpf_sock) -> AddrNet {
+    // SAFETY: as above.
+    unsafe {
+        if read_field!(socket, bpf_sock, family) == AF_INET6 {
+            read_address_at!(socket, bpf_sock, src_ip6)
+        } else {
+            mapped(read_field!(socket, bpf_sock, src_ip4))
+        }
+    }
 }
 
 /// The socket that sends a packet, if it is a whole one.

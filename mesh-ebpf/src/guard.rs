@@ -17,33 +17,17 @@ use crate::{
         IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, LOOPBACK_IFINDEX, SOCK_STREAM, TCP_SYN_SENT,
         full_socket,
     },
+    kernel_path::is_recorded,
     maps::{LOCAL_ADDRESSES, REFUSE_UNCAPTURED, count, view},
     meshed::{is_excluded, is_meshed},
+    packet::{self, Packet},
     read::read_field,
 };
 
 const PASS: i32 = 1;
 const DROP: i32 = 0;
-/// `__sk_buff.protocol` is in network byte order (`linux/if_ether.h`).
-const ETH_P_IPV6_BE: u32 = 0x86dd_u16.to_be() as u32;
-const V6_HEADER_BYTES: usize = 40;
-const V4_HEADER_BYTES: usize = 20;
-const NEXT_HOP_BY_HOP: u32 = 0;
-const NEXT_ROUTING: u32 = 43;
-const NEXT_DESTINATION_OPTIONS: u32 = 60;
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
-
-/// What is read of a packet's headers.
-struct Packet {
-    source: AddrNet,
-    destination: AddrNet,
-    protocol: u32,
-    /// Where the header after the IP header begins.
-    payload_at: usize,
-    /// IPv4 options or an IPv6 extension header, which may lead the packet elsewhere than its destination says.
-    has_options: bool,
-}
 
 #[cgroup_skb]
 pub(crate) fn guard(ctx: SkBuffContext) -> i32 {
@@ -66,9 +50,16 @@ pub(crate) fn guard(ctx: SkBuffContext) -> i32 {
     if is_tcp && state != TCP_SYN_SENT {
         return PASS;
     }
-    let Some(packet) = read_packet(&ctx) else { return PASS };
+    let Some(packet) = packet::read(&ctx) else { return PASS };
     let (maker, undone) = match view(socket) {
         Some(view) if view.flags & socket_flags::OWN != 0 => return PASS,
+        Some(view) if view.flags & socket_flags::KERNEL_PATH != 0 => {
+            let (_, port_be) = ports_be(&ctx, &packet);
+            if is_recorded(view, packet.destination, port_be) && !packet.has_options {
+                return PASS;
+            }
+            (view.slot, true)
+        }
         // A captured connect goes to loopback: its SYN has no business here.
         Some(view) => (view.slot, is_tcp && view.flags & socket_flags::CAPTURED != 0),
         None => (0, false),
@@ -102,11 +93,7 @@ fn is_kernels_own(ctx: &SkBuffContext, packet: &Packet, is_tcp: bool) -> bool {
     match packet.protocol {
         IPPROTO_ICMP => ctx.load::<u8>(packet.payload_at).is_ok_and(|kind| kind != ICMP_ECHO_REQUEST),
         IPPROTO_ICMPV6 => ctx.load::<u8>(packet.payload_at).is_ok_and(|kind| kind != ICMPV6_ECHO_REQUEST),
-        IPPROTO_TCP if !is_tcp => {
-            // The header's length in words of four bytes, in the upper half of its byte 12.
-            let Ok(length) = ctx.load::<u8>(packet.payload_at + 12) else { return false };
-            packet.payload_at + usize::from(length >> 4) * 4 >= ctx.len() as usize
-        }
+        IPPROTO_TCP if !is_tcp => !packet.has_tcp_data(ctx),
         _ => false,
     }
 }
@@ -119,36 +106,4 @@ fn ports_be(ctx: &SkBuffContext, packet: &Packet) -> (u16, u16) {
     }
     let Ok(ports) = ctx.load::<[u8; 4]>(packet.payload_at) else { return (0, 0) };
     (u16::from_ne_bytes([ports[0], ports[1]]), u16::from_ne_bytes([ports[2], ports[3]]))
-}
-
-#[inline(always)]
-fn read_packet(ctx: &SkBuffContext) -> Option<Packet> {
-    // SAFETY: a valid context; the field is readable in this hook.
-    if unsafe { read_field!(ctx.skb.skb, __sk_buff, protocol) } == ETH_P_IPV6_BE {
-        return read_v6(ctx);
-    }
-    let [first] = ctx.load::<[u8; 1]>(0).ok()?;
-    let [protocol] = ctx.load::<[u8; 1]>(9).ok()?;
-    let [source, destination] = ctx.load::<[u32; 2]>(12).ok()?;
-    let header_bytes = usize::from(first & 0xf) * 4;
-    Some(Packet {
-        source: AddrNet::from_v4_net(source),
-        destination: AddrNet::from_v4_net(destination),
-        protocol: u32::from(protocol),
-        payload_at: header_bytes,
-        has_options: header_bytes > V4_HEADER_BYTES,
-    })
-}
-
-#[inline(always)]
-fn read_v6(ctx: &SkBuffContext) -> Option<Packet> {
-    let [next] = ctx.load::<[u8; 1]>(6).ok()?;
-    let source = AddrNet { words_net: ctx.load::<[u32; 4]>(8).ok()? };
-    let destination = AddrNet { words_net: ctx.load::<[u32; 4]>(24).ok()? };
-    let protocol = u32::from(next);
-    let is_multicast = destination.words_net[0].to_ne_bytes()[0] == 0xff;
-    let is_extension = matches!(protocol, NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION_OPTIONS);
-    // Multicast listener reports, the kernel's own, have a hop-by-hop header.
-    let has_options = is_extension && !is_multicast;
-    Some(Packet { source, destination, protocol, payload_at: V6_HEADER_BYTES, has_options })
 }

@@ -8,8 +8,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use mesh_common::{
-    CgroupKey, Config, Counter, DestinationKey, ExcludedPortKey, HeldConnect, HostClientKey, LocalAddressKey,
-    NetnsEntry, OriginalDst, PeerView, SockView, TupleKey, WorkloadEntry,
+    CgroupKey, Config, ConnectionTuple, Counter, DestinationKey, ExcludedPortKey, HeldConnect,
+    KernelConnection, KernelEnd, KernelPair, KernelPairKey, KernelPathConfig, LocalAddressKey, NetnsEntry,
+    OriginalDst, PeerView, SockView, TupleKey, WorkloadEntry,
 };
 
 const PLACEHOLDER: usize = 1024;
@@ -44,7 +45,23 @@ pub(crate) static BY_TUPLE: HashMap<TupleKey, OriginalDst, PLACEHOLDER> = HashMa
 pub(crate) static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::new();
 /// The oldest make room: entries outlive their connection where another program took our callback away.
 #[btf_map]
-pub(crate) static HOST_CLIENTS: LruHashMap<HostClientKey, u64, PLACEHOLDER> = LruHashMap::new();
+pub(crate) static HOST_CLIENTS: LruHashMap<ConnectionTuple, u64, PLACEHOLDER> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static KERNEL_PATH: Array<KernelPathConfig, 1> = Array::new();
+/// Verdicts of user space: without one a connect goes through meshd.
+#[btf_map]
+pub(crate) static KERNEL_PAIRS: HashMap<KernelPairKey, KernelPair, PLACEHOLDER, SPARSE> = HashMap::new();
+/// Live connections on the kernel path; outlives the daemon.
+#[btf_map]
+pub(crate) static KERNEL_CONNECTIONS: HashMap<ConnectionTuple, KernelConnection, PLACEHOLDER, SPARSE> =
+    HashMap::new();
+/// How many there are.
+#[btf_map]
+pub(crate) static KERNEL_USED: Array<u64, 1> = Array::new();
+/// Connections that ended; bytes.
+#[btf_map]
+pub(crate) static KERNEL_ENDS: RingBuf<KernelEnd, { 1 << 18 }> = RingBuf::new();
 
 /// Held connects on their way to meshd; bytes.
 #[btf_map]

@@ -10,11 +10,12 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use mesh_common::{Counter, HostClientKey, OriginalDst, SockView, TupleKey, socket_flags};
+use mesh_common::{ConnectionTuple, Counter, OriginalDst, SockView, TupleKey, socket_flags};
 
 use crate::{
     context::{Ends, TCP_SYN_SENT, read_ends},
     hold::abandoned,
+    kernel_path,
     maps::{BY_TUPLE, HOST_CLIENTS, PEER_OF, count, view, view_or_create},
     read::read_field,
 };
@@ -49,8 +50,8 @@ fn tuple(ctx: *mut bpf_sock_ops, addr: mesh_common::AddrNet, port_host: u32) -> 
 }
 
 #[inline(always)]
-fn host_client_key(ends: &Ends) -> HostClientKey {
-    HostClientKey {
+fn host_client_key(ends: &Ends) -> ConnectionTuple {
+    ConnectionTuple {
         client: ends.local,
         server: ends.remote,
         client_port_host: ends.local_port_host,
@@ -64,7 +65,7 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     let (socket, ends) = (socket_of(ctx), read_ends(ctx));
     mark_own_client(socket, &ends);
     let Some(view) = view(socket) else { return };
-    if view.flags & (socket_flags::CAPTURED | socket_flags::HOST_CLIENT) == 0 {
+    if view.flags & (socket_flags::CAPTURED | socket_flags::HOST_CLIENT | socket_flags::KERNEL_PATH) == 0 {
         return;
     }
     // SAFETY: the program's own context; the helper takes it. The socket's flags are one word for all programs:
@@ -80,7 +81,9 @@ fn connecting(ctx: *mut bpf_sock_ops) {
         count(Counter::CaptureUndone);
         return;
     }
-    if view.flags & socket_flags::HELD != 0 {
+    if view.flags & socket_flags::KERNEL_PATH != 0 {
+        kernel_path::connecting(ctx, view, &ends);
+    } else if view.flags & socket_flags::HELD != 0 {
         // its SYN carries all that meshd must know
     } else if view.flags & socket_flags::CAPTURED != 0 {
         let original =
@@ -143,13 +146,15 @@ fn state_changed(ctx: *mut bpf_sock_ops) {
     if new_state != TCP_CLOSE {
         return;
     }
-    let Some(view) = view(socket_of(ctx)) else { return };
-    let flags = view.flags;
     let ends = read_ends(ctx);
-    if flags & socket_flags::HELD != 0 {
-        // SAFETY: a valid context; args[0] is the old state.
-        let old_state =
-            unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).__bindgen_anon_1.args[0])) };
+    // SAFETY: a valid context; args[0] is the old state.
+    let old_state = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).__bindgen_anon_1.args[0])) };
+    // Of a socket that is older than these programs only the record tells.
+    let Some(view) = view(socket_of(ctx)) else { return kernel_path::closed(ctx, &ends, old_state) };
+    let flags = view.flags;
+    if flags & socket_flags::KERNEL_PATH != 0 {
+        kernel_path::closed(ctx, &ends, old_state);
+    } else if flags & socket_flags::HELD != 0 {
         if old_state == TCP_SYN_SENT {
             // SAFETY: the helper takes this hook's own context.
             let socket_cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };

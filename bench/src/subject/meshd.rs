@@ -35,13 +35,15 @@ pub(super) struct Settings {
     pub(super) relay: Relay,
     /// Capture's.
     pub(super) form: &'static str,
+    /// Both workloads on the first node, by the kernel path.
+    pub(super) same_node: bool,
     /// Workloads of the mesh beside the client and the server.
     pub(super) crowd: u32,
 }
 
 impl Settings {
     pub(super) fn of(relay: Relay) -> Self {
-        Self { relay, form: "auto", crowd: 0 }
+        Self { relay, form: "auto", same_node: false, crowd: 0 }
     }
 }
 
@@ -100,15 +102,22 @@ fn configuration(ground: &Ground, node: &Place, settings: &Settings, crowd: &Wor
         (here, there, own, other) = (there, here, &ground.server, "node-a");
     }
     here["selector"] = json!({ "netns": own.netns() });
-    there["node"] = json!(other);
-    let elsewhere: Vec<&Value> = std::iter::once(&there).chain(&crowd.remote_workloads).collect();
+    let (mut local, mut elsewhere): (Vec<_>, Vec<_>) = (vec![here], crowd.remote_workloads.iter().collect());
+    if settings.same_node {
+        there["selector"] = json!({ "netns": ground.server.netns() });
+        local.push(there);
+    } else {
+        there["node"] = json!(other);
+        elsewhere.insert(0, &there);
+    }
     let dir = folder(ground, node);
     json!({
         "node": node.name,
         "stateDir": dir.join("state"), "runtimeDir": dir.join("run"), "policiesDir": dir.join("policies"),
         "capture": { "cgroup": ground.cgroup(), "form": settings.form },
         "relay": settings.relay.as_str(),
-        "workloads": [here],
+        "sameNode": if settings.same_node { "kernel" } else { "tls" },
+        "workloads": local,
         "remoteWorkloads": elsewhere,
         "services": crowd.services,
         // None of the meshes writes one here.
@@ -118,11 +127,10 @@ fn configuration(ground: &Ground, node: &Place, settings: &Settings, crowd: &Wor
     })
 }
 
-/// Starts both daemons.
-pub(super) fn start(ground: &Ground, tools: &Tools) -> Result<Vec<Running>> {
-    let mut daemons =
-        nodes(ground).into_iter().map(|node| launch(ground, node, tools)).collect::<Result<Vec<_>>>()?;
-    for (node, daemon) in nodes(ground).into_iter().zip(&mut daemons) {
+/// Starts these nodes' daemons.
+pub(super) fn start(ground: &Ground, nodes: &[&Place], tools: &Tools) -> Result<Vec<Running>> {
+    let mut daemons = nodes.iter().map(|node| launch(ground, node, tools)).collect::<Result<Vec<_>>>()?;
+    for (node, daemon) in nodes.iter().zip(&mut daemons) {
         wait_ready(ground, node, tools, daemon)?;
     }
     Ok(daemons)

@@ -52,6 +52,8 @@ pub(crate) enum Kind {
     Meshd(Relay),
     /// The userspace relay behind capture's form `listener`.
     MeshdListener,
+    /// One daemon for both workloads, which take the kernel path.
+    MeshdKernelPath,
     /// The userspace relay in a mesh with so many thousand more workloads.
     MeshdInCrowd(u16),
     Envoy,
@@ -66,6 +68,7 @@ impl Kind {
             Self::Meshd(Relay::Ktls) => "meshd-ktls",
             Self::Meshd(Relay::KtlsSplice) => "meshd-ktls-splice",
             Self::MeshdListener => "meshd-listener",
+            Self::MeshdKernelPath => "meshd-kernel",
             Self::MeshdInCrowd(1) => "meshd-1k",
             Self::MeshdInCrowd(20) => "meshd-20k",
             Self::MeshdInCrowd(_) => "meshd-100k",
@@ -75,8 +78,13 @@ impl Kind {
     }
 
     /// Those that are measured only where somebody asks for them: what tells them from `meshd-userspace` is one thing.
-    pub(crate) const ON_DEMAND: [Self; 4] =
-        [Self::MeshdListener, Self::MeshdInCrowd(1), Self::MeshdInCrowd(20), Self::MeshdInCrowd(100)];
+    pub(crate) const ON_DEMAND: [Self; 5] = [
+        Self::MeshdListener,
+        Self::MeshdKernelPath,
+        Self::MeshdInCrowd(1),
+        Self::MeshdInCrowd(20),
+        Self::MeshdInCrowd(100),
+    ];
 
     /// Whether it is another mesh, to which meshd's figures are given as ratios.
     pub(crate) fn is_peer(self) -> bool {
@@ -106,6 +114,10 @@ impl Subject {
                 let settings = Settings { form: "listener", ..Settings::of(Relay::Userspace) };
                 meshd::prepare(&ground, &settings, tools)?;
             }
+            Kind::MeshdKernelPath => {
+                let settings = Settings { same_node: true, ..Settings::of(Relay::Userspace) };
+                meshd::prepare(&ground, &settings, tools)?;
+            }
             Kind::MeshdInCrowd(thousands) => {
                 let crowd = u32::from(thousands) * 1000;
                 meshd::prepare(&ground, &Settings { crowd, ..Settings::of(Relay::Userspace) }, tools)?;
@@ -129,8 +141,9 @@ impl Subject {
     fn start_proxies(&mut self) -> Result<()> {
         self.proxies = match self.kind {
             Kind::Plain => Vec::new(),
+            Kind::MeshdKernelPath => meshd::start(&self.ground, &[&self.ground.node_a], &self.tools)?,
             Kind::Meshd(_) | Kind::MeshdListener | Kind::MeshdInCrowd(_) => {
-                meshd::start(&self.ground, &self.tools)?
+                meshd::start(&self.ground, &[&self.ground.node_a, &self.ground.node_b], &self.tools)?
             }
             Kind::Envoy => envoy::start(&self.ground, self.tools.envoy.as_deref().context("no Envoy")?)?,
             Kind::Ztunnel => {
@@ -203,6 +216,8 @@ impl Subject {
         let readable = seen.contains(servers::MARKER);
         if self.kind == Kind::Plain {
             ensure!(readable, "the wire does not show plain TCP's bytes: the check itself is wrong");
+        } else if self.kind == Kind::MeshdKernelPath {
+            ensure!(readable, "meshd still carries what should take the kernel path");
         } else if readable {
             bail!("{} sends what it carries in the clear", self.kind.name());
         }

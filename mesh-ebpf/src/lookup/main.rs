@@ -14,8 +14,8 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 use mesh_common::{
-    AddrNet, Counter, HostClientKey, LISTENER_SLOT_V4, LISTENER_SLOT_V6, LookupConfig, PeerView, PortKey,
-    TupleKey, lookup_mode,
+    AddrNet, ConnectionTuple, Counter, KernelConnection, LISTENER_SLOT_V4, LISTENER_SLOT_V6, LookupConfig,
+    PeerView, PortKey, TupleKey, lookup_mode,
 };
 
 use crate::read::{mapped, read_address_at, read_field};
@@ -38,7 +38,10 @@ static PORTS: HashMap<PortKey, u32, PLACEHOLDER, SPARSE> = HashMap::new();
 static STATS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 /// Shared with the node-wide programs.
 #[btf_map]
-static HOST_CLIENTS: LruHashMap<HostClientKey, u64, PLACEHOLDER> = LruHashMap::new();
+static HOST_CLIENTS: LruHashMap<ConnectionTuple, u64, PLACEHOLDER> = LruHashMap::new();
+/// Shared with the node-wide programs.
+#[btf_map]
+static KERNEL_CONNECTIONS: HashMap<ConnectionTuple, KernelConnection, PLACEHOLDER, SPARSE> = HashMap::new();
 /// Shared with the node-wide programs.
 #[btf_map]
 static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::new();
@@ -78,6 +81,9 @@ pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
     if pass || is_host_client(&arrival) {
         return SK_PASS;
     }
+    if config.mode == lookup_mode::ALL_PORTS && is_on_kernel_path(config.netns_cookie, &arrival) {
+        return SK_PASS;
+    }
     let slot = if arrival.is_v6 { LISTENER_SLOT_V6 } else { LISTENER_SLOT_V4 };
     if LISTENERS.redirect_sk_lookup(&ctx, slot, 0).is_err() {
         count(Counter::DroppedNoListener);
@@ -109,15 +115,37 @@ fn is_app_leg(netns_cookie: u64, arrival: &Arrival) -> bool {
     arrival.remote == arrival.local && PEER_OF.get_ptr(&key).is_some()
 }
 
+impl Arrival {
+    #[inline(always)]
+    fn tuple(&self) -> ConnectionTuple {
+        ConnectionTuple {
+            client: self.remote,
+            server: self.local,
+            client_port_host: self.remote_port_host,
+            server_port_host: self.local_port_host,
+        }
+    }
+}
+
+/// A client that policy allows this workload, recorded on its way here. That it arrived is written down: until then
+/// the client takes no answer.
+#[inline(always)]
+fn is_on_kernel_path(netns_cookie: u64, arrival: &Arrival) -> bool {
+    let Some(record) = KERNEL_CONNECTIONS.get_ptr_mut(&arrival.tuple()) else { return false };
+    // SAFETY: a value of the map's, of which words are read and written whole; the namespace is set when it is made.
+    unsafe {
+        if core::ptr::read_volatile(core::ptr::addr_of!((*record).server_netns)) != netns_cookie {
+            return false;
+        }
+        core::ptr::write_volatile(core::ptr::addr_of_mut!((*record).admitted), 1);
+    }
+    count(Counter::PassedKernelPath);
+    true
+}
+
 #[inline(always)]
 fn is_host_client(arrival: &Arrival) -> bool {
-    let key = HostClientKey {
-        client: arrival.remote,
-        server: arrival.local,
-        client_port_host: arrival.remote_port_host,
-        server_port_host: arrival.local_port_host,
-    };
-    let known = HOST_CLIENTS.get_ptr(&key).is_some();
+    let known = HOST_CLIENTS.get_ptr(&arrival.tuple()).is_some();
     if known {
         count(Counter::PassedHostClient);
     }

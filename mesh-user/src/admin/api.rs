@@ -157,15 +157,15 @@ pub struct ConnectionRow {
     /// Whether the session was resumed.
     #[serde(default)]
     pub resumed: bool,
-    /// Application bytes from server to client.
-    pub bytes_sent: u64,
+    /// Application bytes from server to client; none on the kernel path, whose bytes are known at the end.
+    pub bytes_sent: Option<u64>,
     /// Application bytes from client to server.
-    pub bytes_received: u64,
+    pub bytes_received: Option<u64>,
     /// Age.
     pub age_ms: u64,
-    /// Time since the last byte.
+    /// Time since the last byte; none on the kernel path.
     #[serde(default)]
-    pub idle_ms: u64,
+    pub idle_ms: Option<u64>,
 }
 
 /// One element of `GET /v1/certs`: an SVID, the certificate that signs them, or a root of a trust bundle.

@@ -36,10 +36,10 @@ fn connection(id: u64) -> ConnectionRow {
         capture_form: "listener".into(),
         tls: None,
         resumed: false,
-        bytes_sent: 1,
-        bytes_received: 2,
+        bytes_sent: Some(1),
+        bytes_received: Some(2),
         age_ms: 3,
-        idle_ms: 0,
+        idle_ms: Some(0),
     }
 }
 

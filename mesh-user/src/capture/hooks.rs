@@ -19,12 +19,17 @@ const HOLD_HOOK: &str = "hold_syn";
 /// Attached only where uncaptured traffic is refused; it too sees every packet.
 const GUARD_HOOK: &str = "guard";
 
+/// Attached only where the kernel path may be taken; they too see every packet.
+const KERNEL_PATH_HOOKS: [&str; 2] = ["kernel_egress", "kernel_ingress"];
+
 /// The programs that keep others from meshd's ports.
 pub(super) const BIND_HOOKS: [&str; 2] = ["bind4", "bind6"];
 
 /// Program name in the object and where it goes. `sock_ops` and `hold_syn` before `connect`: when the first
 /// connection is rewritten, its original destination is recorded, or its SYN held.
-const HOOKS: [(&str, AttachType); 12] = [
+const HOOKS: [(&str, AttachType); 14] = [
+    ("kernel_egress", AttachType::SkbEgress),
+    ("kernel_ingress", AttachType::SkbIngress),
     (HOLD_HOOK, AttachType::SkbEgress),
     (GUARD_HOOK, AttachType::SkbEgress),
     ("sock_ops", AttachType::SockOps),
@@ -41,8 +46,11 @@ const HOOKS: [(&str, AttachType); 12] = [
 
 /// The hooks whose programs are loaded: the form is chosen later.
 pub(super) fn loaded(settings: &CaptureSettings) -> impl Iterator<Item = (&'static str, AttachType)> {
-    let guards = settings.refuse_uncaptured;
-    HOOKS.into_iter().filter(move |(name, _)| guards || *name != GUARD_HOOK)
+    let (guards, kernel_path) = (settings.refuse_uncaptured, settings.kernel_path);
+    HOOKS.into_iter().filter(move |(name, _)| match *name {
+        GUARD_HOOK => guards,
+        name => kernel_path || !KERNEL_PATH_HOOKS.contains(&name),
+    })
 }
 
 /// The hooks that are attached.

@@ -50,6 +50,8 @@ pub struct MapUse {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotOwner {
     pub(super) id: u32,
+    /// The cookie of the namespace that is its own.
+    pub(super) netns: Option<u64>,
     pub(super) local_v4: Option<std::net::IpAddr>,
     pub(super) local_v6: Option<std::net::IpAddr>,
 }

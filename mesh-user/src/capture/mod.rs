@@ -8,6 +8,7 @@ pub mod canary;
 mod error;
 mod hold;
 mod hooks;
+mod kernel_path;
 mod maps;
 mod net;
 mod objects;
@@ -29,6 +30,7 @@ pub use error::CaptureError;
 #[doc(hidden)]
 pub use hold::fuzz;
 pub use hold::{HeldConnects, HeldLeg, HoldCapture};
+pub use kernel_path::{KernelConnectionOf, KernelEnded, KernelEnding, KernelEnds, KernelPairOf, KernelPath};
 pub use maps::{MapUse, Stats};
 pub use net::{InboundOwner, OriginalDestination, PeerViewGuard, WorkloadNet};
 pub use outbound::{AppLeg, Captured, Form, ListenerCapture, Refusal, reset};
@@ -84,6 +86,11 @@ impl Capture {
     /// The cgroup below which sockets are captured.
     pub fn cgroup(&self) -> std::path::PathBuf {
         self.state.lock().cgroup_path()
+    }
+
+    /// The path past meshd within the node; none where the settings do not ask for it.
+    pub fn kernel_path(&self) -> Option<Arc<KernelPath>> {
+        self.state.lock().kernel_path()
     }
 
     /// What the programs have counted since they were loaded.

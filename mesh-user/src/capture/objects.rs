@@ -6,25 +6,30 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{CaptureError, CaptureSettings, hooks, parking::Mutex, plan::CaptureLimits};
+use super::{CaptureError, CaptureSettings, hooks, kernel_path, parking::Mutex, plan::CaptureLimits};
 use crate::sys::bpf::MapFd;
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Map, MapData, MapInfo, RingBuf},
     programs::Program,
 };
+use mesh_common::{ConnectionTuple, KernelConnection};
 
 static NODE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 static LOOKUP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-sk-lookup"));
 
 /// Maps that both objects use, pinned under the runtime directory so that the second finds the first's.
 pub(super) const SHARED_MAPS: [&str; 3] = ["STATS", "HOST_CLIENTS", "PEER_OF"];
+/// Shared too, and taken over by the next run: its connections live on.
+const LASTING_MAP: &str = kernel_path::CONNECTIONS;
 pub(super) const MAP_PREFIX: &str = "map-";
 /// Bound on the host's own clients' connections to local workloads that are known at one time.
 const MAX_HOST_CLIENTS: u32 = 16384;
 /// An LRU map keeps 128 free entries for each processor (`LOCAL_FREE_TARGET`, `kernel/bpf/bpf_lru_list.c`): a
 /// small one forgets what it was just given, seen with 64 entries on 6.1.
 const MIN_HOST_CLIENTS: u32 = 4096;
+/// Pairs of workload and destination that are known to need no meshd; others go through it.
+const KERNEL_PAIRS: u32 = 65536;
 /// aya-log's info, and none.
 const LOG_LEVEL: u8 = 3;
 const LOG_LEVEL_OFF: u8 = 0;
@@ -49,11 +54,14 @@ fn load(
         Mutex::new(loader)
     });
     let mut loader = LOADER.lock();
-    for name in SHARED_MAPS {
+    for name in SHARED_MAPS.into_iter().chain([LASTING_MAP]) {
         loader.map_pin_path(name, pins.join(format!("{MAP_PREFIX}{name}")));
     }
     let host_clients = limits.connections.clamp(MIN_HOST_CLIENTS, MAX_HOST_CLIENTS);
-    loader.map_max_entries("HOST_CLIENTS", host_clients).map_max_entries("PEER_OF", limits.connections);
+    loader
+        .map_max_entries("HOST_CLIENTS", host_clients)
+        .map_max_entries("PEER_OF", limits.connections)
+        .map_max_entries(LASTING_MAP, limits.connections);
     set(&mut loader);
     loader.load(bytes).map_err(|source| CaptureError::Load { object, source: Box::new(source) })
 }
@@ -84,6 +92,7 @@ impl NodeObject {
                 // each address is there twice: for its owner, and as local to the node
                 .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
                 .map_max_entries("BY_TUPLE", limits.connections)
+                .map_max_entries("KERNEL_PAIRS", KERNEL_PAIRS)
                 .map_max_entries("HELD", limits.held_ring_bytes());
         })?;
         for (name, _) in hooks::loaded(settings) {
@@ -111,6 +120,21 @@ impl NodeObject {
     pub(super) fn take_map(&mut self, name: &'static str) -> Result<Map, CaptureError> {
         self.ebpf.take_map(name).ok_or(CaptureError::Object(name))
     }
+}
+
+/// Whether the connections that an earlier run pinned can be taken over.
+pub(super) fn can_take_over(pins: &Path, limits: &CaptureLimits) -> bool {
+    let pinned = MapData::from_pin(pins.join(lasting_pin()));
+    pinned.ok().and_then(|map| map.info().ok()).is_some_and(|info| {
+        info.key_size() as usize == size_of::<ConnectionTuple>()
+            && info.value_size() as usize == size_of::<KernelConnection>()
+            && info.max_entries() == limits.connections
+    })
+}
+
+/// The name of their pin.
+pub(super) fn lasting_pin() -> String {
+    format!("{MAP_PREFIX}{LASTING_MAP}")
 }
 
 /// One namespace's `sk_lookup` object.

@@ -30,6 +30,8 @@ pub struct CaptureSettings {
     pub limits: CaptureLimits,
     /// Refuse strict workloads what TCP capture cannot see.
     pub refuse_uncaptured: bool,
+    /// Let pairs of workloads on this node connect past meshd where that is allowed.
+    pub kernel_path: bool,
     /// Leave the hooks, failing closed, on a clean exit.
     pub keep_on_exit: bool,
     /// Let the programs log captures and refusals, a bounded number per second.

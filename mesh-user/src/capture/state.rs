@@ -11,11 +11,11 @@ use std::{
 use mesh_common::{Config, NetnsEntry};
 
 use super::{
-    CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, Form, HeldConnects, MapUse,
+    CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, Form, HeldConnects, KernelPath, MapUse,
     PlannedWorkload, Selector, hold, hooks,
     maps::{Shared, SlotOwner},
     net::{InboundOwner, primary},
-    objects::{MAP_PREFIX, NodeObject, SHARED_MAPS},
+    objects::{self, MAP_PREFIX, NodeObject, SHARED_MAPS},
     program_log::ProgramLog,
     runtime_dir::RuntimeDir,
     space::{self, Space},
@@ -51,6 +51,7 @@ pub(super) struct State {
     links: Vec<OwnedFd>,
     _program_log: Option<ProgramLog>,
     held: Option<hold::Reader>,
+    kernel_path: Option<Arc<KernelPath>>,
     spaces: BTreeMap<u64, Space>,
     /// Slots by workload name: a workload keeps its slot from plan to plan.
     slots: HashMap<String, (u32, Where)>,
@@ -70,10 +71,17 @@ impl State {
             // An earlier run's maps stay with its programs until those are replaced.
             dir.unpin(&format!("{MAP_PREFIX}{name}"))?;
         }
+        if !objects::can_take_over(&dir.bpf(), &settings.limits) {
+            dir.unpin(&objects::lasting_pin())?;
+        }
         let mut node = NodeObject::load(&dir.bpf(), settings)?;
         let program_log =
             if settings.log_programs { Some(ProgramLog::start(node.ebpf_mut())?) } else { None };
         let shared = Arc::new(Shared::new(&mut node, &settings.limits)?);
+        let kernel_path = settings
+            .kernel_path
+            .then(|| KernelPath::new(&mut node, &settings.limits, Arc::clone(&shared)).map(Arc::new))
+            .transpose()?;
         let tables = Tables::new(&node, &settings.limits, base_config(settings, &host)?)?;
         let mut state = Self {
             settings: settings.clone(),
@@ -86,6 +94,7 @@ impl State {
             links: Vec::new(),
             _program_log: program_log,
             held: None,
+            kernel_path,
             spaces: BTreeMap::new(),
             slots: HashMap::new(),
             next_slot: 1,
@@ -110,6 +119,10 @@ impl State {
 
     pub(super) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
+    }
+
+    pub(super) fn kernel_path(&self) -> Option<Arc<KernelPath>> {
+        self.kernel_path.clone()
     }
 
     pub(super) fn cgroup_path(&self) -> PathBuf {
@@ -302,6 +315,10 @@ impl State {
             let workload = found.workload;
             let owner = SlotOwner {
                 id: workload.id,
+                netns: match found.place {
+                    Where::Netns(cookie) => Some(cookie),
+                    Where::Cgroup { .. } | Where::User(_) => None,
+                },
                 local_v4: primary(&workload.addresses, true),
                 local_v6: primary(&workload.addresses, false),
             };
@@ -319,6 +336,9 @@ impl State {
             }
         }
         self.shared.slots.store(Arc::new(slots));
+        if let Some(path) = &self.kernel_path {
+            path.set_nets(self.spaces.iter().map(|(cookie, space)| (*cookie, space.net.clone())).collect());
+        }
         if let Some(host) = self.spaces.get_mut(&self.host.cookie()).filter(|space| space.shared_by_port) {
             host.set_ports(by_port.keys().copied())?;
             host.net.set_inbound(InboundOwner::ByPort(by_port));

@@ -47,6 +47,9 @@ pub struct Config {
     /// Which relay carries the bytes after the handshake.
     #[serde(default)]
     pub relay: RelayChoice,
+    /// How workloads of this node reach each other.
+    #[serde(default)]
+    pub same_node: SameNode,
     /// The embedded certificate authority.
     #[serde(default)]
     pub ca: CaConfig,
@@ -83,6 +86,12 @@ impl Config {
     /// The embedded CA's folder: `ca.directory`, else `<stateDir>/ca`.
     pub fn ca_directory(&self) -> PathBuf {
         self.ca.directory.clone().unwrap_or_else(|| self.state_dir.join("ca"))
+    }
+
+    /// Whether any workload may take the kernel path.
+    pub fn wants_kernel_path(&self) -> bool {
+        self.same_node == SameNode::Kernel
+            || self.workloads.iter().any(|w| w.same_node == Some(SameNode::Kernel))
     }
 }
 
@@ -170,6 +179,17 @@ pub enum RelayChoice {
     KtlsSplice,
 }
 
+/// How two workloads of one node reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SameNode {
+    /// As workloads of two nodes do.
+    #[default]
+    Tls,
+    /// From socket to socket, in plaintext that never leaves the kernel, where both workloads have a namespace of their own, both say so, and policy allows the pair.
+    Kernel,
+}
+
 /// The embedded certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -218,6 +238,9 @@ pub struct WorkloadConfig {
     /// For cgroup and user selectors: the ports it listens on. Empty there: outbound only.
     #[serde(default)]
     pub ports: Vec<u16>,
+    /// How it reaches others of this node, and they it; none: as `sameNode` says for all.
+    #[serde(default)]
+    pub same_node: Option<SameNode>,
     /// Inbound connections to these ports are left alone.
     #[serde(default)]
     pub exclude_inbound_ports: Vec<u16>,

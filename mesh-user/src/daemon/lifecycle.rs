@@ -26,7 +26,7 @@ use crate::{
     admin::{AdminLimits, AdminServer, MetricsServer},
     ca::{EmbeddedCa, SvidStore},
     capture::{
-        Capture, CaptureLimits, CaptureSettings, Form,
+        Capture, CaptureLimits, CaptureSettings, Form, KernelPath,
         canary::{self, Capability},
     },
     config::{self, CaptureForm, Config, ShutdownHooks, Uncaptured},
@@ -136,9 +136,11 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         svids,
         tls,
         kernel_tls,
+        kernel_path: kernel_path(&capture, &proofs),
         metrics,
         access_log,
     }));
+    mesh.tell_kernel_ends().map_err(DaemonError::io("the kernel path's thread cannot be started"))?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = Workers::start(cores).map_err(DaemonError::io("the workers cannot be started"))?;
     Ok(Runtime {
@@ -149,6 +151,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         bundles,
         proofs,
         in_force: InForce::nothing(),
+        recheck_kernel_path: AtomicBool::new(false),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
     })
@@ -172,6 +175,12 @@ fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, DaemonError> {
     }
     tracing::info!(proven = proofs.len(), elapsed = ?started.elapsed(), "the canary proved capture");
     Ok(proofs)
+}
+
+/// The kernel path, where the configuration wants it and nothing was seen that forbids it.
+fn kernel_path(capture: &Capture, proofs: &[Capability]) -> Option<Arc<KernelPath>> {
+    let disproven = proofs.iter().any(|proof| proof.name == canary::KERNEL_PATH && !proof.proven);
+    capture.kernel_path().filter(|_| !disproven)
 }
 
 /// The form that the configuration names, or the best one that was proven.
@@ -208,6 +217,7 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
             held_connects: config.limits.held_connects,
         },
         refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
+        kernel_path: config.wants_kernel_path(),
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })

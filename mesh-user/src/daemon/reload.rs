@@ -58,6 +58,8 @@ pub(super) struct Runtime {
     pub(super) proofs: Vec<Capability>,
     /// Held while a snapshot is put into force: they come one at a time, from a signal, the watcher or an admin.
     pub(super) in_force: Mutex<InForce>,
+    /// A snapshot was put into force since connections on the kernel path were last decided for good.
+    pub(super) recheck_kernel_path: AtomicBool,
     /// The last plan did not get through: capture may hold parts of it.
     pub(super) unsettled: AtomicBool,
     /// Local workloads that are not enrolled, and why.
@@ -124,6 +126,9 @@ impl Runtime {
     /// Tries again what could not be enrolled.
     pub(super) fn retry(&self) {
         let _in_force = self.in_force();
+        if self.recheck_kernel_path.swap(false, Ordering::Relaxed) {
+            proxy::recheck_kernel_path(&self.mesh);
+        }
         if self.has_failed()
             && let Err(error) = self.enrol()
         {
@@ -187,6 +192,9 @@ impl Runtime {
             self.acceptors.remove(cookie);
         }
         self.mesh.forget_gone_workloads();
+        // Verdicts given since the snapshot was set may rest on the plan before.
+        self.mesh.withdraw_kernel_verdicts();
+        self.recheck_kernel_path.store(true, Ordering::Relaxed);
         self.mesh.metrics.set_workloads(applied.enrolled.len());
         self.report(failed);
         Ok(())

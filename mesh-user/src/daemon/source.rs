@@ -20,7 +20,7 @@ use crate::{
     config::Selector,
     discovery::FileSource,
     policy,
-    proxy::Live,
+    proxy::{Live, Mesh},
     telemetry::{Direction, RelayKind},
     world::{Workload, WorkloadName},
 };
@@ -81,7 +81,7 @@ impl AdminSource for Source {
             capture_form: self.runtime.capture.form().as_str().to_owned(),
             relay: mesh.relay_kind().as_str().to_owned(),
             workloads: locals.saturating_sub(failed.len()) as u64,
-            connections: mesh.connections.count() as u64,
+            connections: (mesh.connections.count() + 2 * mesh.kernel_connections().len()) as u64,
             policies: view.snapshot.policy_status.iter().filter(|p| p.accepted).count() as u64,
             config_loaded_unix_s: files.loaded_at_seconds,
             last_reload_error: files.last_error.or_else(|| self.runtime.refused()).unwrap_or_default(),
@@ -95,6 +95,11 @@ impl AdminSource for Source {
         let mut live: HashMap<WorkloadName, u64> = HashMap::new();
         for connection in self.runtime.mesh.connections.list() {
             *live.entry(connection.workload.clone()).or_default() += 1;
+        }
+        for (_, ends) in self.runtime.mesh.kernel_connections() {
+            for workload in ends.into_iter().flatten() {
+                *live.entry(workload).or_default() += 1;
+            }
         }
         let row = |w: &Workload| WorkloadRow {
             namespace: w.namespace().to_owned(),
@@ -118,7 +123,10 @@ impl AdminSource for Source {
     }
 
     fn connections(&self) -> Vec<ConnectionRow> {
-        self.runtime.mesh.connections.list().iter().map(connection).collect()
+        let mesh = &self.runtime.mesh;
+        let mut rows: Vec<_> = mesh.connections.list().iter().map(connection).collect();
+        rows.extend(kernel_connections(mesh));
+        rows
     }
 
     fn certs(&self) -> Vec<CertRow> {
@@ -224,11 +232,49 @@ fn connection(live: &Arc<Live>) -> ConnectionRow {
         capture_form: record.capture_form.to_owned(),
         tls,
         resumed: record.resumed.unwrap_or(false),
-        bytes_sent: sent,
-        bytes_received: received,
+        bytes_sent: Some(sent),
+        bytes_received: Some(received),
         age_ms: millis(live.stats.started().elapsed()),
-        idle_ms: millis(live.stats.idle()),
+        idle_ms: Some(millis(live.stats.idle())),
     }
+}
+
+/// Each is two: its client's, and its server's.
+fn kernel_connections(mesh: &Mesh) -> Vec<ConnectionRow> {
+    let view = mesh.view();
+    let world = view.world();
+    let identity = |name: &Option<WorkloadName>| {
+        let name = name.as_ref()?;
+        Some(world.by_name(&name.namespace, &name.name)?.spiffe_id.to_string())
+    };
+    let mut rows = Vec::new();
+    for (connection, [client, server]) in mesh.kernel_connections() {
+        for (direction, own, other) in
+            [(Direction::Outbound, &client, &server), (Direction::Inbound, &server, &client)]
+        {
+            rows.push(ConnectionRow {
+                id: connection.id(),
+                direction,
+                workload: own.as_ref().map(ToString::to_string).unwrap_or_default(),
+                source: connection.client.to_string(),
+                destination: connection.server.to_string(),
+                original_destination: None,
+                peer: other.as_ref().map(ToString::to_string),
+                peer_spiffe_id: identity(other),
+                own_spiffe_id: identity(own),
+                state: "open".to_owned(),
+                relay: RelayKind::Kernel,
+                capture_form: RelayKind::Kernel.as_str().to_owned(),
+                tls: None,
+                resumed: false,
+                bytes_sent: None,
+                bytes_received: None,
+                age_ms: millis(connection.age()),
+                idle_ms: None,
+            });
+        }
+    }
+    rows
 }
 
 fn svid(status: &crate::ca::CertificateStatus, now: i64) -> CertRow {

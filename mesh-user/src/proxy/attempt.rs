@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{Mesh, View, relay::CloseReason};
@@ -180,7 +180,7 @@ impl Attempt {
     }
 
     fn labels(&self) -> ConnectionLabels {
-        let security = if self.record.peer_spiffe_id.is_some() {
+        let security = if self.record.tls_version.is_some() {
             ConnectionSecurityPolicy::MutualTls
         } else {
             ConnectionSecurityPolicy::None
@@ -219,6 +219,26 @@ impl Attempt {
         self.record_mut().response_flags = flags;
         self.record_mut().error = error;
         self.log(bytes);
+    }
+
+    /// The connection began so long ago.
+    pub(super) fn began_before(&mut self, duration: Duration) {
+        self.started = self.started.checked_sub(duration).unwrap_or(self.started);
+    }
+
+    /// A connection that meshd did not relay has ended; `bytes` as in [`Attempt::finish`].
+    pub(super) fn ended(
+        self,
+        relay: RelayKind,
+        flags: ResponseFlags,
+        error: Option<String>,
+        bytes: (u64, u64),
+    ) {
+        let mut metrics = self.open_metrics(relay);
+        metrics.bytes().add_client_to_server(bytes.0);
+        metrics.bytes().add_server_to_client(bytes.1);
+        metrics.set_response_flags(flags);
+        self.finish(flags, error, bytes);
     }
 
     fn log(self, (received, sent): (u64, u64)) {

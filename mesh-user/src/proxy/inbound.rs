@@ -9,11 +9,13 @@ use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
     detect::{Opening, opening},
+    kernel_path,
     mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
 };
 use crate::{
     capture::{PeerViewGuard, WorkloadNet},
+    identity::SpiffeId,
     policy::{DenyReason, L4Request, Mode},
     sys::socket::{finish_connect, reset_on_close},
     telemetry::{Direction, HandshakeSide, ResponseFlags},
@@ -37,6 +39,7 @@ pub(super) async fn inbound(
     stream: TcpStream,
     (client, local): (SocketAddr, SocketAddr),
 ) {
+    let kernel_generation = mesh.kernel_generation();
     let view = mesh.view().clone();
     let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
         return reset_on_close(&stream);
@@ -54,7 +57,7 @@ pub(super) async fn inbound(
         reset_on_close(&stream);
         return attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
     };
-    let inbound = Inbound { mesh: &mesh, view: &view, workload, source, client, local };
+    let inbound = Inbound { mesh: &mesh, view: &view, workload, source, client, local, kernel_generation };
     match inbound.open(&mut attempt, stream, &net).await {
         Ok(Opened { wire, app, sni, guard }) => {
             let remote = source.map(|w| w.name.clone());
@@ -72,6 +75,7 @@ struct Inbound<'a> {
     source: Option<&'a Workload>,
     client: SocketAddr,
     local: SocketAddr,
+    kernel_generation: u64,
 }
 
 struct Opened {
@@ -115,6 +119,9 @@ impl Inbound<'_> {
             Ok((app, guard)) => {
                 let mut opened = Opened { wire, app, sni, guard };
                 self.confirm(&mut opened).await?;
+                if let Wire::Tls(established) = &opened.wire {
+                    self.offer_kernel_path(&established.peer().spiffe_id);
+                }
                 Ok(opened)
             }
             Err(failure) => {
@@ -126,6 +133,14 @@ impl Inbound<'_> {
                 });
                 Err(failure)
             }
+        }
+    }
+
+    /// Where the client is the local workload that its address says.
+    fn offer_kernel_path(&self, proven: &SpiffeId) {
+        if let Some(client) = self.source.filter(|source| source.spiffe_id == *proven) {
+            let (from, to) = ((client, self.client.ip()), (self.workload, self.local));
+            kernel_path::offer(self.mesh, self.view, self.kernel_generation, from, to);
         }
     }
 

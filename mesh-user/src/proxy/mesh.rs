@@ -8,12 +8,14 @@ use std::sync::{
 use super::{
     Connections, View,
     handshakes::Handshakes,
+    kernel_path::{self, Kernel},
     numbers::Numbers,
     relay::{self, RelayChoice, RelayKind, RelayOptions},
     shares::Shares,
 };
 use crate::{
     ca::SvidStore,
+    capture::{KernelConnectionOf, KernelPath},
     config::{self, Limits},
     discovery::Snapshot,
     telemetry::{AccessLog, Metrics},
@@ -32,6 +34,8 @@ pub struct MeshParts {
     pub tls: TlsContext,
     /// What the kernel's TLS was proven to do.
     pub kernel_tls: KernelTls,
+    /// The way past meshd within the node, where it may be used.
+    pub kernel_path: Option<Arc<KernelPath>>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The access log.
@@ -54,6 +58,7 @@ pub struct Mesh {
     /// Live connections.
     pub connections: Connections,
     numbers: Numbers,
+    pub(super) kernel: Option<Kernel>,
     pub(super) handshakes: Handshakes,
     /// Of inbound connections whose client has yet to say or prove who it is.
     pub(super) unproven: Shares,
@@ -74,6 +79,7 @@ impl Mesh {
             access_log: parts.access_log,
             connections: Connections::default(),
             numbers: Numbers::default(),
+            kernel: parts.kernel_path.map(Kernel::new),
             handshakes: Handshakes::new(handshakes),
             unproven: Shares::new(connections.max(FEWEST_CONNECTIONS)),
             accepted: AtomicUsize::new(0),
@@ -88,6 +94,42 @@ impl Mesh {
     /// Replaces the snapshot; the caller then decides live connections again ([`super::recheck`]).
     pub fn set_snapshot(&self, snapshot: Arc<Snapshot>) {
         self.view.store(Arc::new(View::new(snapshot)));
+        self.withdraw_kernel_verdicts();
+    }
+
+    /// Has all new connections go through meshd until their pairs are allowed the kernel path anew.
+    pub fn withdraw_kernel_verdicts(&self) {
+        if let Some(kernel) = &self.kernel {
+            kernel.withdraw_verdicts();
+        }
+    }
+
+    /// To be read before the view that a verdict for the kernel path rests on.
+    pub(super) fn kernel_generation(&self) -> u64 {
+        self.kernel.as_ref().map_or(0, Kernel::generation)
+    }
+
+    /// Has access log and metrics tell of what ends on the kernel path.
+    ///
+    /// # Errors
+    /// When the thread for it cannot be started.
+    pub fn tell_kernel_ends(self: &Arc<Self>) -> std::io::Result<()> {
+        kernel_path::tell_ends(self)
+    }
+
+    /// Whether connections within the node may take the kernel path.
+    pub fn has_kernel_path(&self) -> bool {
+        self.kernel.is_some()
+    }
+
+    /// Live connections on the kernel path, with the workloads of client and server where they are known.
+    pub fn kernel_connections(&self) -> Vec<(KernelConnectionOf, [Option<WorkloadName>; 2])> {
+        let view = self.view();
+        let named = |connection: KernelConnectionOf| {
+            let (client, server) = kernel_path::ends(self, &view, &connection);
+            (connection, [client, server].map(|w| w.map(|w| w.name.clone())))
+        };
+        self.kernel.iter().flat_map(Kernel::live).map(named).collect()
     }
 
     /// The number by which capture knows a workload: the same for one name as long as that is in force.

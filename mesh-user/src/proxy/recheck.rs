@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{Live, Mesh, View, relay::CloseReason};
+use super::{Live, Mesh, View, kernel_path, relay::CloseReason};
 use crate::{
     policy::{Mode, Verdict},
     telemetry::Direction,
@@ -20,7 +20,12 @@ pub fn recheck(mesh: &Mesh) -> usize {
             closed += 1;
         }
     }
-    closed
+    closed + kernel_path::recheck(mesh, &view)
+}
+
+/// Decides those on the kernel path once more: one may have been about to be recorded at the first time.
+pub fn recheck_kernel_path(mesh: &Mesh) -> usize {
+    kernel_path::recheck(mesh, &mesh.view())
 }
 
 /// Decides a connection that has just entered the table: what changed since its verdict counts.

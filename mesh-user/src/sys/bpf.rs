@@ -17,6 +17,8 @@ use std::{
 
 use aya::Pod;
 
+/// Of a walk over a map's keys.
+const MOST_STEPS: u32 = 1 << 24;
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
@@ -33,6 +35,8 @@ const LINK_DETACH: libc::c_int = 34;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum AttachType {
+    /// `BPF_CGROUP_INET_INGRESS`
+    SkbIngress = 0,
     /// `BPF_CGROUP_INET_EGRESS`
     SkbEgress = 1,
     /// `BPF_CGROUP_INET_SOCK_CREATE`
@@ -262,7 +266,18 @@ impl<K: Pod, V: Pod> MapFd<K, V> {
     /// How many entries there are now. Walks the keys: for metrics, not for the hot path.
     pub fn count(&self) -> io::Result<usize> {
         let mut count = 0;
+        self.for_each_key(|_| {
+            count += 1;
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    /// Walks the keys. Where entries come and go meanwhile, one may be met twice, and the walk may begin anew, but what
+    /// stays is met; it ends with an error after many times as many keys as a map of ours can hold.
+    pub fn for_each_key(&self, mut each: impl FnMut(&K) -> io::Result<()>) -> io::Result<()> {
         let mut previous: Option<K> = None;
+        let mut steps_left = MOST_STEPS;
         loop {
             let mut next = MaybeUninit::<K>::uninit();
             let mut attr = ElementAttr {
@@ -273,11 +288,16 @@ impl<K: Pod, V: Pod> MapFd<K, V> {
                 flags: 0,
             };
             if found(call(MAP_GET_NEXT_KEY, &mut attr).map(|_| ()))?.is_none() {
-                return Ok(count);
+                return Ok(());
+            }
+            steps_left -= 1;
+            if steps_left == 0 {
+                return Err(io::ErrorKind::ResourceBusy.into());
             }
             // SAFETY: on success the kernel has written a whole key.
-            previous = Some(unsafe { next.assume_init() });
-            count += 1;
+            let key = unsafe { next.assume_init() };
+            each(&key)?;
+            previous = Some(key);
         }
     }
 }

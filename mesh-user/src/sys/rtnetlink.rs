@@ -10,10 +10,10 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-const NLMSG_ERROR: u16 = 2;
+use super::netlink::{self, REQUEST_ACK};
+
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
-const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 const NLM_F_CREATE_EXCL: u16 = 0x200 | 0x400;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
@@ -26,7 +26,6 @@ const IFA_LOCAL: u16 = 2;
 /// No duplicate address detection: the address works at once.
 const IFA_F_NODAD: u8 = 2;
 const IFF_UP: u32 = 1;
-const HEADER: usize = 16;
 
 /// The loopback interface of every namespace.
 pub const LOOPBACK_INDEX: u32 = 1;
@@ -72,28 +71,10 @@ impl Rtnetlink {
     }
 
     fn request(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
-        let mut message = length.to_ne_bytes().to_vec();
-        message.extend(kind.to_ne_bytes());
-        message.extend((flags | NLM_F_REQUEST_ACK).to_ne_bytes());
-        message.extend([0; 8]);
-        message.extend(body);
-        self.0.send(&message)?;
+        self.0.send(&netlink::message(kind, flags | REQUEST_ACK, body)?)?;
         let mut reply = [0; 4096];
         let length = (&self.0).read(&mut reply)?;
-        match reply.get(..length) {
-            // type at 4, the error number (negative, 0 for success) after the header
-            Some([_, _, _, _, t0, t1, rest @ ..]) if u16::from_ne_bytes([*t0, *t1]) == NLMSG_ERROR => {
-                match rest.get(HEADER - 6..HEADER - 2) {
-                    Some(&[a, b, c, d]) => match i32::from_ne_bytes([a, b, c, d]) {
-                        0 => Ok(()),
-                        error => Err(io::Error::from_raw_os_error(-error)),
-                    },
-                    _ => Err(io::ErrorKind::UnexpectedEof.into()),
-                }
-            }
-            _ => Err(io::Error::other("rtnetlink gave no acknowledgement")),
-        }
+        netlink::acknowledgement(reply.get(..length).unwrap_or_default())
     }
 }
 

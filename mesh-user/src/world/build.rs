@@ -168,6 +168,7 @@ fn local(config: &Config, shared: &mut Shared, entry: &WorkloadConfig) -> Result
         local: Some(LocalWorkload {
             selector: entry.selector.clone(),
             exclude_outbound_ports: entry.exclude_outbound_ports.clone(),
+            same_node: entry.same_node.unwrap_or(config.same_node),
         }),
         node: shared.text(&config.node),
         ..named(config, shared, &entry.namespace, &entry.name, &entry.service_account)?

@@ -17,7 +17,7 @@ use std::{
 pub use build::WorldError;
 
 use crate::{
-    config::Selector,
+    config::{SameNode, Selector},
     identity::{SpiffeId, TrustDomain},
 };
 
@@ -84,6 +84,8 @@ pub struct LocalWorkload {
     pub selector: Selector,
     /// Outbound connections to these ports are left alone.
     pub exclude_outbound_ports: Vec<u16>,
+    /// How it reaches others of this node, and they it.
+    pub same_node: SameNode,
 }
 
 /// Which inbound ports of a workload are captured.

@@ -25,6 +25,8 @@ pub(crate) struct Workload {
     pub(crate) selector: Selector,
     pub(crate) ports: Vec<u16>,
     pub(crate) exclude_inbound_ports: Vec<u16>,
+    /// Its `sameNode`, where it has its own.
+    pub(crate) same_node: Option<&'static str>,
     /// Name of the node that enrols it.
     pub(crate) node: String,
 }
@@ -40,6 +42,7 @@ impl Workload {
             selector: Selector::Netns(place.netns_path()),
             ports: Vec::new(),
             exclude_inbound_ports: Vec::new(),
+            same_node: None,
             node: node.into(),
         }
     }
@@ -71,6 +74,9 @@ impl Workload {
         map.insert("selector".into(), selector);
         if !self.ports.is_empty() {
             map.insert("ports".into(), json!(self.ports));
+        }
+        if let Some(same_node) = self.same_node {
+            map.insert("sameNode".into(), json!(same_node));
         }
         Value::Object(map)
     }

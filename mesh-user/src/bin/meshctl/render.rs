@@ -182,8 +182,8 @@ pub(crate) fn connections(out: Out<'_>, format: Output, list: &ConnectionList) -
                     c.peer_spiffe_id.clone().or_else(|| c.peer.clone()).unwrap_or_default(),
                     c.state.clone(),
                     c.relay.to_string(),
-                    bytes(c.bytes_sent),
-                    bytes(c.bytes_received),
+                    c.bytes_sent.map_or_else(|| "-".to_owned(), bytes),
+                    c.bytes_received.map_or_else(|| "-".to_owned(), bytes),
                     duration(c.age_ms / 1000),
                 ]
             }),
@@ -329,10 +329,10 @@ mod tests {
             capture_form: "listener".into(),
             tls: None,
             resumed: false,
-            bytes_sent: 1_503_238_553,
-            bytes_received: 900,
+            bytes_sent: Some(1_503_238_553),
+            bytes_received: Some(900),
             age_ms: 3_725_000,
-            idle_ms: 0,
+            idle_ms: Some(0),
         };
         ConnectionList { total: 2, connections: vec![row] }
     }

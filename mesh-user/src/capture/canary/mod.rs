@@ -4,6 +4,7 @@
 //! workload of the node is touched, and nothing is left behind.
 
 mod held;
+mod kernel_path;
 mod peer;
 mod root;
 mod script;
@@ -17,6 +18,7 @@ use super::{
 };
 
 pub use held::NAME as HELD_CONNECT;
+pub use kernel_path::NAME as KERNEL_PATH;
 pub use peer::{PeerError, run as run_peer, run_held as run_held_peer};
 pub use root::sockets_outside;
 
@@ -69,28 +71,35 @@ pub fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError
         runtime_dir: settings.runtime_dir.join(DIR_NAME),
         limits: LIMITS,
         refuse_uncaptured: false,
+        kernel_path: false,
         keep_on_exit: false,
         log_programs: false,
         ..settings.clone()
     };
-    let mut proofs = on_stage(&stage, &own, script::play)?;
-    let holding = CaptureSettings { form: Form::Hold, ..own };
+    let unprepared = |_: &Capture| Ok(());
+    let mut proofs =
+        on_stage(&stage, &own, unprepared, |_, client, server, child| script::play(client, server, child))?;
+    let holding = CaptureSettings { form: Form::Hold, ..own.clone() };
     proofs.push(
-        on_stage(&stage, &holding, |client, _, child| held::play(&client, child))
+        on_stage(&stage, &holding, unprepared, |_, client, _, child| held::play(&client, child))
             .unwrap_or_else(|error| held::not_tried(&error)),
     );
+    if settings.kernel_path {
+        proofs.push(kernel_path::play(&stage, &own));
+    }
     proofs.push(root::capability(&settings.cgroup));
     Ok(proofs)
 }
 
-/// Captures the stage's two namespaces while `play` runs.
+/// Captures the stage's two namespaces while `play` runs; the child starts after `prepare`.
 fn on_stage<T>(
     stage: &stage::Stage,
     settings: &CaptureSettings,
-    play: impl FnOnce(EnrolledNamespace, EnrolledNamespace, peer::Child) -> T,
+    prepare: impl FnOnce(&Capture) -> Result<(), CaptureError>,
+    play: impl FnOnce(&Capture, EnrolledNamespace, EnrolledNamespace, peer::Child) -> T,
 ) -> Result<T, CaptureError> {
     let capture = Capture::start(settings)?;
-    let outcome = perform(&capture, stage, settings, play);
+    let outcome = perform(&capture, stage, settings, prepare, play);
     let ended = capture.shutdown();
     let seen = outcome?;
     ended?;
@@ -101,7 +110,8 @@ fn perform<T>(
     capture: &Capture,
     stage: &stage::Stage,
     settings: &CaptureSettings,
-    play: impl FnOnce(EnrolledNamespace, EnrolledNamespace, peer::Child) -> T,
+    prepare: impl FnOnce(&Capture) -> Result<(), CaptureError>,
+    play: impl FnOnce(&Capture, EnrolledNamespace, EnrolledNamespace, peer::Child) -> T,
 ) -> Result<T, CaptureError> {
     let mut applied = capture.apply(&plan(stage))?;
     if let Some((_, error)) = applied.failed.pop() {
@@ -112,8 +122,9 @@ fn perform<T>(
         at.map(|at| applied.namespaces.swap_remove(at)).ok_or(CaptureError::Object("canary namespace"))
     };
     let (client, server) = (take(stage.client.cookie())?, take(stage.server.cookie())?);
+    prepare(capture)?;
     let child = peer::Child::start(settings, stage)?;
-    Ok(play(client, server, child))
+    Ok(play(capture, client, server, child))
 }
 
 fn plan(stage: &stage::Stage) -> CapturePlan {

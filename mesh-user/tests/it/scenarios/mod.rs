@@ -11,6 +11,7 @@ mod http;
 mod interop;
 mod interop_gnutls;
 mod interop_go;
+mod kernel_path;
 mod lifecycle;
 mod limits;
 mod modes;
@@ -25,7 +26,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 27] = [
+    let topics: [(&str, &'static [Story]); 28] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -48,6 +49,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("interop", interop::STORIES),
         ("interop", interop_gnutls::STORIES),
         ("interop", interop_go::STORIES),
+        ("kernel_path", kernel_path::STORIES),
         ("lifecycle", lifecycle::STORIES),
         ("limits", limits::STORIES),
         ("neighbours", neighbours::STORIES),
