@@ -15,6 +15,7 @@ use crate::it::process::{PATIENCE, wait_until};
 
 pub(super) const STORIES: &[Story] = stories![
     Daemon 60:
+        the_canary_proves_the_kernel_path,
         an_allowed_pair_connects_past_meshd_from_its_second_connection_on,
         without_the_setting_or_the_permission_everything_stays_on_tls,
         what_is_no_longer_allowed_is_cut_on_the_kernel_path_too,
@@ -29,8 +30,6 @@ fn given(ground: &Ground) -> anyhow::Result<Mesh> {
         workload.node = "node-a".to_owned();
     }
     mesh.a.settings.insert("sameNode".to_owned(), json!("kernel"));
-    // Whether the path may be used is what the canary proves.
-    mesh.a.canary = true;
     Ok(mesh)
 }
 
@@ -48,6 +47,17 @@ fn kernel_lines(mesh: &Mesh) -> Vec<Value> {
 fn acquaint(mesh: &Mesh, place: &Place) -> anyhow::Result<()> {
     let seen = probe(place, mesh.server.at(7000), &["--send", "first", "--shutdown"])?;
     ensure!(seen["text"] == "first" && seen["ended"] == "eof", "{seen}");
+    Ok(())
+}
+
+fn the_canary_proves_the_kernel_path(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = given(ground)?;
+    mesh.a.canary = true;
+    mesh.start()?;
+    let why_not = mesh.a.why_not_proven("kernel path")?;
+    ensure!(why_not.is_none(), "{why_not:?}");
+    // Nobody asked for it there.
+    ensure!(mesh.b.why_not_proven("kernel path").is_err(), "node b tried it too");
     Ok(())
 }
 
