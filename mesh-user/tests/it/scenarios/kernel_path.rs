@@ -96,9 +96,12 @@ fn an_allowed_pair_connects_past_meshd_from_its_second_connection_on(ground: &Gr
             );
         }
     }
-    // Nobody serves there, and the client is told at once.
-    let refused = probe(&mesh.client, mesh.server.at(7999), &["--send", "x"])?;
+    // The server is gone, and the client is told at once.
+    drop(server);
+    let refused = probe(&mesh.client, mesh.server.at(7000), &["--send", "x"])?;
     ensure!(refused["ended"] == "refused", "{refused}");
+    let is_failed = |line: &Value| line["relay"] == "kernel" && line["response_flags"] == "CONNECT";
+    mesh.a.wait_access_log("the connect that failed", is_failed)?;
     Ok(())
 }
 
