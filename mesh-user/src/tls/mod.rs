@@ -12,6 +12,7 @@ mod probe;
 mod rustls_verifiers;
 mod session;
 mod settle;
+mod stream;
 #[cfg(test)]
 pub(crate) mod test_pki;
 #[cfg(test)]
@@ -31,5 +32,5 @@ pub use session::{
     KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,
     Step,
 };
-
+pub use stream::TlsStream;
 pub use verify::{PeerRole, PeerVerifier, VerifiedPeer};

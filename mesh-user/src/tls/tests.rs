@@ -2,6 +2,7 @@
 
 mod certificates;
 mod resumption;
+mod streams;
 mod wire;
 
 use std::{
