@@ -237,9 +237,12 @@ pub(in super::super) fn is_request_only(name: &str) -> bool {
 pub fn parse_request(bytes: &[u8], settings: &Settings) -> Result<ParsedRequest, Refusal> {
     let mut store = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut store[..settings.max_headers.min(MAX_FIELDS)]);
-    match request.parse(bytes)? {
-        httparse::Status::Complete(end) if end == bytes.len() => {}
-        _ => return Err(Refusal::Malformed),
+    match request.parse(bytes) {
+        Ok(httparse::Status::Complete(end)) if end == bytes.len() => {}
+        // A space in the target makes of its rest a version too.
+        Err(httparse::Error::Version) if !has_other_version(bytes) => return Err(Refusal::Malformed),
+        Err(error) => return Err(error.into()),
+        Ok(_) => return Err(Refusal::Malformed),
     }
     let (Some(method), Some(text), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Refusal::Malformed);
@@ -287,6 +290,13 @@ pub fn parse_request(bytes: &[u8], settings: &Settings) -> Result<ParsedRequest,
         upgrade: seen.upgrade && seen.options.upgrade && version == Version::Http11,
         hidden_upgrade: seen.hidden_upgrade,
     })
+}
+
+/// Whether the request line has three parts, the last of which names a version of HTTP.
+fn has_other_version(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut parts = line.split(|byte| *byte == b' ').skip(2);
+    parts.next().is_some_and(|version| version.starts_with(b"HTTP/")) && parts.next().is_none()
 }
 
 /// What the fields of a request say together.

@@ -32,7 +32,7 @@ mod tests {
             [(10, 10, false), (10, 11, true), (5, 40, true), (4, 1000, false)]
         {
             let mut resets = Resets::new(10);
-            let exceeded = (0..streams).any(|at| resets.exceeded_by(at % 10 < early_of_ten));
+            let exceeded = (0..streams).any(|at| resets.exceeded_by(at % 10 >= 10 - early_of_ten));
             assert_eq!(exceeded, expected, "{early_of_ten} of ten, {streams} streams");
         }
     }

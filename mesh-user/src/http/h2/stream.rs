@@ -53,6 +53,8 @@ struct Outcome {
     sent_by_us: u64,
     /// The client reset it before it was answered.
     taken_back: bool,
+    /// What the application's side is reset with.
+    reset: Option<Reason>,
     error: Option<HttpError>,
 }
 
@@ -203,7 +205,8 @@ fn answer(respond: &mut SendResponse<Bytes>, denial: &Denial, grpc: bool, is_hea
     let sent = respond
         .send_response(response, body.is_empty())
         .and_then(|mut to| if body.is_empty() { Ok(()) } else { to.send_data(body, true) });
-    Outcome { status: Some(status), sent_by_us, taken_back: false, error: sent.err().map(HttpError::PeerH2) }
+    let error = sent.err().map(HttpError::PeerH2);
+    Outcome { status: Some(status), sent_by_us, error, ..Outcome::default() }
 }
 
 /// Both directions until both have ended.
@@ -220,36 +223,40 @@ async fn join(
         !trailers.keys().any(|name| is_forbidden_trailer(name.as_str()) || edits.names(name.as_str()))
     };
     let whole = body.is_end_stream();
-    let mut up = pin!(async move {
-        let end = if whole { Ok(()) } else { pump(&mut body, &mut to, &counts.received, good).await };
-        match &end {
-            Err(Stop::From(error)) => to.send_reset(error.reason().unwrap_or(Reason::CANCEL)),
-            Err(Stop::Trailer) => to.send_reset(Reason::PROTOCOL_ERROR),
-            Ok(()) | Err(Stop::To(_)) => {}
-        }
-        end
-    });
-    let mut down = pin!(relay_response(response, respond, edits, counts, answering));
-    let mut up_ended = false;
-    loop {
-        select! {
-            outcome = &mut down => {
-                // The application is done, and may still read.
-                if !up_ended && outcome.error.is_none() && !outcome.taken_back {
-                    _ = up.await;
+    let outcome = {
+        let mut up = pin!(async {
+            if whole { Ok(()) } else { pump(&mut body, &mut to, &counts.received, good).await }
+        });
+        let mut down = pin!(relay_response(response, respond, edits, counts, answering));
+        let mut up_ended = false;
+        loop {
+            select! {
+                outcome = &mut down => {
+                    // The application is done, and may still read.
+                    if !up_ended && outcome.error.is_none() && outcome.reset.is_none() {
+                        _ = up.await;
+                    }
+                    break outcome;
                 }
-                return outcome;
+                end = &mut up, if !up_ended => match end {
+                    Ok(()) | Err(Stop::To(_)) => up_ended = true,
+                    // What is dropped here resets the stream to the client too.
+                    Err(Stop::From(error)) => {
+                        let reset = Some(error.reason().unwrap_or(Reason::CANCEL));
+                        break Outcome { taken_back: true, reset, ..Outcome::failed(HttpError::PeerH2(error)) };
+                    }
+                    Err(Stop::Trailer) => {
+                        let reset = Some(Reason::PROTOCOL_ERROR);
+                        break Outcome { reset, ..Outcome::failed(HttpError::Refused(Refusal::Trailer)) };
+                    }
+                },
             }
-            end = &mut up, if !up_ended => match end {
-                Ok(()) | Err(Stop::To(_)) => up_ended = true,
-                // What is dropped here resets the stream to the client too.
-                Err(Stop::From(error)) => {
-                    return Outcome { taken_back: true, ..Outcome::failed(HttpError::PeerH2(error)) };
-                }
-                Err(Stop::Trailer) => return Outcome::failed(HttpError::Refused(Refusal::Trailer)),
-            },
         }
+    };
+    if let Some(reason) = outcome.reset {
+        to.send_reset(reason);
     }
+    outcome
 }
 
 /// The application's answer: interim responses, head, body, trailers.
@@ -261,9 +268,9 @@ async fn relay_response(
     (grpc, is_head): (bool, bool),
 ) -> Outcome {
     let (mut parts, mut body) = match head_of(&mut response, &mut respond).await {
-        None => return Outcome::taken_back(),
-        Some(Ok(found)) => found.into_parts(),
-        Some(Err(error)) => return unanswered(error, &mut respond, grpc, is_head),
+        Err(reason) => return Outcome { reset: Some(reason), ..Outcome::taken_back() },
+        Ok(Ok(found)) => found.into_parts(),
+        Ok(Err(error)) => return unanswered(error, &mut respond, grpc, is_head),
     };
     heads::add_to_response(&mut parts.headers, edits);
     let status = Some(parts.status);
@@ -281,25 +288,28 @@ async fn relay_response(
             to.send_reset(error.reason().filter(|_| error.is_reset()).unwrap_or(Reason::INTERNAL_ERROR));
             Outcome { status, ..Outcome::failed(HttpError::ApplicationH2(error)) }
         }
-        Err(Stop::To(error)) => Outcome { status, ..Outcome::failed(HttpError::PeerH2(error)) },
+        Err(Stop::To(error)) => {
+            let reset = Some(error.reason().unwrap_or(Reason::CANCEL));
+            Outcome { status, reset, ..Outcome::failed(HttpError::PeerH2(error)) }
+        }
         Err(Stop::Trailer) => Outcome { status, ..Outcome::default() },
     }
 }
 
-/// The final head; interim ones are passed on as they come. `None` where the client takes the stream back.
+/// The final head; interim ones are passed on as they come. The outer error is the client's, who takes the stream back.
 async fn head_of(
     response: &mut ResponseFuture,
     respond: &mut SendResponse<Bytes>,
-) -> Option<Result<Response<RecvStream>, h2::Error>> {
+) -> Result<Result<Response<RecvStream>, h2::Error>, Reason> {
     poll_fn(|context| {
-        if respond.poll_reset(context).is_ready() {
-            return Poll::Ready(None);
+        if let Poll::Ready(reset) = respond.poll_reset(context) {
+            return Poll::Ready(Err(reset.unwrap_or(Reason::CANCEL)));
         }
         while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(context) {
             // A client that is gone shows in the final response.
             _ = respond.send_informational(interim);
         }
-        Pin::new(&mut *response).poll(context).map(Some)
+        Pin::new(&mut *response).poll(context).map(Ok)
     })
     .await
 }

@@ -89,7 +89,7 @@ async fn an_answer_that_breaks_off_or_is_not_http_shows() {
     let cases = [
         ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", "HTTP/1.1 200", "cut: "),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n", "HTTP/1.1 200", "cut: "),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n", "HTTP/1.1 200", "cut: "),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n", "", "cut: "),
         ("HTTP/1.1 200 O", "", "cut: "),
         ("", "", "ended: "),
         ("SSH-2.0-x\r\n\r\n", "HTTP/1.1 502", "ended: "),

@@ -61,7 +61,7 @@ const REFUSED: &[(&str, u16)] = &[
     ("GET /\r\n", 400),
     ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
     ("GET / HTTP/1.10\r\nHost: a\r\n\r\n", 400),
-    ("GET / http/1.1\r\nHost: a\r\n\r\n", 505),
+    ("GET / http/1.1\r\nHost: a\r\n\r\n", 400),
     ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
     ("GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505),
     ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close, Content-Length\r\nContent-Length: 0\r\n\r\n", 400),

@@ -2,8 +2,8 @@
 
 use std::{future::poll_fn, time::Duration};
 
-use bytes::Bytes;
 use ::h2::{self, Reason, RecvStream, client::SendRequest, server::SendResponse};
+use bytes::Bytes;
 use hyper::{HeaderMap, Request, Response};
 use tokio::time::timeout;
 
@@ -231,13 +231,15 @@ async fn an_application_that_is_down_is_503_and_one_that_leaves_ends_the_client(
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_back_all_it_opens_is_sent_away() {
     let between = between(Settings { reset_budget: 20, ..Settings::default() });
-    let mut server = mpsc::unbounded_channel::<()>();
-    serve_h2(between.applications, |_request, _respond| std::future::pending());
-    let (mut sender, connection) = client(between.client).await;
+    let (hold, _held) = mpsc::unbounded_channel();
+    serve_h2(between.applications, move |request, respond| {
+        hold.send((request, respond)).unwrap();
+        std::future::ready(())
+    });
+    let (sender, connection) = client(between.client).await;
     for _ in 0..100 {
-        let Ok(ready) = sender.ready().await else { break };
-        sender = ready;
-        let Ok((response, mut to)) = sender.send_request(request("POST", "/"), false) else { break };
+        let Ok(mut ready) = sender.clone().ready().await else { break };
+        let Ok((response, mut to)) = ready.send_request(request("POST", "/"), false) else { break };
         tokio::time::sleep(Duration::from_millis(1)).await;
         to.send_reset(Reason::CANCEL);
         drop(response);
@@ -245,9 +247,8 @@ async fn a_client_that_takes_back_all_it_opens_is_sent_away() {
         if connection.is_finished() {
             break;
         }
-        sender = sender.clone();
     }
-    server.1.close();
+    drop(sender);
     let error = connection.await.unwrap().unwrap_err();
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
     assert!(matches!(between.served.await.unwrap(), Served::Ended(Some(HttpError::RapidReset))));

@@ -111,16 +111,6 @@ fn between(settings: Settings) -> Between {
     Between { client, applications, opened, rules, lines, served }
 }
 
-impl Between {
-    fn lines(&self) -> Vec<String> {
-        self.lines.0.lock().unwrap().clone()
-    }
-
-    fn seen(&self) -> Vec<String> {
-        self.rules.seen.lock().unwrap().clone()
-    }
-}
-
 /// What came back from a connection, and what the application read.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Talk {
