@@ -118,10 +118,13 @@ mod tests {
         Ok((data, last, rest))
     }
 
+    /// Data, whether the last chunk came, and the rest.
+    type Decoded<'a> = (&'a [u8], bool, &'a [u8]);
+
     #[test]
     fn chunks_have_one_reading() {
         let long_extension = [b"1;".as_slice(), &[b'x'; 1025], b"\r\na\r\n0\r\n"].concat();
-        let cases: [(&[u8], Option<(&[u8], bool, &[u8])>); 24] = [
+        let cases: [(&[u8], Option<Decoded<'_>>); 24] = [
             (b"0\r\n\r\n", Some((b"", true, b"\r\n"))),
             (b"3\r\nabc\r\n0\r\nX: y\r\n\r\n", Some((b"abc", true, b"X: y\r\n\r\n"))),
             (b"A\r\n0123456789\r\n00\r\n", Some((b"0123456789", true, b""))),

@@ -156,6 +156,7 @@ where
 
     /// The next head; `None` when the client or the application ended between requests.
     async fn next_request(&mut self) -> Result<Option<Request>, HttpError> {
+        self.free_buffers();
         let mut scan = HeadScan::request();
         let mut deadline = None;
         let mut skipped = false;
@@ -181,6 +182,16 @@ where
                 },
                 () = ended(&mut self.application) => return Ok(None),
                 () = elapsed(deadline) => return Err(Refusal::Timeout.into()),
+            }
+        }
+    }
+
+    /// An idle connection keeps no room for a body.
+    fn free_buffers(&mut self) {
+        let application = self.application.as_mut().map(|application| &mut application.read.buffer);
+        for buffer in std::iter::once(&mut self.read.buffer).chain(application) {
+            if buffer.is_empty() {
+                *buffer = BytesMut::new();
             }
         }
     }

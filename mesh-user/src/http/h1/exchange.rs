@@ -247,7 +247,7 @@ where
         let mut out = BytesMut::new();
         write::response(&mut out, &bytes, &parsed, edits);
         let switch = parsed.status == StatusCode::SWITCHING_PROTOCOLS;
-        if switch && !request.upgrade {
+        if switch && !request.upgrade.offered {
             return Err(ResponseError::Bad);
         }
         let interim = parsed.status.is_informational() && !switch;

@@ -85,6 +85,8 @@ fn digits(value: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
+    type Fields = [(&'static str, &'static str)];
+
     fn lengths<'a>(fields: &[(&'a str, &'a str)]) -> Lengths<'a> {
         let mut lengths = Lengths::default();
         for (name, value) in fields {
@@ -97,7 +99,7 @@ mod tests {
     fn the_length_of_a_request_is_clear_or_refused() {
         let (cl, te) = ("Content-Length", "Transfer-Encoding");
         let wrong = Err(Refusal::Framing);
-        let cases: [(&[(&str, &str)], Version, Result<Framing, Refusal>); 20] = [
+        let cases: [(&Fields, Version, Result<Framing, Refusal>); 20] = [
             (&[], Version::Http11, Ok(Framing::None)),
             (&[(cl, "0")], Version::Http11, Ok(Framing::Length(0))),
             (&[("content-LENGTH", "0012")], Version::Http11, Ok(Framing::Length(12))),
@@ -128,7 +130,7 @@ mod tests {
     fn the_length_of_a_response_depends_on_its_request() {
         let (cl, te) = ("content-length", "transfer-encoding");
         let wrong = Err(Refusal::Framing);
-        let cases: [(&[(&str, &str)], &str, u16, Result<Framing, Refusal>); 14] = [
+        let cases: [(&Fields, &str, u16, Result<Framing, Refusal>); 14] = [
             (&[], "GET", 200, Ok(Framing::UntilClose)),
             (&[(cl, "7")], "GET", 200, Ok(Framing::Length(7))),
             (&[(cl, "7")], "HEAD", 200, Ok(Framing::None)),

@@ -103,10 +103,16 @@ pub struct ParsedRequest {
     /// Whether the client wants the connection to stay.
     pub(super) keep_alive: bool,
     pub(super) expects_continue: bool,
-    /// Whether a protocol is offered that the application may switch to.
-    pub(super) upgrade: bool,
-    /// Whether a protocol is offered that would hide requests, and is left out.
-    pub(super) hidden_upgrade: bool,
+    pub(super) upgrade: Upgrade,
+}
+
+/// The protocols that a client offers to switch to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Upgrade {
+    /// One that the application may switch to.
+    pub(super) offered: bool,
+    /// One that would hide requests, and is left out.
+    pub(super) hiding: bool,
 }
 
 impl ParsedRequest {
@@ -264,8 +270,7 @@ pub fn parse_request(bytes: &[u8], settings: &Settings) -> Result<ParsedRequest,
     let target = target::target(method, text.as_bytes())?;
     let in_target = target.authority.map(|range| &text[range]);
     let authority = match (in_target, seen.host) {
-        (None, None) if version == Version::Http11 => return Err(Refusal::Host),
-        (Some(_), None) if version == Version::Http11 => return Err(Refusal::Host),
+        (_, None) if version == Version::Http11 => return Err(Refusal::Host),
         (None, None) => 0..0,
         (Some(own), None) => span(bytes, own.as_bytes()),
         (Some(own), Some(host)) if !own.as_bytes().eq_ignore_ascii_case(host) => return Err(Refusal::Host),
@@ -287,8 +292,10 @@ pub fn parse_request(bytes: &[u8], settings: &Settings) -> Result<ParsedRequest,
         body,
         keep_alive: seen.options.persistent(version),
         expects_continue: seen.expects_continue && version == Version::Http11,
-        upgrade: seen.upgrade && seen.options.upgrade && version == Version::Http11,
-        hidden_upgrade: seen.hidden_upgrade,
+        upgrade: Upgrade {
+            offered: seen.upgrade.offered && seen.options.upgrade && version == Version::Http11,
+            ..seen.upgrade
+        },
     })
 }
 
@@ -306,8 +313,7 @@ struct Seen<'a> {
     options: Options,
     host: Option<&'a [u8]>,
     expects_continue: bool,
-    upgrade: bool,
-    hidden_upgrade: bool,
+    upgrade: Upgrade,
 }
 
 impl<'a> Seen<'a> {
@@ -325,10 +331,10 @@ impl<'a> Seen<'a> {
         } else if name.eq_ignore_ascii_case("expect") {
             self.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
         } else if name.eq_ignore_ascii_case("upgrade") {
-            self.upgrade |= list(value).any(|protocol| !hides_requests(protocol));
-            self.hidden_upgrade |= list(value).any(hides_requests);
+            self.upgrade.offered |= list(value).any(|protocol| !hides_requests(protocol));
+            self.upgrade.hiding |= list(value).any(hides_requests);
         } else if name.eq_ignore_ascii_case("http2-settings") {
-            self.hidden_upgrade = true;
+            self.upgrade.hiding = true;
         }
         Ok(())
     }

@@ -66,9 +66,12 @@ pub(in super::super) fn is_host(value: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    /// Path, whether a slash is implied, authority.
+    type Parts<'a> = (&'a str, bool, Option<&'a str>);
+
     #[test]
     fn a_target_has_one_reading() {
-        let cases: [(&str, &str, Option<(&str, bool, Option<&str>)>); 25] = [
+        let cases: [(&str, &str, Option<Parts<'_>>); 25] = [
             ("GET", "/", Some(("/", false, None))),
             ("GET", "/a/../b?c=/d", Some(("/a/../b?c=/d", false, None))),
             ("GET", "//host/a", Some(("//host/a", false, None))),

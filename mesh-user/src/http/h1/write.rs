@@ -49,14 +49,16 @@ pub(in super::super) fn request(out: &mut BytesMut, bytes: &[u8], parsed: &Parse
     out.put_slice(b"\r\n");
     for (name, value) in head.fields().filter(|(name, _)| !edits.drops(name)) {
         let raw = name.as_bytes();
-        if parsed.hidden_upgrade && name.eq_ignore_ascii_case("http2-settings") {
+        let is = |other: &str| parsed.upgrade.hiding && name.eq_ignore_ascii_case(other);
+        if is("http2-settings") {
             continue;
-        } else if parsed.hidden_upgrade && name.eq_ignore_ascii_case("upgrade") {
+        }
+        if is("upgrade") {
             filtered(out, raw, value, |protocol| !hides_requests(protocol));
-        } else if parsed.hidden_upgrade && name.eq_ignore_ascii_case("connection") {
+        } else if is("connection") {
             filtered(out, raw, value, |option| {
                 !option.eq_ignore_ascii_case(b"http2-settings")
-                    && (parsed.upgrade || !option.eq_ignore_ascii_case(b"upgrade"))
+                    && (parsed.upgrade.offered || !option.eq_ignore_ascii_case(b"upgrade"))
             });
         } else {
             field(out, raw, value);

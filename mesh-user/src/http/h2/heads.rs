@@ -164,10 +164,14 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
+    /// Method, URI, fields, and then authority and path.
+    type Case = (&'static str, &'static str, Fields, Result<(&'static str, &'static str), Refusal>);
+    type Fields = &'static [(&'static str, &'static str)];
+
     #[test]
     fn a_head_has_one_reading_or_is_refused() {
         let uri = "http://a/b?c";
-        let cases: [(&str, &str, &[(&str, &str)], Result<(&str, &str), Refusal>); 17] = [
+        let cases: [Case; 17] = [
             ("GET", uri, &[], Ok(("a", "/b?c"))),
             ("GET", uri, &[("host", "A")], Ok(("a", "/b?c"))),
             ("GET", "/b", &[("host", "a:1")], Ok(("a:1", "/b"))),

@@ -233,10 +233,15 @@ async fn join(
             select! {
                 outcome = &mut down => {
                     // The application is done, and may still read.
-                    if !up_ended && outcome.error.is_none() && outcome.reset.is_none() {
-                        _ = up.await;
+                    if up_ended || outcome.error.is_some() || outcome.reset.is_some() {
+                        break outcome;
                     }
-                    break outcome;
+                    let reset = match up.await {
+                        Err(Stop::From(error)) => Some(error.reason().unwrap_or(Reason::CANCEL)),
+                        Err(Stop::Trailer) => Some(Reason::PROTOCOL_ERROR),
+                        Ok(()) | Err(Stop::To(_)) => None,
+                    };
+                    break Outcome { reset, ..outcome };
                 }
                 end = &mut up, if !up_ended => match end {
                     Ok(()) | Err(Stop::To(_)) => up_ended = true,
@@ -283,7 +288,7 @@ async fn relay_response(
         return Outcome { status, ..Outcome::default() };
     }
     match pump(&mut body, &mut to, &counts.sent, |_| true).await {
-        Ok(()) => Outcome { status, ..Outcome::default() },
+        Ok(()) | Err(Stop::Trailer) => Outcome { status, ..Outcome::default() },
         Err(Stop::From(error)) => {
             to.send_reset(error.reason().filter(|_| error.is_reset()).unwrap_or(Reason::INTERNAL_ERROR));
             Outcome { status, ..Outcome::failed(HttpError::ApplicationH2(error)) }
@@ -292,7 +297,6 @@ async fn relay_response(
             let reset = Some(error.reason().unwrap_or(Reason::CANCEL));
             Outcome { status, reset, ..Outcome::failed(HttpError::PeerH2(error)) }
         }
-        Err(Stop::Trailer) => Outcome { status, ..Outcome::default() },
     }
 }
 

@@ -221,8 +221,8 @@ async fn an_application_that_is_down_is_503_and_one_that_leaves_ends_the_client(
     let (response, _) = sender.send_request(request("GET", "/"), true).unwrap();
     let stream = between.applications.recv().await.unwrap();
     let mut server = h2::server::handshake(stream).await.unwrap();
-    let _accepted = server.accept().await.unwrap().unwrap();
-    drop((server, _accepted));
+    let accepted = server.accept().await.unwrap().unwrap();
+    drop((server, accepted));
     assert_eq!(response.await.unwrap().status(), 503);
     drop(sender);
     _ = timeout(Duration::from_secs(60), connection).await.expect("GOAWAY ends the client's connection");
