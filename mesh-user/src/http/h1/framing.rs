@@ -44,6 +44,8 @@ impl<'a> Lengths<'a> {
         match (self.content_length, self.transfer_encoding) {
             _ if self.repeated => Err(Refusal::Framing),
             (None, None) => Ok(Framing::None),
+            // A leading zero is an octal number to some.
+            (Some([b'0', _, ..]), None) => Err(Refusal::Framing),
             (Some(length), None) => digits(length).map(Framing::Length).ok_or(Refusal::Framing),
             (None, Some(coding)) if version == Version::Http11 && coding.eq_ignore_ascii_case(b"chunked") => {
                 Ok(Framing::Chunked)
@@ -99,10 +101,10 @@ mod tests {
     fn the_length_of_a_request_is_clear_or_refused() {
         let (cl, te) = ("Content-Length", "Transfer-Encoding");
         let wrong = Err(Refusal::Framing);
-        let cases: [(&Fields, Version, Result<Framing, Refusal>); 20] = [
+        let cases: [(&Fields, Version, Result<Framing, Refusal>); 21] = [
             (&[], Version::Http11, Ok(Framing::None)),
             (&[(cl, "0")], Version::Http11, Ok(Framing::Length(0))),
-            (&[("content-LENGTH", "0012")], Version::Http11, Ok(Framing::Length(12))),
+            (&[("content-LENGTH", "12")], Version::Http11, Ok(Framing::Length(12))),
             (&[(cl, "5")], Version::Http10, Ok(Framing::Length(5))),
             (&[(te, "chunked")], Version::Http11, Ok(Framing::Chunked)),
             (&[(te, "Chunked")], Version::Http11, Ok(Framing::Chunked)),
@@ -110,6 +112,7 @@ mod tests {
             (&[(cl, "5"), (te, "chunked")], Version::Http11, wrong),
             (&[(cl, "5"), (cl, "5")], Version::Http11, wrong),
             (&[(cl, "5, 5")], Version::Http11, wrong),
+            (&[(cl, "010")], Version::Http11, wrong),
             (&[(cl, "+5")], Version::Http11, wrong),
             (&[(cl, "-1")], Version::Http11, wrong),
             (&[(cl, "0x5")], Version::Http11, wrong),

@@ -1,7 +1,7 @@
 //! Connections of HTTP/1 over time: a real client and server, splits at every position, tunnels, answers that come early,
 //! and a side that does not read.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};

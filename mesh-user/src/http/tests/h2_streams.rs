@@ -1,6 +1,6 @@
 //! HTTP/2 with the `h2` crate's own client and server on either side.
 
-use std::{future::poll_fn, time::Duration};
+use std::future::poll_fn;
 
 use ::h2::{self, Reason, RecvStream, client::SendRequest, server::SendResponse};
 use bytes::Bytes;
@@ -281,4 +281,63 @@ async fn an_application_that_does_not_read_stops_the_client() {
         assert!(taken < 2_000_000, "nothing stops the sender");
     }
     assert!(taken < 300_000, "{taken}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_stops_the_application() {
+    let between = between(Settings { stream_window_bytes: 65_535, ..Settings::default() });
+    let (tell, mut told) = mpsc::unbounded_channel();
+    serve_h2(between.applications, move |_request, mut respond| {
+        let tell = tell.clone();
+        async move {
+            let mut to = respond.send_response(Response::new(()), false).unwrap();
+            let mut taken = 0;
+            loop {
+                to.reserve_capacity(1024);
+                if to.capacity() == 0 {
+                    let capacity = poll_fn(|context| to.poll_capacity(context));
+                    if timeout(Duration::from_secs(30), capacity).await.is_err() {
+                        break;
+                    }
+                }
+                let size = to.capacity().min(1024);
+                to.send_data(vec![0; size].into(), false).unwrap();
+                taken += size;
+                if taken > 2_000_000 {
+                    break;
+                }
+            }
+            tell.send(taken).unwrap();
+        }
+    });
+    let (sender, _connection) = client(between.client).await;
+    let (response, _) = sender.ready().await.unwrap().send_request(request("GET", "/"), true).unwrap();
+    let _body = response.await.unwrap().into_body();
+    let taken = told.recv().await.unwrap();
+    assert!(taken < 300_000, "{taken}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connect_carries_bytes_both_ways() {
+    let between = between(Settings::default());
+    serve_h2(between.applications, |request, mut respond| async move {
+        assert_eq!((request.method().as_str(), request.uri().to_string().as_str()), ("CONNECT", "db:5432"));
+        let mut body = request.into_body();
+        let mut to = respond.send_response(Response::new(()), false).unwrap();
+        while let Some(data) = body.data().await {
+            to.send_data(data.unwrap(), false).unwrap();
+        }
+        to.send_data("bye".into(), true).unwrap();
+    });
+    let (sender, _connection) = client(between.client).await;
+    let request = Request::builder().method("CONNECT").uri("db:5432").body(()).unwrap();
+    let (response, mut to) = sender.ready().await.unwrap().send_request(request, false).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    for text in ["one", "two"] {
+        to.send_data(text.into(), false).unwrap();
+        assert_eq!(body.data().await.unwrap().unwrap(), text);
+    }
+    to.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(body.data().await.unwrap().unwrap(), "bye");
+    assert_eq!(between.rules.seen.lock().unwrap()[..], ["CONNECT db:5432 "]);
 }

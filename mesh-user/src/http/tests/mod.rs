@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -23,7 +24,6 @@ use tokio::{
 };
 
 use super::*;
-use gate::PathEdit;
 
 /// Bytes that a pipe holds.
 const PIPE: usize = 4096;
@@ -158,7 +158,9 @@ async fn talk(parts: &[&[u8]], reply: &[u8], application_ends: bool, settings: S
         _ = read.read_to_end(&mut client_read).await;
         client_read
     });
-    let ended = match served.await.unwrap() {
+    // The time is virtual.
+    let served = tokio::time::timeout(Duration::from_secs(3600), served).await.expect("the connection ends");
+    let ended = match served.unwrap() {
         Served::NotHttp { read, .. } => format!("not http: {}", String::from_utf8_lossy(&read)),
         Served::Ended(error) => error.map_or("ended".to_owned(), |error| format!("ended: {error}")),
         Served::Cut { error, .. } => format!("cut: {error}"),
@@ -188,7 +190,7 @@ async fn what_is_not_http_comes_back_untouched() {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_is_not_http_after_the_wait() {
-    let wait = std::time::Duration::from_millis(10);
+    let wait = Duration::from_millis(10);
     let Between { mut client, served, .. } =
         between(Settings { detect_timeout: Some(wait), ..Settings::default() });
     client.write_all(b"GE").await.unwrap();
