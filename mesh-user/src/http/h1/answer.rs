@@ -4,7 +4,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
 
@@ -92,9 +92,9 @@ where
     }
     let drain = async {
         let mut left = settings.drain_bytes;
-        let mut scratch = [0; 1024];
         while left > 0 {
-            match from.io.read(&mut scratch).await {
+            from.buffer.clear();
+            match from.fill(settings.body_buffer_bytes.min(left)).await {
                 Ok(0) | Err(_) => return,
                 Ok(read) => left = left.saturating_sub(read),
             }

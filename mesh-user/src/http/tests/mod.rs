@@ -196,3 +196,13 @@ async fn a_silent_client_is_not_http_after_the_wait() {
     client.write_all(b"GE").await.unwrap();
     assert!(matches!(served.await.unwrap(), Served::NotHttp { read, .. } if read == "GE"));
 }
+
+#[tokio::test]
+async fn a_connection_is_small() {
+    let (peer, _client) = duplex(1);
+    let open = || async { Ok(duplex(1).0) };
+    let (rules, settings) = (Rules::default(), Settings::default());
+    let serving = serve(peer, BytesMut::new(), open, &rules, &(), &settings);
+    let bytes = size_of_val(&serving);
+    assert!(bytes < 8 * 1024, "{bytes}");
+}
