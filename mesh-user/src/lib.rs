@@ -6,7 +6,7 @@
 //! ```text
 //! daemon                   puts the parts together, runs them, takes them down
 //! admin                    HTTP API on a Unix socket, metrics endpoint
-//! proxy                    outbound, inbound, relay, detection
+//! proxy      http          outbound, inbound, relay, detection | requests put before a gate
 //! capture                  loading eBPF, maps, listeners inside workload namespaces, enrolment
 //! discovery  ca            sources -> World | the certificate authority
 //! policy     tls           pure decisions, no I/O | handshakes, verifiers, offload to the kernel
@@ -21,6 +21,7 @@ pub mod capture;
 pub mod config;
 pub mod daemon;
 pub mod discovery;
+pub mod http;
 pub mod identity;
 pub mod policy;
 pub mod proxy;

@@ -10,7 +10,7 @@ use std::{
 const ROWS: [&[&str]; 9] = [
     &["daemon"],
     &["admin"],
-    &["proxy"],
+    &["proxy", "http"],
     &["capture"],
     &["discovery", "ca"],
     &["policy", "tls"],

@@ -1,0 +1,350 @@
+//! The question that each request asks, and the answers: let it through with edits, or deny it. The gate behind it knows
+//! policies and tokens; this side knows neither.
+
+use std::{borrow::Cow, fmt, future::Future, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+/// Decides requests.
+pub trait Gate: Send + Sync {
+    /// Decides one request. Called once per request, before any byte of it reaches the application. May be dropped
+    /// before it ends, when the client goes away.
+    fn decide(&self, head: &RequestHead<'_>) -> impl Future<Output = Decision> + Send;
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Decision {
+    /// Forwarded with these edits.
+    Allow(Edits),
+    /// Answered with this.
+    Deny(Denial),
+}
+
+/// The HTTP version of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+    /// HTTP/2
+    Http2,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        })
+    }
+}
+
+/// Where a field's name and value lie in the bytes of its head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FieldSpan {
+    pub(super) name: Range<usize>,
+    pub(super) value: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fields<'a> {
+    Spans(&'a [u8], &'a [FieldSpan]),
+    Map(&'a HeaderMap),
+}
+
+/// A request as the application will see it, but for the edits. Borrowed: nothing is copied for the gate.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestHead<'a> {
+    /// Case matters.
+    pub method: &'a str,
+    /// The request target as sent: origin, absolute, authority or asterisk form.
+    pub target: &'a str,
+    /// Path and query of the target, not normalized; `*` for `OPTIONS *`, empty for `CONNECT`.
+    pub path: &'a str,
+    /// Host and port as sent, in the target, `:authority` or `Host`, which agree; empty where HTTP/1.0 sent none.
+    pub authority: &'a str,
+    /// HTTP version.
+    pub version: Version,
+    fields: Fields<'a>,
+}
+
+impl<'a> RequestHead<'a> {
+    /// A head whose fields are kept as spans of `bytes`.
+    pub(super) fn with_spans(self, bytes: &'a [u8], spans: &'a [FieldSpan]) -> Self {
+        Self { fields: Fields::Spans(bytes, spans), ..self }
+    }
+
+    /// A head whose fields are in a map.
+    pub(super) fn with_map(self, map: &'a HeaderMap) -> Self {
+        Self { fields: Fields::Map(map), ..self }
+    }
+
+    /// A head without fields; also for tests of a gate.
+    pub fn new(
+        method: &'a str,
+        target: &'a str,
+        path: &'a str,
+        authority: &'a str,
+        version: Version,
+    ) -> Self {
+        Self { method, target, path, authority, version, fields: Fields::Spans(&[], &[]) }
+    }
+
+    /// A head with the fields of a map; also for tests of a gate.
+    #[must_use]
+    pub fn fields_from(self, map: &'a HeaderMap) -> Self {
+        self.with_map(map)
+    }
+
+    /// Names and values in the order sent; in HTTP/2 the fields of one name stand together. Names have the case in which
+    /// they were sent, values no space around them. `Host` is among them where it was sent.
+    ///
+    /// HTTP/2 may split `cookie` into several fields, to be joined with `; ` (RFC 9113 section 8.2.3).
+    pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        let (spans, map) = match self.fields {
+            Fields::Spans(bytes, spans) => (Some((bytes, spans)), None),
+            Fields::Map(map) => (None, Some(map)),
+        };
+        let from_spans = spans.into_iter().flat_map(|(bytes, spans)| {
+            spans.iter().map(|span| {
+                let name = std::str::from_utf8(&bytes[span.name.clone()]).unwrap_or_default();
+                (name, &bytes[span.value.clone()])
+            })
+        });
+        from_spans.chain(map.into_iter().flatten().map(|(name, value)| (name.as_str(), value.as_bytes())))
+    }
+
+    /// All values of a header, in the order sent; the name in any case.
+    pub fn values<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        self.fields().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// Whether a denial has to be told as gRPC.
+    pub fn is_grpc(&self) -> bool {
+        self.values("content-type").any(|value| {
+            let Some((kind, rest)) = value.split_at_checked(b"application/grpc".len()) else { return false };
+            kind.eq_ignore_ascii_case(b"application/grpc")
+                && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+        })
+    }
+}
+
+/// What is changed in a request that is let through. Names and values are of checked types, so that nothing in them can
+/// end a line. Fields that say where a message ends or for whom it is cannot be edited and are passed over.
+#[derive(Debug, Clone, Default)]
+pub struct Edits {
+    /// Replaces path and query; `None` forwards them as sent. Ignored for `CONNECT` and `*`.
+    pub path: Option<PathEdit>,
+    /// Taken out, with their look-alikes that have `_` for `-`.
+    pub remove: Vec<HeaderName>,
+    /// Take the place of all fields of their name and of its look-alikes.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Added after those that are there.
+    pub append: Vec<(HeaderName, HeaderValue)>,
+    /// Added to the final response.
+    pub response: Vec<(HeaderName, HeaderValue)>,
+    /// The rule that let it through, for the report.
+    pub rule: Option<Arc<str>>,
+}
+
+/// A path and query that is safe to write into a request line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathEdit(String);
+
+impl PathEdit {
+    /// `None` unless it begins with `/` and holds only visible ASCII without `#`.
+    pub fn new(path: impl Into<String>) -> Option<Self> {
+        let path = path.into();
+        (path.starts_with('/') && is_target(path.as_bytes())).then_some(Self(path))
+    }
+
+    /// Path and query.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Visible ASCII without a fragment (RFC 9112 section 3.2).
+pub(super) fn is_target(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(|byte| matches!(byte, 0x21..=0x7e) && *byte != b'#')
+}
+
+/// Fields that say how long a message is, for whom, and what the next hop may drop.
+const FRAMING: [&str; 8] =
+    ["connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+
+pub(super) fn is_editable(name: &HeaderName) -> bool {
+    !FRAMING.contains(&name.as_str())
+}
+
+/// Equal in any case, and with `_` taken for `-`, as CGI and WSGI applications read names.
+pub(super) fn looks_like(name: &str, other: &str) -> bool {
+    let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() == other.len() && name.bytes().zip(other.bytes()).all(|(a, b)| fold(a) == fold(b))
+}
+
+impl Edits {
+    /// Whether a field as sent is left out.
+    pub(super) fn drops(&self, name: &str) -> bool {
+        self.remove
+            .iter()
+            .chain(self.set.iter().map(|(name, _)| name))
+            .any(|own| is_editable(own) && looks_like(name, own.as_str()))
+    }
+
+    /// Fields that are written in addition.
+    pub(super) fn added(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
+        self.set.iter().chain(&self.append).filter(|(name, _)| is_editable(name))
+    }
+
+    /// Whether the gate speaks of this field at all: then no trailer and no `Connection` may.
+    pub(super) fn names(&self, name: &str) -> bool {
+        let added = self.set.iter().chain(&self.append).map(|(name, _)| name);
+        self.remove.iter().chain(added).any(|own| looks_like(name, own.as_str()))
+    }
+}
+
+/// What a denied client gets.
+#[derive(Debug, Clone)]
+pub struct Denial {
+    /// Status for HTTP; gRPC gets 200 with the `grpc-status` that Envoy makes of it.
+    pub status: StatusCode,
+    /// Body for HTTP, `grpc-message` for gRPC.
+    pub body: Cow<'static, str>,
+    /// Added to the response; framing fields are passed over. A `content-type` replaces `text/plain`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The rule that denied it, for the report.
+    pub rule: Option<Arc<str>>,
+}
+
+impl Denial {
+    /// With a status and body of one's own.
+    pub fn new(status: StatusCode, body: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, body: body.into(), headers: Vec::new(), rule: None }
+    }
+
+    /// Istio's answer when policy denies.
+    pub fn forbidden() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "RBAC: access denied")
+    }
+
+    /// For a bad token (RFC 6750 section 3).
+    pub fn unauthorized(body: impl Into<Cow<'static, str>>, challenge: HeaderValue) -> Self {
+        let mut denial = Self::new(StatusCode::UNAUTHORIZED, body);
+        denial.headers.push((http::header::WWW_AUTHENTICATE, challenge));
+        denial
+    }
+
+    /// The code that gRPC knows for the status (Envoy's `httpToGrpcStatus`).
+    pub(super) fn grpc_status(&self) -> u8 {
+        match self.status.as_u16() {
+            400 => 13,
+            401 => 16,
+            403 => 7,
+            404 => 12,
+            429 | 502..=504 => 14,
+            _ => 2,
+        }
+    }
+
+    /// The response's fields other than framing, and its body.
+    pub(super) fn response(&self, grpc: bool) -> (StatusCode, HeaderMap, Bytes) {
+        let mut headers = HeaderMap::new();
+        let kind = if grpc { "application/grpc" } else { "text/plain" };
+        headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        for (name, value) in self.headers.iter().filter(|(name, _)| is_editable(name)) {
+            if *name != http::header::CONTENT_TYPE {
+                headers.append(name, value.clone());
+            } else if !grpc {
+                headers.insert(name, value.clone());
+            }
+        }
+        if !grpc {
+            return (self.status, headers, Bytes::copy_from_slice(self.body.as_bytes()));
+        }
+        headers.insert("grpc-status", HeaderValue::from(u16::from(self.grpc_status())));
+        if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.body)) {
+            headers.insert("grpc-message", message);
+        }
+        (StatusCode::OK, headers, Bytes::new())
+    }
+}
+
+/// `grpc-message` as gRPC over HTTP/2 writes it: all but visible ASCII and space, and `%`, as `%XX`.
+fn percent_encoded(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
+        match byte {
+            0x20..=0x7e if byte != b'%' => encoded.push(char::from(byte)),
+            _ => _ = write!(encoded, "%{byte:02X}"),
+        }
+        encoded
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("Application/gRPC+proto", true),
+            ("application/grpc; charset=x", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+            ("app", false),
+        ] {
+            let map = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(value))]);
+            let head = RequestHead::new("POST", "/", "/", "a", Version::Http2).fields_from(&map);
+            assert_eq!(head.is_grpc(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_denial_is_told_in_the_words_of_the_protocol() {
+        let (status, headers, body) = Denial::forbidden().response(false);
+        assert_eq!((status.as_u16(), body.as_ref()), (403, b"RBAC: access denied".as_slice()));
+        assert_eq!(headers["content-type"], "text/plain");
+        let (status, headers, body) = Denial::forbidden().response(true);
+        assert_eq!((status.as_u16(), body.len(), headers.len()), (200, 0, 3));
+        assert_eq!(headers["grpc-status"], "7");
+        assert_eq!(headers["grpc-message"], "RBAC: access denied");
+        let challenge = HeaderValue::from_static("Bearer");
+        let (_, headers, _) = Denial::unauthorized("50%\n", challenge).response(true);
+        assert_eq!(headers["grpc-status"], "16");
+        assert_eq!(headers["grpc-message"], "50%25%0A");
+        assert_eq!(headers["www-authenticate"], "Bearer");
+    }
+
+    #[test]
+    fn edits_reach_look_alikes_and_leave_framing_alone() {
+        let name = |text: &'static str| HeaderName::from_static(text);
+        let value = HeaderValue::from_static("1");
+        let edits = Edits {
+            remove: vec![name("x-role"), name("content-length")],
+            set: vec![(name("host"), value.clone()), (name("x-user"), value)],
+            ..Edits::default()
+        };
+        for (field, dropped) in
+            [("X_Role", true), ("x-user", true), ("Content-Length", false), ("Host", false)]
+        {
+            assert_eq!(edits.drops(field), dropped, "{field}");
+        }
+        assert_eq!(edits.added().count(), 1);
+    }
+
+    #[test]
+    fn a_path_edit_cannot_end_the_line() {
+        for (path, good) in
+            [("/a?b", true), ("a", false), ("/a b", false), ("/\r\nX:", false), ("/#", false), ("", false)]
+        {
+            assert_eq!(PathEdit::new(path).is_some(), good, "{path:?}");
+        }
+    }
+}
