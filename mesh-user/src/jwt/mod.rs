@@ -29,6 +29,7 @@ pub use edits::Edits;
 pub use keys::{KeySet, KeySetError, MAX_JWKS_BYTES};
 pub use refusal::{Refusal, Refused};
 pub use rule::{HeaderLocation, JwksSource, JwtRule, KeyLocation, KeySource};
+pub(crate) use rule::{comparable_audience, fetchable};
 pub use token::MAX_TOKEN_BYTES;
 
 /// A request's head, as it arrived and before anything was changed.

@@ -12,7 +12,9 @@ use super::{
     api::{Action, ApiMode, MutualTls, Rule, WorkloadSelector},
     matcher::{self, Scope, Test},
     namespaces::ByNamespace,
+    request_authentication::RequestAuthentication,
 };
+use crate::jwt::{JwksSource, JwtRule, KeySource};
 use crate::world::{Workload, WorkloadId, World};
 
 /// Policy of every workload in one world.
@@ -34,11 +36,12 @@ impl CompiledPolicies {
         let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
         let policies = ByNamespace::new(root, policies.iter().map(|p| (&*p.namespace, Arc::clone(p))));
         let peers = ByNamespace::new(root, peers.into_iter().map(|p| (&*p.namespace, p)));
+        let requests = ByNamespace::new(root, sorted_requests(set));
         // Nothing else about a workload is asked: the replicas of a Deployment have one policy.
         let mut known = HashMap::new();
         let compile = |workload| {
             let selected_by: (&str, &BTreeMap<_, _>) = (Workload::namespace(workload), &workload.labels);
-            let policy = || Arc::new(WorkloadPolicy::compile(workload, &peers, &policies));
+            let policy = || Arc::new(WorkloadPolicy::compile(workload, &peers, &policies, &requests));
             Arc::clone(known.entry(selected_by).or_insert_with(policy))
         };
         Self { workloads: world.workloads().iter().map(compile).collect(), closed: WorkloadPolicy::default() }
@@ -48,6 +51,30 @@ impl CompiledPolicies {
     pub fn for_workload(&self, id: WorkloadId) -> &WorkloadPolicy {
         self.workloads.get(id.0 as usize).map_or(&self.closed, |policy| policy)
     }
+}
+
+impl CompiledPolicies {
+    /// Where the keys of this node's workloads are, each place once.
+    pub fn jwks_sources(&self, world: &World) -> Vec<JwksSource> {
+        let policies = world.local_workloads().map(|workload| self.for_workload(workload.id));
+        let mut sources: Vec<JwksSource> = Vec::new();
+        for rule in policies.flat_map(|policy| policy.request_authentication().iter()) {
+            let KeySource::Remote(source) = &rule.keys else { continue };
+            match sources.iter_mut().find(|known| known.location == source.location) {
+                // Rules that share a place wait for it as long as the most patient.
+                Some(known) => known.timeout = known.timeout.max(source.timeout),
+                None => sources.push(source.clone()),
+            }
+        }
+        sources
+    }
+}
+
+/// Istio takes the oldest first (`sortConfigByCreationTime`).
+fn sorted_requests(set: &PolicySet) -> Vec<(&str, &RequestAuthentication)> {
+    let mut requests: Vec<_> = set.request_authentications.iter().filter(|r| !r.only_proxies).collect();
+    requests.sort_by_key(|r| (r.created, Arc::clone(&r.name)));
+    requests.into_iter().map(|r| (&*r.namespace, r)).collect()
 }
 
 /// On conflict the oldest counts, then the one whose name sorts first (pilot `sortConfigByCreationTime`).
@@ -65,6 +92,8 @@ pub struct WorkloadPolicy {
     pub(super) custom: Vec<Arc<Policy>>,
     pub(super) deny: Vec<Arc<Policy>>,
     pub(super) allow: Vec<Arc<Policy>>,
+    /// By issuer.
+    requests: Arc<[Arc<JwtRule>]>,
 }
 
 impl Default for WorkloadPolicy {
@@ -84,6 +113,7 @@ impl Default for WorkloadPolicy {
             custom: Vec::new(),
             deny: Vec::new(),
             allow: vec![Arc::new(nothing)],
+            requests: Arc::default(),
         }
     }
 }
@@ -93,6 +123,7 @@ impl WorkloadPolicy {
         workload: &Workload,
         peers: &ByNamespace<'_, &PeerAuthentication>,
         policies: &ByNamespace<'_, Arc<Policy>>,
+        requests: &ByNamespace<'_, &RequestAuthentication>,
     ) -> Self {
         let applies = |action| {
             let reaching = policies.reaching(workload.namespace());
@@ -105,6 +136,7 @@ impl WorkloadPolicy {
             custom: applies(Action::Custom),
             deny: applies(Action::Deny),
             allow: applies(Action::Allow),
+            requests: jwt_rules(workload, requests),
         };
         policy.set_modes(workload, peers);
         policy
@@ -137,6 +169,11 @@ impl WorkloadPolicy {
         self.port_modes.get(&port).copied().unwrap_or(self.mode)
     }
 
+    /// All rules on requests' tokens that apply, for [`crate::jwt::authenticate`]; empty: tokens are not looked at.
+    pub fn request_authentication(&self) -> &Arc<[Arc<JwtRule>]> {
+        &self.requests
+    }
+
     /// The mode of every port without one of its own.
     pub fn default_mode(&self) -> Mode {
         self.mode
@@ -146,6 +183,17 @@ impl WorkloadPolicy {
     pub fn port_modes(&self) -> &BTreeMap<u16, Mode> {
         &self.port_modes
     }
+}
+
+/// Documents add up: the root namespace's, then the workload's own, all that select it; then sorted by issuer, which
+/// is the order in which Envoy tries them (pilot `newPolicyApplier`).
+fn jwt_rules(workload: &Workload, requests: &ByNamespace<'_, &RequestAuthentication>) -> Arc<[Arc<JwtRule>]> {
+    let reaching = requests.of_mesh().iter().chain(requests.below_root(workload.namespace()));
+    let selecting =
+        reaching.filter(|r| labels(r.selector.as_ref()).is_none_or(|labels| workload.has_labels(labels)));
+    let mut rules: Vec<_> = selecting.flat_map(|r| r.rules.iter().cloned()).collect();
+    rules.sort_by(|a, b| a.issuer.cmp(&b.issuer));
+    rules.into()
 }
 
 fn mode(mtls: Option<MutualTls>) -> Option<Mode> {

@@ -15,6 +15,7 @@ impl PolicySet {
     pub fn status_in(&self, world: &World) -> Vec<PolicyStatus> {
         let mut peers = self.peer_authentications.iter();
         let mut policies = self.authorization_policies.iter();
+        let mut requests = self.request_authentications.iter();
         let locals: Vec<_> = world.local_workloads().collect();
         let each = |status: &PolicyStatus| {
             let mut status = status.clone();
@@ -22,6 +23,7 @@ impl PolicySet {
             let selector = match status.kind.as_str() {
                 "PeerAuthentication" => peers.next().and_then(|p| p.spec.selector.as_ref()),
                 "AuthorizationPolicy" => policies.next().and_then(|p| p.spec.selector.as_ref()),
+                "RequestAuthentication" => requests.next().and_then(|p| p.selector.as_ref()),
                 _ => None,
             };
             place(&mut status, world.root_namespace(), &locals, labels(selector));
