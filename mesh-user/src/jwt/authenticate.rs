@@ -136,7 +136,8 @@ fn said(rule: &JwtRule, token: &Token) -> Authenticated {
 
 /// Browsers send no credentials with it, so Istio lets it pass without (`bypassCorsPreflight`).
 fn is_cors_preflight(head: &RequestHead<'_>) -> bool {
-    let has = |headers: &HeaderMap, name: HeaderName| headers.get(name).is_some_and(|value| !value.is_empty());
+    let has =
+        |headers: &HeaderMap, name: HeaderName| headers.get(name).is_some_and(|value| !value.is_empty());
     head.method == Method::OPTIONS
         && has(head.headers, ORIGIN)
         && has(head.headers, ACCESS_CONTROL_REQUEST_METHOD)

@@ -14,7 +14,8 @@ pub(super) fn normalize(mut claims: Map<String, Value>, space_delimited: &[Strin
         if let Some(value) = claims.get_mut(name)
             && let Value::String(text) = value
         {
-            let words: Vec<Value> = text.split(' ').filter(|word| !word.is_empty()).map(Value::from).collect();
+            let words: Vec<Value> =
+                text.split(' ').filter(|word| !word.is_empty()).map(Value::from).collect();
             if !words.is_empty() {
                 *value = Value::Array(words);
             }
@@ -45,7 +46,12 @@ pub(super) fn header_value(claims: &Map<String, Value>, path: &[String]) -> Opti
 
 /// Envoy writes a whole number that fits 64 bits as such, any other with six decimals. Envoy reads all numbers as
 /// doubles; here a whole number keeps all its digits.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "the range is checked")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "the range is checked"
+)]
 fn number_text(number: &serde_json::Number) -> String {
     if let Some(whole) = number.as_u64() {
         return whole.to_string();

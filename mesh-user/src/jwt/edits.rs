@@ -6,11 +6,7 @@ use hyper::{
     header::{COOKIE, HeaderName, HeaderValue},
 };
 
-use super::{
-    RequestHead, claims, locate,
-    rule::JwtRule,
-    token::Token,
-};
+use super::{RequestHead, claims, locate, rule::JwtRule, token::Token};
 
 /// Changes to a request's head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

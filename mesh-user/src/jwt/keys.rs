@@ -207,7 +207,8 @@ impl Key {
 /// RFC 7517 sections 4.2 and 4.3.
 fn for_signatures(jwk: &Map<String, Value>) -> bool {
     let used = jwk.get("use").is_none_or(|u| u == "sig");
-    let operations = jwk.get("key_ops").is_none_or(|o| o.as_array().is_some_and(|o| o.iter().any(|o| o == "verify")));
+    let operations =
+        jwk.get("key_ops").is_none_or(|o| o.as_array().is_some_and(|o| o.iter().any(|o| o == "verify")));
     used && operations
 }
 
@@ -231,12 +232,13 @@ fn rsa(jwk: &Map<String, Value>, alg: Option<Algorithm>) -> Option<Vec<(Algorith
 
 /// RFC 7518 section 6.2: coordinates have the full size of the field; the point is checked to be on the curve.
 fn elliptic_curve(jwk: &Map<String, Value>) -> Option<(Algorithm, ParsedPublicKey)> {
-    let (algorithm, parameters, size): (_, &'static EcdsaVerificationAlgorithm, _) = match jwk.get("crv")?.as_str()? {
-        "P-256" => (Algorithm::Es256, &signature::ECDSA_P256_SHA256_FIXED, 32),
-        "P-384" => (Algorithm::Es384, &signature::ECDSA_P384_SHA384_FIXED, 48),
-        "P-521" => (Algorithm::Es512, &signature::ECDSA_P521_SHA512_FIXED, 66),
-        _ => return None,
-    };
+    let (algorithm, parameters, size): (_, &'static EcdsaVerificationAlgorithm, _) =
+        match jwk.get("crv")?.as_str()? {
+            "P-256" => (Algorithm::Es256, &signature::ECDSA_P256_SHA256_FIXED, 32),
+            "P-384" => (Algorithm::Es384, &signature::ECDSA_P384_SHA384_FIXED, 48),
+            "P-521" => (Algorithm::Es512, &signature::ECDSA_P521_SHA512_FIXED, 66),
+            _ => return None,
+        };
     let (x, y) = (bytes(jwk, "x")?, bytes(jwk, "y")?);
     if x.len() != size || y.len() != size {
         return None;

@@ -31,7 +31,9 @@ pub(super) fn tokens(rule: &JwtRule, head: &RequestHead<'_>) -> Result<Vec<Strin
     params.sort();
     for param in params {
         let pairs = query(head.path_and_query).split('&').filter(|pair| has_name(pair, param));
-        found.extend(pairs.map(|pair| decoded(pair.split_once('=').map_or("", |(_, value)| value)).into_owned()));
+        found.extend(
+            pairs.map(|pair| decoded(pair.split_once('=').map_or("", |(_, value)| value)).into_owned()),
+        );
     }
     if !rule.from_cookies.is_empty() {
         let mut names: Vec<&String> = rule.from_cookies.iter().collect();

@@ -135,7 +135,8 @@ fn challenge(reason: Refusal, head: &RequestHead<'_>) -> HeaderValue {
     const MAX_PATH_BYTES: usize = 256;
     let path = head.path_and_query.as_bytes();
     let mut value = String::from("Bearer realm=\"");
-    let uri = [head.scheme.as_bytes(), b"://", head.authority.as_bytes(), &path[..path.len().min(MAX_PATH_BYTES)]];
+    let uri =
+        [head.scheme.as_bytes(), b"://", head.authority.as_bytes(), &path[..path.len().min(MAX_PATH_BYTES)]];
     for byte in uri.concat() {
         // What would end the quoted string, or is no header text, is written as a URI would write it.
         if byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\') {

@@ -102,7 +102,8 @@ pub(crate) fn fetchable(text: &str) -> Result<Uri, String> {
         return Err(format!("{text:?}: a user in the URL is not supported"));
     }
     // `Authority` keeps a port that is no number as text.
-    if authority.as_str().len() != authority.host().len() && authority.port_u16().is_none_or(|port| port == 0) {
+    if authority.as_str().len() != authority.host().len() && authority.port_u16().is_none_or(|port| port == 0)
+    {
         return Err(format!("{text:?} has no port that exists (1 to 65535)"));
     }
     Ok(uri)
@@ -111,6 +112,7 @@ pub(crate) fn fetchable(text: &str) -> Result<Uri, String> {
 /// Audiences are compared without `http://`, `https://` and one slash at the end, as Envoy compares them
 /// (`source/common/jwt/check_audience.cc`).
 pub(crate) fn comparable_audience(audience: &str) -> &str {
-    let rest = audience.strip_prefix("http://").or_else(|| audience.strip_prefix("https://")).unwrap_or(audience);
+    let rest =
+        audience.strip_prefix("http://").or_else(|| audience.strip_prefix("https://")).unwrap_or(audience);
     rest.strip_suffix('/').unwrap_or(rest)
 }

@@ -16,8 +16,8 @@ use hyper::{HeaderMap, Method, header::HeaderName};
 use serde_json::{Value, json};
 
 use super::{
-    Authenticated, Decision, HeaderLocation, JwtRule, KeyLocation, KeySet, KeySource, Keys, Outcome, Refusal, RequestHead,
-    authenticate,
+    Authenticated, Decision, HeaderLocation, JwtRule, KeyLocation, KeySet, KeySource, Keys, Outcome, Refusal,
+    RequestHead, authenticate,
     test_tokens::{RSA, jwks},
 };
 

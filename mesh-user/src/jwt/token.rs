@@ -115,7 +115,11 @@ fn string(members: &Map<String, Value>, name: &str, refusal: Refusal) -> Result<
 }
 
 /// A `NumericDate` (RFC 7519 section 2); fractions are cut off. A time before 1970 is refused, as in Envoy.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates, and signs are checked")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates, and signs are checked"
+)]
 fn seconds(claims: &Map<String, Value>, name: &str, refusal: Refusal) -> Result<Option<u64>, Refusal> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let whole = value.as_u64().or_else(|| value.as_f64().filter(|f| *f >= 0.0).map(|f| f as u64));

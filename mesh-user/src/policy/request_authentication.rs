@@ -111,12 +111,17 @@ impl RequestAuthentication {
         let selects = super::validate::selector(spec.selector.as_ref())?;
         let listed = spec.target_refs.as_deref().unwrap_or_default();
         let only_proxies = spec.target_ref.is_some() || !listed.is_empty();
-        if usize::from(selects) + usize::from(spec.target_ref.is_some()) + usize::from(!listed.is_empty()) > 1 {
+        if usize::from(selects) + usize::from(spec.target_ref.is_some()) + usize::from(!listed.is_empty()) > 1
+        {
             let what = "only one of selector, targetRef and targetRefs can be set";
             return Err(("spec.selector".to_owned(), what.to_owned()));
         }
         for (i, target) in spec.target_ref.iter().chain(listed).enumerate() {
-            let path = if spec.target_ref.is_some() { "spec.targetRef".to_owned() } else { format!("spec.targetRefs[{i}]") };
+            let path = if spec.target_ref.is_some() {
+                "spec.targetRef".to_owned()
+            } else {
+                format!("spec.targetRefs[{i}]")
+            };
             check_target(target).map_err(|what| (path, what.to_owned()))?;
         }
         let policy: Arc<str> = format!("{namespace}/{name}").into();
@@ -181,18 +186,24 @@ fn jwt_rule(policy: &Arc<str>, index: usize, spec: &JwtRuleSpec) -> Result<JwtRu
         policy: Arc::clone(policy),
         index,
         issuer: spec.issuer.clone().filter(|issuer| !issuer.is_empty()),
-        audiences: not_empty("audiences", spec.audiences.as_ref())?.map(|a| comparable_audience(a).to_owned()).collect(),
+        audiences: not_empty("audiences", spec.audiences.as_ref())?
+            .map(|a| comparable_audience(a).to_owned())
+            .collect(),
         keys,
         from_headers,
         from_params: not_empty("fromParams", spec.from_params.as_ref())?.cloned().collect(),
         from_cookies: not_empty("fromCookies", spec.from_cookies.as_ref())?.cloned().collect(),
         output_payload_to_header: match spec.output_payload_to_header.as_deref() {
             None | Some("") => None,
-            Some(name) => Some(output_header(name).map_err(|what| (".outputPayloadToHeader".to_owned(), what))?),
+            Some(name) => {
+                Some(output_header(name).map_err(|what| (".outputPayloadToHeader".to_owned(), what))?)
+            }
         },
         output_claim_to_headers: claim_headers(spec.output_claim_to_headers.as_deref().unwrap_or_default())?,
         forward_original_token: spec.forward_original_token.unwrap_or_default(),
-        space_delimited_claims: not_empty("spaceDelimitedClaims", spec.space_delimited_claims.as_ref())?.cloned().collect(),
+        space_delimited_claims: not_empty("spaceDelimitedClaims", spec.space_delimited_claims.as_ref())?
+            .cloned()
+            .collect(),
     };
     if rule.from_headers.is_empty() && rule.from_params.is_empty() && rule.from_cookies.is_empty() {
         rule.from_headers.push(HeaderLocation { name: header::AUTHORIZATION, prefix: "Bearer ".to_owned() });
@@ -206,7 +217,10 @@ fn jwt_rule(policy: &Arc<str>, index: usize, spec: &JwtRuleSpec) -> Result<JwtRu
     Ok(rule)
 }
 
-fn not_empty<'a>(field: &str, values: Option<&'a Vec<String>>) -> Result<std::slice::Iter<'a, String>, Invalid> {
+fn not_empty<'a>(
+    field: &str,
+    values: Option<&'a Vec<String>>,
+) -> Result<std::slice::Iter<'a, String>, Invalid> {
     let values = values.map(Vec::as_slice).unwrap_or_default();
     match values.iter().position(String::is_empty) {
         Some(i) => Err((format!(".{field}[{i}]"), "is an empty string".to_owned())),
@@ -231,7 +245,8 @@ fn key_source(spec: &JwtRuleSpec) -> Result<KeySource, Invalid> {
             Ok(remote(KeyLocation::Jwks(uri.into())))
         }
         (_, None, Some(jwks)) => {
-            let keys = KeySet::parse(jwks.as_bytes()).map_err(|error| (".jwks".to_owned(), error.to_string()))?;
+            let keys =
+                KeySet::parse(jwks.as_bytes()).map_err(|error| (".jwks".to_owned(), error.to_string()))?;
             Ok(KeySource::Inline(Arc::new(keys)))
         }
         // Istio takes an issuer that is no URL, and then has no keys for it.
@@ -242,7 +257,8 @@ fn key_source(spec: &JwtRuleSpec) -> Result<KeySource, Invalid> {
 fn from_headers(listed: &[JwtHeader]) -> Result<Vec<HeaderLocation>, Invalid> {
     let each = listed.iter().enumerate().map(|(i, one)| {
         let invalid = |field: &str, what: &str| (format!(".fromHeaders[{i}].{field}"), what.to_owned());
-        let name = HeaderName::from_bytes(one.name.as_bytes()).map_err(|_| invalid("name", "is no name of a header"))?;
+        let name = HeaderName::from_bytes(one.name.as_bytes())
+            .map_err(|_| invalid("name", "is no name of a header"))?;
         let prefix = one.prefix.clone().unwrap_or_default();
         if HeaderValue::from_str(&prefix).is_err() {
             return Err(invalid("prefix", "is no text that a header can carry"));
@@ -257,7 +273,10 @@ fn claim_headers(listed: &[ClaimToHeader]) -> Result<Vec<(HeaderName, Vec<String
         let invalid = |field: &str, what: String| (format!(".outputClaimToHeaders[{i}].{field}"), what);
         // Stricter than HTTP, as `ValidateStrictHTTPHeaderName` is: `x_a` and `x-a` are one name to some servers.
         if one.header.is_empty() || !one.header.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-            return Err(invalid("header", format!("{:?} may hold only letters, digits and \"-\"", one.header)));
+            return Err(invalid(
+                "header",
+                format!("{:?} may hold only letters, digits and \"-\"", one.header),
+            ));
         }
         if one.claim.is_empty() {
             return Err(invalid("claim", "is an empty string".to_owned()));
@@ -269,7 +288,8 @@ fn claim_headers(listed: &[ClaimToHeader]) -> Result<Vec<(HeaderName, Vec<String
 }
 
 fn output_header(text: &str) -> Result<HeaderName, String> {
-    let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is no name of a header"))?;
+    let name =
+        HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is no name of a header"))?;
     if FRAMING.contains(&name) {
         return Err(format!("{name} says how a message is read; choose another header"));
     }

@@ -11,7 +11,10 @@ fn a_key_that_cannot_verify_is_skipped_and_counted() {
     let short_rsa = json!({"kty": "RSA", "e": "AQAB", "n": encode([0xff_u8; 255])});
     let padded_rsa = {
         let mut jwk = RSA.jwk(json!({}));
-        let n = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, jwk["n"].as_str().unwrap());
+        let n = base64::Engine::decode(
+            &base64::engine::general_purpose::URL_SAFE_NO_PAD,
+            jwk["n"].as_str().unwrap(),
+        );
         jwk["n"] = encode([&[0][..], &n.unwrap()].concat()).into();
         jwk
     };

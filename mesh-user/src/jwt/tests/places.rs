@@ -43,9 +43,19 @@ fn a_token_is_found_where_the_rule_says_and_nowhere_else() {
         (rule(), "/?access_tokens=x", vec![], &anonymous),
         (rule(), "/access_token=x", vec![], &anonymous),
         (rule_from(&[("x-token", "")], &[], &[]), "/", vec![("x-token", "TOKEN")], &good),
-        (rule_from(&[("x-token", "")], &[], &[]), "/?access_token=x", vec![("authorization", "Bearer x")], &anonymous),
+        (
+            rule_from(&[("x-token", "")], &[], &[]),
+            "/?access_token=x",
+            vec![("authorization", "Bearer x")],
+            &anonymous,
+        ),
         (rule_from(&[("x-token", "")], &[], &[]), "/", vec![("x-token", "")], &form),
-        (rule_from(&[("x-token", "")], &[], &[]), "/", vec![("x-token", "TOKEN"), ("x-token", "TOKEN")], &form),
+        (
+            rule_from(&[("x-token", "")], &[], &[]),
+            "/",
+            vec![("x-token", "TOKEN"), ("x-token", "TOKEN")],
+            &form,
+        ),
         (rule_from(&[("x-token", "JWT ")], &[], &[]), "/", vec![("x-token", "JWT TOKEN")], &good),
         (rule_from(&[], &["t"], &[]), "/?t=TOKEN", vec![], &good),
         (rule_from(&[], &["t"], &[]), "/?access_token=x", vec![], &anonymous),
@@ -75,15 +85,27 @@ fn of_several_tokens_all_must_be_good_wherever_they_are() {
         ("/?t=OLD", vec![("authorization", "Bearer ALICE")], Refusal::Expired.to_string()),
         ("/?t=ALICE&t=OLD", vec![], Refusal::Expired.to_string()),
         ("/", vec![("cookie", "s=ALICE; s=OLD")], Refusal::Expired.to_string()),
-        ("/", vec![("authorization", "Bearer ALICE"), ("authorization", "Bearer OLD")], Refusal::Expired.to_string()),
+        (
+            "/",
+            vec![("authorization", "Bearer ALICE"), ("authorization", "Bearer OLD")],
+            Refusal::Expired.to_string(),
+        ),
         ("/", vec![("authorization", "Bearer ALICE, Bearer OLD")], Refusal::Expired.to_string()),
-        ("/", vec![("authorization", "Bearer ALICE"), ("authorization", "Bearer ALICE")], format!("{ISSUER}/alice")),
+        (
+            "/",
+            vec![("authorization", "Bearer ALICE"), ("authorization", "Bearer ALICE")],
+            format!("{ISSUER}/alice"),
+        ),
         ("/?t=1&t=2&t=3&t=4&t=5", vec![], Refusal::TooManyTokens.to_string()),
     ] {
         let text = |text: &str| text.replace("ALICE", &alice).replace("BOB", &bob).replace("OLD", &expired);
         let list: Vec<_> = list.iter().map(|(name, value)| (*name, text(value))).collect();
         let list: Vec<_> = list.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        assert_eq!(short(&decide(std::slice::from_ref(&everywhere), &text(path), &list)), expected, "{path} {list:?}");
+        assert_eq!(
+            short(&decide(std::slice::from_ref(&everywhere), &text(path), &list)),
+            expected,
+            "{path} {list:?}"
+        );
     }
 }
 

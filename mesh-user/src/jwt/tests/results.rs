@@ -46,13 +46,17 @@ fn claims_become_headers_as_envoy_writes_them() {
         let got = seen.get("x-value").map(|v| String::from_utf8(v.as_bytes().to_vec()).unwrap());
         assert_eq!(got.as_deref(), expected, "{value}");
         assert_eq!(seen["x-payload"], *token.split('.').nth(1).unwrap());
-        assert_eq!((&seen["x-deep"], &seen["x-sub"]), (&HeaderValue::from_static("deep"), &"alice".parse().unwrap()));
+        assert_eq!(
+            (&seen["x-deep"], &seen["x-sub"]),
+            (&HeaderValue::from_static("deep"), &"alice".parse().unwrap())
+        );
     }
 }
 
 #[test]
 fn headers_that_rules_write_never_come_from_the_client() {
-    let forged = [("x-sub", "root"), ("x-sub", "admin"), ("x-deep", "1"), ("x-payload", "e30"), ("x-other", "kept")];
+    let forged =
+        [("x-sub", "root"), ("x-sub", "admin"), ("x-deep", "1"), ("x-payload", "e30"), ("x-other", "kept")];
     let second = JwtRule { issuer: Some("other".to_owned()), ..writing_rule() };
     let first = JwtRule { output_claim_to_headers: Vec::new(), output_payload_to_header: None, ..rule() };
     for with_token in [false, true] {
@@ -80,8 +84,13 @@ fn a_preflight_passes_and_is_still_cleaned() {
         (Method::GET, [&preflight[..], &bad].concat(), false),
     ] {
         let headers = headers(&list);
-        let head =
-            RequestHead { method: &method, scheme: "http", authority: "a", path_and_query: "/", headers: &headers };
+        let head = RequestHead {
+            method: &method,
+            scheme: "http",
+            authority: "a",
+            path_and_query: "/",
+            headers: &headers,
+        };
         let decision = authenticate(&rules, &head, &Fetched::default(), NOW);
         assert_eq!(short(&decision) == "anonymous", passes, "{method} {list:?}");
         assert!(decision.edits.remove.contains(&name("x-sub")));
@@ -90,14 +99,18 @@ fn a_preflight_passes_and_is_still_cleaned() {
 
 #[test]
 fn claims_for_rules_are_normalized() {
-    let more = json!({"scope": "read  write", "permission": " ", "groups": "a b", "aud": "x", "azp": "client"});
+    let more =
+        json!({"scope": "read  write", "permission": " ", "groups": "a b", "aud": "x", "azp": "client"});
     let token = RSA.token("RS256", Some("k"), &claims_with(&more));
     let decision = with_bearer(rule(), &token);
     let who = authenticated(&decision);
     assert_eq!(who.claims["scope"], json!(["read", "write"]));
     assert_eq!((&who.claims["permission"], &who.claims["groups"]), (&json!(" "), &json!("a b")));
     assert_eq!((who.audiences.as_slice(), who.presenter.as_deref()), (&["x".to_owned()][..], Some("client")));
-    assert_eq!((who.principal().as_deref(), &*who.policy), (Some("https://issuer.example/alice"), "shop/jwt"));
+    assert_eq!(
+        (who.principal().as_deref(), &*who.policy),
+        (Some("https://issuer.example/alice"), "shop/jwt")
+    );
 }
 
 #[test]
@@ -120,12 +133,19 @@ fn the_answer_to_a_bad_token_is_envoys() {
     let other = RSA.token("RS256", Some("k"), &claims_with(&json!({"aud": "x"})));
     let only_a = JwtRule { audiences: vec!["a".to_owned()], ..rule() };
     for (token, path, status, body, realm) in [
-        ("x", "/a?b=c", 401, "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections", "/a?b=c"),
+        (
+            "x",
+            "/a?b=c",
+            401,
+            "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
+            "/a?b=c",
+        ),
         (&other, "/", 403, "Audiences in Jwt are not allowed", "/"),
         ("x", "/\"\\\u{7f}", 401, "", "/%22%5C%7F"),
         ("x", &long, 401, "", &long[..256]),
     ] {
-        let decision = decide(std::slice::from_ref(&only_a), path, &[("authorization", &format!("Bearer {token}"))]);
+        let decision =
+            decide(std::slice::from_ref(&only_a), path, &[("authorization", &format!("Bearer {token}"))]);
         let Outcome::Refused(refused) = decision.outcome else { panic!("{path}") };
         assert_eq!(refused.status(), StatusCode::from_u16(status).unwrap());
         assert!(refused.reason.to_string().contains(body), "{}", refused.reason);

@@ -55,7 +55,9 @@ fn one_rule_that_believes_is_enough_and_a_bad_token_is_refused_by_all() {
     for (rules, list, expected) in cases {
         let list: Vec<_> = list
             .iter()
-            .map(|(name, value)| (*name, if *name == "x-other" { (*value).to_owned() } else { format!("Bearer {value}") }))
+            .map(|(name, value)| {
+                (*name, if *name == "x-other" { (*value).to_owned() } else { format!("Bearer {value}") })
+            })
             .collect();
         let list: Vec<_> = list.iter().map(|(name, value)| (*name, value.as_str())).collect();
         assert_eq!(short(&decide(rules, "/", &list)), expected, "{list:?}");

@@ -19,7 +19,11 @@ fn every_family_of_signatures_is_verified() {
     ];
     for (alg, signer) in signers {
         let token = signer.token(alg, Some("k"), &claims());
-        for more in [json!({"kid": "k"}), json!({"alg": alg}), json!({"kid": "k", "use": "sig", "key_ops": ["verify"]})] {
+        for more in [
+            json!({"kid": "k"}),
+            json!({"alg": alg}),
+            json!({"kid": "k", "use": "sig", "key_ops": ["verify"]}),
+        ] {
             let decision = with_bearer(rule_with(&[signer.jwk(more.clone())]), &token);
             assert_eq!(short(&decision), format!("{ISSUER}/alice"), "{alg} {more}");
         }
@@ -154,7 +158,10 @@ fn time_is_checked_with_a_minute_of_skew() {
 
 #[test]
 fn issuer_is_exact_and_audiences_are_compared_as_envoy_does() {
-    let to = |audiences: &[&str]| JwtRule { audiences: audiences.iter().map(|&a| a.to_owned()).collect(), ..rule() };
+    let to = |audiences: &[&str]| JwtRule {
+        audiences: audiences.iter().map(|&a| a.to_owned()).collect(),
+        ..rule()
+    };
     for (rule, more, expected) in [
         (rule(), json!({"iss": "https://issuer.example/"}), Some(Refusal::UnknownIssuer)),
         (rule(), json!({"iss": "HTTPS://issuer.example"}), Some(Refusal::UnknownIssuer)),
@@ -181,10 +188,12 @@ fn issuer_is_exact_and_audiences_are_compared_as_envoy_does() {
 #[test]
 fn keys_that_are_not_there_yet_refuse_and_an_unknown_kid_asks_again() {
     let location = KeyLocation::Jwks("https://issuer.example/jwks".into());
-    let source = crate::jwt::JwksSource { location: location.clone(), timeout: std::time::Duration::from_secs(5) };
+    let source =
+        crate::jwt::JwksSource { location: location.clone(), timeout: std::time::Duration::from_secs(5) };
     let remote = JwtRule { keys: KeySource::Remote(source), ..rule() };
     let mut store = Fetched::default();
-    let bearer = |kid: &str, signer: &Signer| format!("Bearer {}", signer.token("RS256", Some(kid), &claims()));
+    let bearer =
+        |kid: &str, signer: &Signer| format!("Bearer {}", signer.token("RS256", Some(kid), &claims()));
     let decide = |store: &Fetched, value: &str| {
         short(&decide_head(std::slice::from_ref(&remote), "/", &headers(&[("authorization", value)]), store))
     };

@@ -10,7 +10,8 @@ use crate::{
     policy::PolicySet,
 };
 
-const HEAD: &str = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, namespace: shop}\n";
+const HEAD: &str =
+    "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, namespace: shop}\n";
 
 fn document(namespace: &str, name: &str, spec: &str) -> String {
     format!(
@@ -49,7 +50,10 @@ fn every_field_of_a_rule_is_read() {
     assert_eq!(source.timeout, Duration::from_millis(1500));
     let headers: Vec<_> = rule.from_headers.iter().map(|h| (h.name.as_str(), h.prefix.as_str())).collect();
     assert_eq!(headers, [("x-token", "JWT "), ("x-other", "")]);
-    assert_eq!((&rule.from_params[..], &rule.from_cookies[..]), (&["t".to_owned()][..], &["s".to_owned()][..]));
+    assert_eq!(
+        (&rule.from_params[..], &rule.from_cookies[..]),
+        (&["t".to_owned()][..], &["s".to_owned()][..])
+    );
     assert_eq!(rule.output_payload_to_header.as_ref().unwrap(), "x-payload");
     assert!(rule.forward_original_token);
     assert_eq!(rule.output_claim_to_headers[0].1, ["a", "b"]);
@@ -64,7 +68,10 @@ fn what_a_rule_leaves_out_is_istios_default() {
     let discovery = "https://issuer.example/tenant/.well-known/openid-configuration";
     assert_eq!(source.location, KeyLocation::Discovery(discovery.into()));
     assert_eq!(source.timeout, Duration::from_secs(5));
-    assert_eq!((rule.from_headers[0].name.as_str(), rule.from_headers[0].prefix.as_str()), ("authorization", "Bearer "));
+    assert_eq!(
+        (rule.from_headers[0].name.as_str(), rule.from_headers[0].prefix.as_str()),
+        ("authorization", "Bearer ")
+    );
     assert_eq!((&rule.from_params[..], rule.from_cookies.len()), (&["access_token".to_owned()][..], 0));
     assert!(!rule.forward_original_token);
     // One place that is named takes the others away.
@@ -82,7 +89,10 @@ fn what_istio_refuses_is_refused_with_its_place() {
         ("spec: {jwtRule: []}\n".to_owned(), "did you mean \"jwtRules\"?"),
         (rule("jwks_uri: x"), "did you mean \"jwksUri\"?"),
         (rule("fromHeaders: [{name: a, value: b}]"), "unknown field \"value\""),
-        ("spec: {jwtRules: [{audiences: [a]}]}\n".to_owned(), "spec.jwtRules[0]: needs an issuer or a jwksUri"),
+        (
+            "spec: {jwtRules: [{audiences: [a]}]}\n".to_owned(),
+            "spec.jwtRules[0]: needs an issuer or a jwksUri",
+        ),
         ("spec: {jwtRules: [{jwks: '{\"keys\":[]}'}]}\n".to_owned(), "needs an issuer or a jwksUri"),
         (rule("jwksUri: 'ftp://i/k'"), "http:// or https://"),
         (rule("jwksUri: '/k'"), "http:// or https://"),
@@ -112,9 +122,15 @@ fn what_istio_refuses_is_refused_with_its_place() {
         (rule("timeout: 0.0001s"), "whole milliseconds"),
         (rule("forwardOriginalToken: 'yes'"), ""),
         ("spec: {selector: {matchLabels: {app: 'w*'}}}\n".to_owned(), "wildcards"),
-        ("spec: {selector: {matchLabels: {a: b}}, targetRefs: [{kind: Service, name: x}]}\n".to_owned(), "only one of"),
+        (
+            "spec: {selector: {matchLabels: {a: b}}, targetRefs: [{kind: Service, name: x}]}\n".to_owned(),
+            "only one of",
+        ),
         ("spec: {targetRefs: [{kind: Pod, name: x}]}\n".to_owned(), "spec.targetRefs[0]: must be a Service"),
-        ("spec: {targetRef: {kind: Service, name: x, namespace: y}}\n".to_owned(), "namespace must not be set"),
+        (
+            "spec: {targetRef: {kind: Service, name: x, namespace: y}}\n".to_owned(),
+            "namespace must not be set",
+        ),
     ] {
         let error = PolicySet::parse([("p.yaml", format!("{HEAD}{spec}").as_str())]).unwrap_err().to_string();
         assert!(error.starts_with("p.yaml:4:") && error.contains(what), "{spec} gave {error}");
@@ -129,9 +145,17 @@ fn all_documents_that_select_a_workload_add_up_by_issuer() {
         document("shop", "own", &format!("{{selector: {{matchLabels: {{app: web}}}}, {}}}", issuer("c"))),
         document("shop", "not", &format!("{{selector: {{matchLabels: {{app: db}}}}, {}}}", issuer("x"))),
         document("istio-system", "mesh", &format!("{{{}}}", issuer("b"))),
-        document("istio-system", "front", &format!("{{selector: {{matchLabels: {{tier: front}}}}, {}}}", issuer("a"))),
+        document(
+            "istio-system",
+            "front",
+            &format!("{{selector: {{matchLabels: {{tier: front}}}}, {}}}", issuer("a")),
+        ),
         document("data", "other", &format!("{{{}}}", issuer("d"))),
-        document("shop", "gateway", &format!("{{targetRefs: [{{kind: Service, name: w}}], {}}}", issuer("y"))),
+        document(
+            "shop",
+            "gateway",
+            &format!("{{targetRefs: [{{kind: Service, name: w}}], {}}}", issuer("y")),
+        ),
     ]
     .concat();
     let (world, policies) = super::compile(&text);
@@ -161,10 +185,22 @@ fn a_status_counts_workloads_and_says_what_is_not_enforced() {
     let key = jwks(&[ED.jwk(serde_json::json!({}))]);
     let text = [
         document("istio-system", "mesh", "{}"),
-        document("shop", "own", &format!("{{selector: {{matchLabels: {{app: web}}}}, jwtRules: [{{issuer: i, jwks: '{key}'}}]}}")),
-        document("shop", "empty", "{jwtRules: [{issuer: i, jwks: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"eA\"}]}'}]}"),
+        document(
+            "shop",
+            "own",
+            &format!("{{selector: {{matchLabels: {{app: web}}}}, jwtRules: [{{issuer: i, jwks: '{key}'}}]}}"),
+        ),
+        document(
+            "shop",
+            "empty",
+            "{jwtRules: [{issuer: i, jwks: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"eA\"}]}'}]}",
+        ),
         document("shop", "no-url", "{jwtRules: [{issuer: me@issuer.example}]}"),
-        document("shop", "waypoint", "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: w}]}"),
+        document(
+            "shop",
+            "waypoint",
+            "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: w}]}",
+        ),
     ]
     .concat();
     let set = PolicySet::parse([("p.yaml", text.as_str())]).unwrap();
@@ -173,7 +209,16 @@ fn a_status_counts_workloads_and_says_what_is_not_enforced() {
         .iter()
         .map(|s| format!("{} {} {} {} {}", s.name, s.scope, s.accepted, s.workloads, s.not_enforced.len()))
         .collect();
-    assert_eq!(seen, ["mesh mesh true 2 1", "own workload true 1 1", "empty namespace true 1 2", "no-url namespace true 1 2", "waypoint namespace false 0 1"]);
+    assert_eq!(
+        seen,
+        [
+            "mesh mesh true 2 1",
+            "own workload true 1 1",
+            "empty namespace true 1 2",
+            "no-url namespace true 1 2",
+            "waypoint namespace false 0 1"
+        ]
+    );
     let enforced: Vec<_> = set.request_authentications.iter().map(|r| r.not_enforced(true).len()).collect();
     assert_eq!(enforced, [0, 0, 1, 1, 1]);
 }
