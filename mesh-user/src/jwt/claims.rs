@@ -1,7 +1,7 @@
 //! Claims as the rest sees them: normalized for rules on `request.auth.claims`, and as text for headers. Never makes header
 //! text out of what could end a header.
 //!
-//! Source: envoyproxy/envoy source/extensions/filters/http/jwt_authn/authenticator.cc, `addJWTClaimToHeader` and
+//! Source: envoyproxy/envoy `source/extensions/filters/http/jwt_authn/authenticator.cc`, `addJWTClaimToHeader` and
 //! `setPayloadMetadata`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};

@@ -26,7 +26,9 @@ pub(super) fn tokens(rule: &JwtRule, head: &RequestHead<'_>) -> Result<Vec<Strin
     // Envoy sorts headers by name and prefix, parameters and cookies by name.
     let mut headers: Vec<&HeaderLocation> = rule.from_headers.iter().collect();
     headers.sort_by_key(|h| (h.name.as_str(), h.prefix.as_str()));
-    headers.iter().for_each(|location| in_header(head.headers, location, &mut found));
+    for location in headers {
+        in_header(head.headers, location, &mut found);
+    }
     let mut params: Vec<&String> = rule.from_params.iter().collect();
     params.sort();
     for param in params {

@@ -2,8 +2,8 @@
 //! sees. Semantics are those of Envoy's `jwt_authn` filter as Istio configures it, stricter where RFC 7515, 7519 and 8725
 //! ask for it. Pure: no I/O and no clock; keys come through [`Keys`], time is a parameter.
 //!
-//! Sources: istio/istio pilot/pkg/security/authn/policy_applier.go; envoyproxy/envoy
-//! source/extensions/filters/http/jwt_authn/{authenticator,extractor,verifier,filter}.cc.
+//! Sources: istio/istio `pilot/pkg/security/authn/policy_applier.go`; envoyproxy/envoy
+//! `source/extensions/filters/http/jwt_authn/{authenticator,extractor,verifier,filter}.cc`.
 
 mod authenticate;
 mod claims;

@@ -1,7 +1,8 @@
 //! Why a request is refused, in Envoy's words: operators search for these texts, and clients may read them. What Envoy
 //! has no text for is said in the same manner. Never says anything that the token's sender does not know.
 //!
-//! Sources: envoyproxy/envoy source/common/jwt/status.cc, source/extensions/filters/http/jwt_authn/filter.cc.
+//! Sources: envoyproxy/envoy `source/common/jwt/status.cc`,
+//! `source/extensions/filters/http/jwt_authn/filter.cc`.
 
 use std::{fmt::Write, sync::Arc};
 

@@ -61,7 +61,7 @@ fn der_value(der: &[u8]) -> (&[u8], &[u8]) {
 
 impl Signer {
     /// The public key; `more` members replace its own.
-    pub(crate) fn jwk(&self, more: Value) -> Value {
+    pub(crate) fn jwk(&self, more: &Value) -> Value {
         let mut jwk = match self {
             Self::Rsa(key) => {
                 let (n, e) = modulus_and_exponent(key.public_key().as_ref());

@@ -43,7 +43,7 @@ impl Keys for Fetched {
 
 /// For `ISSUER`, with one RSA key called `k`, in the default places.
 fn rule() -> JwtRule {
-    rule_with(&[RSA.jwk(json!({"kid": "k"}))])
+    rule_with(&[RSA.jwk(&json!({"kid": "k"}))])
 }
 
 fn rule_with(keys: &[Value]) -> JwtRule {

@@ -1,7 +1,7 @@
 //! `RequestAuthentication`: the document as it is written, what Istio's webhook and schema refuse in it, and its rules made
 //! ready for `jwt`. Which workloads it applies to is decided in `compile`; no token is seen here.
 //!
-//! Sources: istio.io/api security/v1/request_authentication.proto (with its schema rules);
+//! Sources: istio.io/api `security/v1/request_authentication.proto` (with its schema rules);
 //! istio/istio pkg/config/validation/validation.go, `ValidateRequestAuthentication`.
 
 use std::{sync::Arc, time::Duration};

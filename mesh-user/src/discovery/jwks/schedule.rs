@@ -20,11 +20,11 @@ pub struct Schedule {
 impl Default for Schedule {
     fn default() -> Self {
         Self {
-            refresh: Duration::from_mins(20),
+            refresh: Duration::from_secs(20 * 60),
             retry: Duration::from_secs(1),
-            retry_at_most: Duration::from_mins(1),
+            retry_at_most: Duration::from_secs(60),
             between_hints: Duration::from_secs(30),
-            keep: Duration::from_hours(7 * 24),
+            keep: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }

@@ -45,7 +45,7 @@ fn text(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 }
 
 fn keys(signers: &[(&Signer, &str)]) -> String {
-    jwks(&signers.iter().map(|(signer, kid)| signer.jwk(json!({"kid": kid}))).collect::<Vec<_>>())
+    jwks(&signers.iter().map(|(signer, kid)| signer.jwk(&json!({"kid": kid}))).collect::<Vec<_>>())
 }
 
 impl Server {
@@ -196,7 +196,7 @@ async fn without_a_hint_keys_are_fetched_again_when_their_time_comes() {
 #[tokio::test]
 async fn hints_do_not_make_more_than_one_fetch_in_their_time() {
     let server = Server::start(false).await;
-    let schedule = Schedule { between_hints: Duration::from_hours(1), ..settings().schedule };
+    let schedule = Schedule { between_hints: Duration::from_secs(3600), ..settings().schedule };
     let store = JwksStore::open(JwksSettings { schedule, ..settings() }).unwrap();
     store.set_sources(&[source(&server.location())]);
     store.tried().await;
@@ -254,7 +254,7 @@ async fn answers_that_are_no_keys_are_refused_with_their_reason() {
             response
         }
         "/huge" => text(200, format!("{{\"keys\":[],\"x\":\"{}\"}}", "x".repeat(MAX_JWKS_BYTES))),
-        "/none" => text(200, jwks(&[ED.jwk(json!({"use": "enc"}))])),
+        "/none" => text(200, jwks(&[ED.jwk(&json!({"use": "enc"}))])),
         "/list" => text(200, "[]"),
         _ => text(403, ""),
     });

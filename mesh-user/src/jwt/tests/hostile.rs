@@ -9,7 +9,7 @@ use crate::jwt::{
 };
 
 fn ed_rule() -> JwtRule {
-    rule_with(&[ED.jwk(json!({"kid": "k"}))])
+    rule_with(&[ED.jwk(&json!({"kid": "k"}))])
 }
 
 proptest! {
@@ -37,7 +37,7 @@ proptest! {
     #[test]
     fn any_text_is_a_key_set_or_an_error(text in any::<Vec<u8>>(), name in "[a-z]{1,4}", value in any::<String>()) {
         let _ = KeySet::parse(&text);
-        let mut jwk = ED.jwk(json!({}));
+        let mut jwk = ED.jwk(&json!({}));
         jwk[&name] = value.into();
         prop_assert!(KeySet::parse(jwks(&[jwk]).as_bytes()).is_ok());
     }

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// A rule, a path, headers, and what comes of it.
+type Case<'a> = (JwtRule, &'a str, Vec<(&'static str, &'a str)>, &'a String);
+
 fn header(name: &'static str, prefix: &str) -> HeaderLocation {
     HeaderLocation { name: HeaderName::from_static(name), prefix: prefix.to_owned() }
 }
@@ -23,7 +26,6 @@ fn a_token_is_found_where_the_rule_says_and_nowhere_else() {
     let anonymous = "anonymous".to_owned();
     let form = Refusal::Form.to_string();
     let text = |text: &str| text.replace("TOKEN", &token);
-    type Case<'a> = (JwtRule, &'a str, Vec<(&'static str, &'a str)>, &'a String);
     let cases: Vec<Case<'_>> = vec![
         (rule(), "/", vec![], &anonymous),
         (rule(), "/", vec![("authorization", "Bearer TOKEN")], &good),

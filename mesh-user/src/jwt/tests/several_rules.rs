@@ -3,10 +3,13 @@
 use super::*;
 use crate::jwt::test_tokens::{OTHER_RSA, P256};
 
+/// Rules, headers, and what comes of them.
+type Case<'a> = (&'a [JwtRule], Vec<(&'static str, &'a str)>, String);
+
 const OTHER: &str = "https://other.example";
 
 fn other_rule() -> JwtRule {
-    let keys = rule_with(&[OTHER_RSA.jwk(json!({}))]).keys;
+    let keys = rule_with(&[OTHER_RSA.jwk(&json!({}))]).keys;
     JwtRule { issuer: Some(OTHER.to_owned()), policy: "shop/other".into(), keys, ..rule() }
 }
 
@@ -34,7 +37,6 @@ fn one_rule_that_believes_is_enough_and_a_bad_token_is_refused_by_all() {
     let both = [rule(), other_rule()];
     let apart = [rule(), header_rule(other_rule())];
     let of = |issuer: &str, who: &str| format!("{issuer}/{who}");
-    type Case<'a> = (&'a [JwtRule], Vec<(&'static str, &'a str)>, String);
     let cases: Vec<Case<'_>> = vec![
         (&both, vec![], "anonymous".to_owned()),
         (&both, vec![("authorization", &alice)], of(ISSUER, "alice")),
@@ -68,7 +70,7 @@ fn one_rule_that_believes_is_enough_and_a_bad_token_is_refused_by_all() {
 fn rules_of_one_issuer_are_tried_one_after_the_other() {
     let first = JwtRule { audiences: vec!["a".to_owned()], policy: "shop/first".into(), ..rule() };
     let second = JwtRule { policy: "shop/second".into(), audiences: vec!["b".to_owned()], ..rule() };
-    let third = JwtRule { policy: "shop/third".into(), ..rule_with(&[P256.jwk(json!({}))]) };
+    let third = JwtRule { policy: "shop/third".into(), ..rule_with(&[P256.jwk(&json!({}))]) };
     let rules = [first, second, third];
     for (aud, expected) in [("a", Some("shop/first")), ("b", Some("shop/second")), ("c", None)] {
         let token = RSA.token("RS256", Some("k"), &claims_with(&json!({"aud": aud})));

@@ -24,18 +24,18 @@ fn every_family_of_signatures_is_verified() {
             json!({"alg": alg}),
             json!({"kid": "k", "use": "sig", "key_ops": ["verify"]}),
         ] {
-            let decision = with_bearer(rule_with(&[signer.jwk(more.clone())]), &token);
+            let decision = with_bearer(rule_with(&[signer.jwk(&more)]), &token);
             assert_eq!(short(&decision), format!("{ISSUER}/alice"), "{alg} {more}");
         }
         let changed = token.rsplit_once('.').unwrap().0.to_owned() + "." + &encode(signer.sign(alg, b"else"));
-        let decision = with_bearer(rule_with(&[signer.jwk(json!({"kid": "k"}))]), &changed);
+        let decision = with_bearer(rule_with(&[signer.jwk(&json!({"kid": "k"}))]), &changed);
         assert_eq!(refusal(&decision), Some(Refusal::Signature), "{alg}");
     }
 }
 
 #[test]
 fn the_key_is_chosen_by_kid_and_alg_and_fits_the_algorithm() {
-    let (k, other) = (RSA.jwk(json!({"kid": "k"})), OTHER_RSA.jwk(json!({"kid": "o"})));
+    let (k, other) = (RSA.jwk(&json!({"kid": "k"})), OTHER_RSA.jwk(&json!({"kid": "o"})));
     let good = format!("{ISSUER}/alice");
     let [no_match, wrong, none] =
         [Refusal::NoMatchingKey, Refusal::Signature, Refusal::NoValidKeys].map(|refusal| refusal.to_string());
@@ -43,12 +43,12 @@ fn the_key_is_chosen_by_kid_and_alg_and_fits_the_algorithm() {
         ("RS256", Some("k"), vec![other.clone(), k.clone()], &good),
         ("RS256", None, vec![other.clone(), k.clone()], &good),
         ("RS256", Some(""), vec![other.clone(), k.clone()], &good),
-        ("RS256", Some("k"), vec![RSA.jwk(json!({}))], &good),
+        ("RS256", Some("k"), vec![RSA.jwk(&json!({}))], &good),
         ("RS256", Some("k"), vec![other.clone()], &no_match),
         ("RS256", Some("o"), vec![other.clone(), k.clone()], &wrong),
         ("RS256", None, vec![other.clone()], &wrong),
-        ("PS256", Some("k"), vec![RSA.jwk(json!({"kid": "k", "alg": "RS256"}))], &no_match),
-        ("RS256", Some("k"), vec![P256.jwk(json!({"kid": "k"}))], &wrong),
+        ("PS256", Some("k"), vec![RSA.jwk(&json!({"kid": "k", "alg": "RS256"}))], &no_match),
+        ("RS256", Some("k"), vec![P256.jwk(&json!({"kid": "k"}))], &wrong),
         ("RS256", Some("k"), vec![], &none),
     ];
     for (alg, kid, keys, expected) in cases {
@@ -91,7 +91,7 @@ fn a_header_that_asks_for_anything_else_is_refused() {
 
 #[test]
 fn keys_that_a_token_brings_are_not_used() {
-    let own = OTHER_RSA.jwk(json!({}));
+    let own = OTHER_RSA.jwk(&json!({}));
     for extra in [
         json!({"jwk": own}),
         json!({"jku": "https://evil.example/jwks"}),
@@ -198,7 +198,7 @@ fn keys_that_are_not_there_yet_refuse_and_an_unknown_kid_asks_again() {
         short(&decide_head(std::slice::from_ref(&remote), "/", &headers(&[("authorization", value)]), store))
     };
     assert_eq!(decide(&store, &bearer("k", &RSA)), Refusal::KeysUnavailable.to_string());
-    let set = KeySet::parse(jwks(&[RSA.jwk(json!({"kid": "k"}))]).as_bytes()).unwrap();
+    let set = KeySet::parse(jwks(&[RSA.jwk(&json!({"kid": "k"}))]).as_bytes()).unwrap();
     store.sets.insert(location.clone(), Arc::new(set));
     assert_eq!(decide(&store, &bearer("k", &RSA)), format!("{ISSUER}/alice"));
     assert_eq!(decide(&store, &bearer("k", &OTHER_RSA)), Refusal::Signature.to_string());

@@ -182,7 +182,7 @@ fn all_documents_that_select_a_workload_add_up_by_issuer() {
 
 #[test]
 fn a_status_counts_workloads_and_says_what_is_not_enforced() {
-    let key = jwks(&[ED.jwk(serde_json::json!({}))]);
+    let key = jwks(&[ED.jwk(&serde_json::json!({}))]);
     let text = [
         document("istio-system", "mesh", "{}"),
         document(
