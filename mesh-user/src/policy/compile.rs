@@ -72,7 +72,8 @@ impl CompiledPolicies {
 
 /// Istio takes the oldest first (`sortConfigByCreationTime`).
 fn sorted_requests(set: &PolicySet) -> Vec<(&str, &RequestAuthentication)> {
-    let mut requests: Vec<_> = set.request_authentications.iter().filter(|r| !r.only_proxies).collect();
+    let mut requests: Vec<_> =
+        set.request_authentications.iter().filter(|r| !r.targets_only_proxies()).collect();
     requests.sort_by_key(|r| (r.created, Arc::clone(&r.name)));
     requests.into_iter().map(|r| (&*r.namespace, r)).collect()
 }

@@ -229,7 +229,7 @@ impl PolicySet {
             .map_err(|(path, what)| chunk.invalid(KIND, metadata, &path, what))?;
         if let Some(status) = self.status.last_mut() {
             status.not_enforced = parsed.not_enforced(HTTP_PATH);
-            status.accepted = !parsed.only_proxies;
+            status.accepted = !parsed.targets_only_proxies();
         }
         self.request_authentications.push(parsed);
         Ok(())

@@ -91,8 +91,8 @@ pub struct RequestAuthentication {
     pub created: Option<OffsetDateTime>,
     /// Which workloads it is for.
     pub selector: Option<WorkloadSelector>,
-    /// It is for gateways and waypoints, which meshd is not.
-    pub only_proxies: bool,
+    /// What it is attached to instead of workloads.
+    pub targets: Vec<TargetRef>,
     /// In the order of the document.
     pub rules: Vec<Arc<JwtRule>>,
 }
@@ -110,7 +110,6 @@ impl RequestAuthentication {
     ) -> Result<Self, Invalid> {
         let selects = super::validate::selector(spec.selector.as_ref())?;
         let listed = spec.target_refs.as_deref().unwrap_or_default();
-        let only_proxies = spec.target_ref.is_some() || !listed.is_empty();
         if usize::from(selects) + usize::from(spec.target_ref.is_some()) + usize::from(!listed.is_empty()) > 1
         {
             let what = "only one of selector, targetRef and targetRefs can be set";
@@ -135,14 +134,19 @@ impl RequestAuthentication {
             name: name.into(),
             created,
             selector: spec.selector.clone(),
-            only_proxies,
+            targets: spec.target_ref.iter().chain(listed).cloned().collect(),
             rules: rules.collect::<Result<_, Invalid>>()?,
         })
     }
 
+    /// It is for gateways and waypoints, which meshd is not.
+    pub(super) fn targets_only_proxies(&self) -> bool {
+        !self.targets.is_empty()
+    }
+
     /// What of it is not enforced as written, one line each. `http_path`: whether requests are looked at at all.
     pub(super) fn not_enforced(&self, http_path: bool) -> Vec<String> {
-        if self.only_proxies {
+        if self.targets_only_proxies() {
             return vec!["targetRefs name gateways and waypoints; the policy is not enforced yet".to_owned()];
         }
         let mut notes = Vec::new();

@@ -28,7 +28,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use fetch::FetchError;
 pub use schedule::Schedule;
 
-use crate::jwt::{JwksSource, KeyLocation, KeySet, Keys};
+use crate::{
+    ca::{self, CaError},
+    config::JwksConfig,
+    jwt::{JwksSource, KeyLocation, KeySet, Keys},
+};
 use fetch::Fetcher;
 
 /// What the node's administrator decides about fetching keys.
@@ -40,6 +44,21 @@ pub struct JwksSettings {
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// When to fetch.
     pub schedule: Schedule,
+}
+
+impl JwksSettings {
+    /// Reads the bundles that the node's file names.
+    ///
+    /// # Errors
+    /// When one cannot be read or holds no certificate.
+    pub fn load(config: &JwksConfig) -> Result<Self, CaError> {
+        let bundles = config.extra_roots.iter().map(|file| ca::read_bundle(file));
+        Ok(Self {
+            allow_addresses: config.allow_addresses.clone(),
+            extra_roots: bundles.collect::<Result<Vec<_>, _>>()?.concat(),
+            schedule: Schedule::default(),
+        })
+    }
 }
 
 /// How one place of keys is doing.

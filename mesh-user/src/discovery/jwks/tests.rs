@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{JwksSettings, JwksStatus, JwksStore, Schedule};
+use super::{JwksConfig, JwksSettings, JwksStatus, JwksStore, Schedule};
 use crate::jwt::{
     JwksSource, KeyLocation, Keys, MAX_JWKS_BYTES,
     test_tokens::{ED, P256, Signer, jwks},
@@ -371,4 +371,23 @@ async fn places_come_and_go_with_the_policies_and_keep_their_keys() {
     store.set_sources(std::slice::from_ref(&two));
     assert!(store.keys(&one.location).is_none());
     assert_eq!(store.status().len(), 1);
+}
+
+#[test]
+fn settings_are_read_from_the_nodes_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(["idp.example".to_owned()]).unwrap();
+    let (good, bad) = (folder.path().join("good.pem"), folder.path().join("bad.pem"));
+    std::fs::write(&good, own.cert.pem()).unwrap();
+    std::fs::write(&bad, "nothing").unwrap();
+    let config = JwksConfig {
+        allow_addresses: vec!["127.0.0.1/32".parse().unwrap()],
+        extra_roots: vec![good.clone()],
+    };
+    let settings = JwksSettings::load(&config).unwrap();
+    assert_eq!(settings.extra_roots, [own.cert.der().clone()]);
+    assert_eq!((settings.allow_addresses, settings.schedule), (config.allow_addresses, Schedule::default()));
+    let error = JwksSettings::load(&JwksConfig { extra_roots: vec![good, bad], ..JwksConfig::default() })
+        .unwrap_err();
+    assert!(error.to_string().contains("bad.pem"), "{error}");
 }
