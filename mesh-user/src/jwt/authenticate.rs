@@ -23,7 +23,7 @@ use super::{
 pub const CLOCK_SKEW_SECONDS: u64 = 60;
 
 /// Keys that were fetched. Asked per request: must neither lock nor wait.
-pub trait Keys {
+pub trait Keys: Send + Sync {
     /// The keys that are known of a place; none: it could not be asked so far.
     fn keys(&self, location: &KeyLocation) -> Option<Arc<KeySet>>;
 

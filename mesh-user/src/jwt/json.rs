@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::{Map, Number, Value};
 
 /// Objects and arrays inside each other; claims of real providers have three or four.
-const MAX_DEPTH: usize = 16;
+const MAX_DEPTH: usize = 32;
 
 /// The object that the whole of `bytes` is; none: it is anything else.
 pub(crate) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
@@ -106,8 +106,8 @@ mod tests {
         for (text, good) in [
             ("{}", true),
             (" {\"a\": [1, -2, 1.5, true, null, \"x\", {\"a\": {}}]} ", true),
-            (deep(15).as_str(), true),
-            (deep(16).as_str(), false),
+            (deep(31).as_str(), true),
+            (deep(32).as_str(), false),
             (deep(100_000).as_str(), false),
             ("", false),
             ("[]", false),

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use hyper::{
     HeaderMap,
-    header::{COOKIE, HeaderName},
+    header::{AUTHORIZATION, COOKIE, HeaderName},
 };
 use percent_encoding::percent_decode_str;
 
@@ -58,29 +58,19 @@ pub(super) fn tokens(rule: &JwtRule, head: &RequestHead<'_>) -> Result<Vec<Strin
     Ok(distinct)
 }
 
-/// The prefix counts wherever it stands, and the token ends where base64url and dots end. A prefix with nothing behind it
-/// is no token, which is then said.
+/// What stands behind the prefix, wherever that stands, must be a token to its end. Lines of `Authorization`, which is one
+/// value (RFC 9110 section 11.6.2), are one text; each line of another header is its own.
 fn in_header(headers: &HeaderMap, location: &HeaderLocation, found: &mut Vec<String>) {
-    let values: Vec<Cow<'_, str>> =
-        headers.get_all(&location.name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
-    if values.is_empty() {
-        return;
+    let lines = headers.get_all(&location.name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()));
+    let mut lines: Vec<Cow<'_, str>> = lines.collect();
+    if location.name == AUTHORIZATION && lines.len() > 1 {
+        lines = vec![lines.join(",").into()];
     }
-    let all = values.join(",");
-    if location.prefix.is_empty() {
-        found.push(all);
-        return;
-    }
-    let is_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let mut rest = all.as_str();
-    while let Some(at) = rest.find(location.prefix.as_str()) {
-        let after = rest.get(at + location.prefix.len()..).unwrap_or_default();
-        let token = after.trim_start_matches(|c| !is_token(c));
-        let end = token.find(|c| !is_token(c)).unwrap_or(token.len());
-        let (token, behind) = token.split_at(end);
-        found.push(if token.is_empty() { all.clone() } else { token.to_owned() });
-        rest = behind;
-    }
+    let tokens = lines.iter().filter_map(|line| {
+        let at = line.find(location.prefix.as_str())?;
+        Some(line.get(at + location.prefix.len()..)?.trim().to_owned())
+    });
+    found.extend(tokens);
 }
 
 fn query(path_and_query: &str) -> &str {

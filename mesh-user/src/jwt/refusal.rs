@@ -61,12 +61,21 @@ pub enum Refusal {
     /// `iat` of a wrong type.
     #[error("Jwt payload [iat] field is not an integer")]
     Iat,
+    /// `iat` before 1970 or after everything.
+    #[error("Jwt payload [iat] field is not a positive 64 bit integer")]
+    IatRange,
     /// `nbf` of a wrong type.
     #[error("Jwt payload [nbf] field is not an integer")]
     Nbf,
+    /// `nbf` before 1970 or after everything.
+    #[error("Jwt payload [nbf] field is not a positive 64 bit integer")]
+    NbfRange,
     /// `exp` of a wrong type.
     #[error("Jwt payload [exp] field is not an integer")]
     Exp,
+    /// `exp` before 1970 or after everything.
+    #[error("Jwt payload [exp] field is not a positive 64 bit integer")]
+    ExpRange,
     /// `aud` of a wrong type.
     #[error("Jwt payload [aud] field is not a string or string list")]
     Aud,

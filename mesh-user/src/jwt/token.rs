@@ -51,9 +51,9 @@ impl Token {
         string(&claims, "jti", Refusal::Jti)?;
         let issuer = string(&claims, "iss", Refusal::Iss)?;
         let subject = string(&claims, "sub", Refusal::Sub)?;
-        seconds(&claims, "iat", Refusal::Iat)?;
-        let not_before = seconds(&claims, "nbf", Refusal::Nbf)?;
-        let expires = seconds(&claims, "exp", Refusal::Exp)?;
+        seconds(&claims, "iat", Refusal::Iat, Refusal::IatRange)?;
+        let not_before = seconds(&claims, "nbf", Refusal::Nbf, Refusal::NbfRange)?;
+        let expires = seconds(&claims, "exp", Refusal::Exp, Refusal::ExpRange)?;
         let start = header.len() + 1;
         Ok(Self {
             text: text.to_owned(),
@@ -114,16 +114,25 @@ fn string(members: &Map<String, Value>, name: &str, refusal: Refusal) -> Result<
     }
 }
 
-/// A `NumericDate` (RFC 7519 section 2); fractions are cut off. A time before 1970 is refused, as in Envoy.
+/// A `NumericDate` (RFC 7519 section 2); fractions are cut off. As Envoy, which reads numbers as doubles, takes it.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "the cast saturates, and signs are checked"
+    clippy::cast_precision_loss,
+    reason = "the range is checked first"
 )]
-fn seconds(claims: &Map<String, Value>, name: &str, refusal: Refusal) -> Result<Option<u64>, Refusal> {
+fn seconds(
+    claims: &Map<String, Value>,
+    name: &str,
+    wrong: Refusal,
+    out_of_range: Refusal,
+) -> Result<Option<u64>, Refusal> {
     let Some(value) = claims.get(name) else { return Ok(None) };
-    let whole = value.as_u64().or_else(|| value.as_f64().filter(|f| *f >= 0.0).map(|f| f as u64));
-    whole.map(Some).ok_or(refusal)
+    let number = value.as_f64().ok_or(wrong)?;
+    if !(0.0..u64::MAX as f64).contains(&number) {
+        return Err(out_of_range);
+    }
+    Ok(Some(value.as_u64().unwrap_or(number as u64)))
 }
 
 fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, Refusal> {

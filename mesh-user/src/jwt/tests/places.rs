@@ -52,12 +52,7 @@ fn a_token_is_found_where_the_rule_says_and_nowhere_else() {
             &anonymous,
         ),
         (rule_from(&[("x-token", "")], &[], &[]), "/", vec![("x-token", "")], &form),
-        (
-            rule_from(&[("x-token", "")], &[], &[]),
-            "/",
-            vec![("x-token", "TOKEN"), ("x-token", "TOKEN")],
-            &form,
-        ),
+        (rule_from(&[("x-token", "")], &[], &[]), "/", vec![("x-token", "TOKEN,TOKEN")], &form),
         (rule_from(&[("x-token", "JWT ")], &[], &[]), "/", vec![("x-token", "JWT TOKEN")], &good),
         (rule_from(&[], &["t"], &[]), "/?t=TOKEN", vec![], &good),
         (rule_from(&[], &["t"], &[]), "/?access_token=x", vec![], &anonymous),
@@ -87,17 +82,22 @@ fn of_several_tokens_all_must_be_good_wherever_they_are() {
         ("/?t=OLD", vec![("authorization", "Bearer ALICE")], Refusal::Expired.to_string()),
         ("/?t=ALICE&t=OLD", vec![], Refusal::Expired.to_string()),
         ("/", vec![("cookie", "s=ALICE; s=OLD")], Refusal::Expired.to_string()),
-        (
-            "/",
-            vec![("authorization", "Bearer ALICE"), ("authorization", "Bearer OLD")],
-            Refusal::Expired.to_string(),
-        ),
-        ("/", vec![("authorization", "Bearer ALICE, Bearer OLD")], Refusal::Expired.to_string()),
+        // `Authorization` is one value; lines of other headers are values of their own.
         (
             "/",
             vec![("authorization", "Bearer ALICE"), ("authorization", "Bearer ALICE")],
+            Refusal::Form.to_string(),
+        ),
+        ("/", vec![("authorization", "Bearer ALICE, Bearer OLD")], Refusal::Form.to_string()),
+        ("/", vec![("authorization", "Bearer ALICE more")], Refusal::SignatureEncoding.to_string()),
+        (
+            "/",
+            vec![("authorization", "Basic x"), ("authorization", "Bearer ALICE")],
             format!("{ISSUER}/alice"),
         ),
+        ("/", vec![("a-token", "ALICE"), ("a-token", "ALICE")], format!("{ISSUER}/alice")),
+        ("/", vec![("a-token", "ALICE"), ("a-token", "OLD")], Refusal::Expired.to_string()),
+        ("/", vec![("a-token", "OLD"), ("a-token", "ALICE")], Refusal::Expired.to_string()),
         ("/?t=1&t=2&t=3&t=4&t=5", vec![], Refusal::TooManyTokens.to_string()),
     ] {
         let text = |text: &str| text.replace("ALICE", &alice).replace("BOB", &bob).replace("OLD", &expired);
