@@ -10,12 +10,14 @@ use std::{
 use super::{
     AuthorizationPolicy, Mode, PeerAuthentication, PolicySet, RuleRef,
     api::{Action, ApiMode, MutualTls, Rule, WorkloadSelector},
+    jwt_rules::{self, Applicable},
     matcher::{self, Scope, Test},
     namespaces::ByNamespace,
-    request_authentication::RequestAuthentication,
 };
-use crate::jwt::{JwksSource, JwtRule, KeySource};
-use crate::world::{Workload, WorkloadId, World};
+use crate::{
+    jwt::JwtRule,
+    world::{Workload, WorkloadId, World},
+};
 
 /// Policy of every workload in one world.
 #[derive(Debug, Default)]
@@ -36,7 +38,7 @@ impl CompiledPolicies {
         let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
         let policies = ByNamespace::new(root, policies.iter().map(|p| (&*p.namespace, Arc::clone(p))));
         let peers = ByNamespace::new(root, peers.into_iter().map(|p| (&*p.namespace, p)));
-        let requests = ByNamespace::new(root, sorted_requests(set));
+        let requests = Applicable::by_namespace(world, &set.request_authentications);
         // Nothing else about a workload is asked: the replicas of a Deployment have one policy.
         let mut known = HashMap::new();
         let compile = |workload| {
@@ -51,31 +53,6 @@ impl CompiledPolicies {
     pub fn for_workload(&self, id: WorkloadId) -> &WorkloadPolicy {
         self.workloads.get(id.0 as usize).map_or(&self.closed, |policy| policy)
     }
-}
-
-impl CompiledPolicies {
-    /// Where the keys of this node's workloads are, each place once.
-    pub fn jwks_sources(&self, world: &World) -> Vec<JwksSource> {
-        let policies = world.local_workloads().map(|workload| self.for_workload(workload.id));
-        let mut sources: Vec<JwksSource> = Vec::new();
-        for rule in policies.flat_map(|policy| policy.request_authentication().iter()) {
-            let KeySource::Remote(source) = &rule.keys else { continue };
-            match sources.iter_mut().find(|known| known.location == source.location) {
-                // Rules that share a place wait for it as long as the most patient.
-                Some(known) => known.timeout = known.timeout.max(source.timeout),
-                None => sources.push(source.clone()),
-            }
-        }
-        sources
-    }
-}
-
-/// Istio takes the oldest first (`sortConfigByCreationTime`).
-fn sorted_requests(set: &PolicySet) -> Vec<(&str, &RequestAuthentication)> {
-    let mut requests: Vec<_> =
-        set.request_authentications.iter().filter(|r| !r.targets_only_proxies()).collect();
-    requests.sort_by_key(|r| (r.created, Arc::clone(&r.name)));
-    requests.into_iter().map(|r| (&*r.namespace, r)).collect()
 }
 
 /// On conflict the oldest counts, then the one whose name sorts first (pilot `sortConfigByCreationTime`).
@@ -124,7 +101,7 @@ impl WorkloadPolicy {
         workload: &Workload,
         peers: &ByNamespace<'_, &PeerAuthentication>,
         policies: &ByNamespace<'_, Arc<Policy>>,
-        requests: &ByNamespace<'_, &RequestAuthentication>,
+        requests: &ByNamespace<'_, Applicable<'_>>,
     ) -> Self {
         let applies = |action| {
             let reaching = policies.reaching(workload.namespace());
@@ -137,7 +114,7 @@ impl WorkloadPolicy {
             custom: applies(Action::Custom),
             deny: applies(Action::Deny),
             allow: applies(Action::Allow),
-            requests: jwt_rules(workload, requests),
+            requests: jwt_rules::of_workload(workload, requests),
         };
         policy.set_modes(workload, peers);
         policy
@@ -184,17 +161,6 @@ impl WorkloadPolicy {
     pub fn port_modes(&self) -> &BTreeMap<u16, Mode> {
         &self.port_modes
     }
-}
-
-/// Documents add up: the root namespace's, then the workload's own, all that select it; then sorted by issuer, which
-/// is the order in which Envoy tries them (pilot `newPolicyApplier`).
-fn jwt_rules(workload: &Workload, requests: &ByNamespace<'_, &RequestAuthentication>) -> Arc<[Arc<JwtRule>]> {
-    let reaching = requests.of_mesh().iter().chain(requests.below_root(workload.namespace()));
-    let selecting =
-        reaching.filter(|r| labels(r.selector.as_ref()).is_none_or(|labels| workload.has_labels(labels)));
-    let mut rules: Vec<_> = selecting.flat_map(|r| r.rules.iter().cloned()).collect();
-    rules.sort_by(|a, b| a.issuer.cmp(&b.issuer));
-    rules.into()
 }
 
 fn mode(mtls: Option<MutualTls>) -> Option<Mode> {

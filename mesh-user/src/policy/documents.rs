@@ -14,8 +14,6 @@ use super::{
 };
 use crate::config::yaml::{self, Problem};
 
-/// Whether requests are looked at: without it nothing asks for a token.
-const HTTP_PATH: bool = false;
 const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 /// Istio's own group holds kinds that say how clients connect; they are named so that nobody believes in them.
 const NETWORKING_GROUP: &str = "networking.istio.io/";
@@ -228,7 +226,7 @@ impl PolicySet {
         let parsed = RequestAuthentication::new(&namespace, &metadata.name, created, &spec)
             .map_err(|(path, what)| chunk.invalid(KIND, metadata, &path, what))?;
         if let Some(status) = self.status.last_mut() {
-            status.not_enforced = parsed.not_enforced(HTTP_PATH);
+            status.not_enforced = parsed.not_enforced(false);
             status.accepted = !parsed.targets_only_proxies();
         }
         self.request_authentications.push(parsed);

@@ -11,6 +11,7 @@ mod compile;
 mod decide;
 mod documents;
 mod explain;
+mod jwt_rules;
 mod list;
 mod matcher;
 mod namespaces;

@@ -139,9 +139,9 @@ impl RequestAuthentication {
         })
     }
 
-    /// It is for gateways and waypoints, which meshd is not.
+    /// It is for gateways and waypoints alone, which meshd is not.
     pub(super) fn targets_only_proxies(&self) -> bool {
-        !self.targets.is_empty()
+        !self.targets.is_empty() && !self.targets.iter().any(is_service)
     }
 
     /// What of it is not enforced as written, one line each. `http_path`: whether requests are looked at at all.
@@ -150,6 +150,11 @@ impl RequestAuthentication {
             return vec!["targetRefs name gateways and waypoints; the policy is not enforced yet".to_owned()];
         }
         let mut notes = Vec::new();
+        let proxies = self.targets.iter().filter(|target| !is_service(target));
+        let proxies: Vec<_> = proxies.map(|target| format!("{} {}", target.kind, target.name)).collect();
+        if !proxies.is_empty() {
+            notes.push(format!("meshd is no gateway; left out of targetRefs: {}", proxies.join(", ")));
+        }
         if !http_path {
             notes.push("RequestAuthentication is not enforced yet: requests are not looked at".to_owned());
         }
@@ -164,6 +169,11 @@ impl RequestAuthentication {
         }));
         notes
     }
+}
+
+/// Whether a policy is attached to the endpoints of a Service.
+pub(super) fn is_service(target: &TargetRef) -> bool {
+    target.kind == "Service" && matches!(target.group.as_deref(), None | Some("" | "core"))
 }
 
 /// `validatePolicyTargetReference`.

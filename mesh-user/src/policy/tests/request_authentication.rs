@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use crate::{
+    config::Config,
     jwt::{
         JwtRule, KeyLocation, KeySource,
         test_tokens::{ED, jwks},
     },
-    policy::PolicySet,
+    policy::{CompiledPolicies, PolicySet},
+    world::World,
 };
 
+const GATEWAY: &str = "group: gateway.networking.k8s.io, kind: Gateway, name: g";
 const HEAD: &str =
     "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, namespace: shop}\n";
 
@@ -17,6 +20,12 @@ fn document(namespace: &str, name: &str, spec: &str) -> String {
     format!(
         "---\napiVersion: security.istio.io/v1beta1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
     )
+}
+
+/// The service `w` in front of the workload shop/web.
+fn world_with_service() -> World {
+    let service = "services: [{name: w, namespace: shop, addresses: [10.9.0.1], ports: [{port: 80}], selector: {app: web}}]";
+    World::build(&Config::parse(&format!("{}{service}\n", super::CONFIG), "test").unwrap()).unwrap()
 }
 
 fn rules(spec: &str) -> Vec<JwtRule> {
@@ -151,14 +160,23 @@ fn all_documents_that_select_a_workload_add_up_by_issuer() {
             &format!("{{selector: {{matchLabels: {{tier: front}}}}, {}}}", issuer("a")),
         ),
         document("data", "other", &format!("{{{}}}", issuer("d"))),
+        document("shop", "waypoint", &format!("{{targetRefs: [{{{GATEWAY}}}], {}}}", issuer("y"))),
         document(
             "shop",
-            "gateway",
-            &format!("{{targetRefs: [{{kind: Service, name: w}}], {}}}", issuer("y")),
+            "service",
+            &format!("{{targetRefs: [{{{GATEWAY}}}, {{kind: Service, name: w}}], {}}}", issuer("e")),
+        ),
+        document("shop", "none", &format!("{{targetRef: {{kind: Service, name: n}}, {}}}", issuer("z"))),
+        document(
+            "data",
+            "elsewhere",
+            &format!("{{targetRefs: [{{kind: Service, name: w}}], {}}}", issuer("z")),
         ),
     ]
     .concat();
-    let (world, policies) = super::compile(&text);
+    let world = world_with_service();
+    let set = PolicySet::parse([("p.yaml", text.as_str())]).unwrap();
+    let policies = CompiledPolicies::compile(&world, &set);
     let of = |namespace: &str, name: &str| {
         let policy = policies.for_workload(world.by_name(namespace, name).unwrap().id);
         let each = policy.request_authentication().iter();
@@ -170,13 +188,15 @@ fn all_documents_that_select_a_workload_add_up_by_issuer() {
             "https://a istio-system/front",
             "https://b istio-system/mesh",
             "https://b shop/later",
-            "https://c shop/own"
+            "https://c shop/own",
+            "https://e shop/service"
         ]
     );
     assert_eq!(of("data", "db"), ["https://b istio-system/mesh", "https://d data/other"]);
     // A place that two documents name is fetched once, and one that no local workload needs is not.
     let sources: Vec<_> = policies.jwks_sources(&world).iter().map(|s| s.location.url().to_owned()).collect();
-    let wanted = ["a", "b", "c", "d"].map(|host| format!("https://{host}/.well-known/openid-configuration"));
+    let wanted =
+        ["a", "b", "c", "e", "d"].map(|host| format!("https://{host}/.well-known/openid-configuration"));
     assert_eq!(sources, wanted);
 }
 
@@ -196,16 +216,13 @@ fn a_status_counts_workloads_and_says_what_is_not_enforced() {
             "{jwtRules: [{issuer: i, jwks: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"eA\"}]}'}]}",
         ),
         document("shop", "no-url", "{jwtRules: [{issuer: me@issuer.example}]}"),
-        document(
-            "shop",
-            "waypoint",
-            "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: w}]}",
-        ),
+        document("shop", "waypoint", &format!("{{targetRefs: [{{{GATEWAY}}}]}}")),
+        document("shop", "service", &format!("{{targetRefs: [{{{GATEWAY}}}, {{kind: Service, name: w}}]}}")),
     ]
     .concat();
     let set = PolicySet::parse([("p.yaml", text.as_str())]).unwrap();
     let seen: Vec<_> = set
-        .status_in(&super::world())
+        .status_in(&world_with_service())
         .iter()
         .map(|s| format!("{} {} {} {} {}", s.name, s.scope, s.accepted, s.workloads, s.not_enforced.len()))
         .collect();
@@ -216,9 +233,11 @@ fn a_status_counts_workloads_and_says_what_is_not_enforced() {
             "own workload true 1 1",
             "empty namespace true 1 2",
             "no-url namespace true 1 2",
-            "waypoint namespace false 0 1"
+            "waypoint workload false 0 1",
+            "service workload true 1 2"
         ]
     );
-    let enforced: Vec<_> = set.request_authentications.iter().map(|r| r.not_enforced(true).len()).collect();
-    assert_eq!(enforced, [0, 0, 1, 1, 1]);
+    let enforced: Vec<_> =
+        set.status_with(&world_with_service(), true).iter().map(|s| s.not_enforced.len()).collect();
+    assert_eq!(enforced, [0, 0, 1, 1, 1, 1]);
 }
