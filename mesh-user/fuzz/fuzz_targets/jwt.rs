@@ -5,7 +5,7 @@
 use std::sync::{Arc, LazyLock};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use hyper::{HeaderMap, Method, header::HeaderName};
+use hyper::{HeaderMap, header::HeaderName};
 use libfuzzer_sys::fuzz_target;
 use mesh_user::{
     jwt::{KeyLocation, KeySet, Keys, MAX_JWKS_BYTES, Outcome, RequestHead, authenticate},
@@ -91,8 +91,7 @@ fn refused_or_nobody(path: &str, headers: &HeaderMap) {
         let set = PolicySet::parse([("rules.yaml", RULES)]).expect("rules");
         set.request_authentications[0].clone()
     });
-    let method = Method::GET;
-    let head = RequestHead { method: &method, scheme: "http", authority: "a", path_and_query: path, headers };
+    let head = RequestHead { method: "GET", scheme: "http", authority: "a", path_and_query: path, headers };
     let decision = authenticate(&RULE.rules, &head, &NoKeys, 1_800_000_000);
     assert!(!matches!(decision.outcome, Outcome::Authenticated(_)), "a token that nobody signed is believed");
     let mut seen = headers.clone();

@@ -44,13 +44,19 @@ impl Edits {
         if let Some(name) = &rule.output_payload_to_header
             && let Ok(value) = HeaderValue::from_str(token.payload())
         {
-            self.append.push((name.clone(), value));
+            self.put(name, value);
         }
         for (name, path) in &rule.output_claim_to_headers {
             if let Some(value) = claims::header_value(&token.claims, path) {
-                self.append.push((name.clone(), value));
+                self.put(name, value);
             }
         }
+    }
+
+    /// What a token says is kept out of logs and of HTTP/2's tables.
+    fn put(&mut self, name: &HeaderName, mut value: HeaderValue) {
+        value.set_sensitive(true);
+        self.append.push((name.clone(), value));
     }
 
     fn remove(&mut self, name: &HeaderName) {

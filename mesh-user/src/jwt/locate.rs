@@ -4,16 +4,14 @@
 
 use std::borrow::Cow;
 
-use hyper::{
-    HeaderMap,
-    header::{AUTHORIZATION, COOKIE, HeaderName},
-};
+use hyper::header::{AUTHORIZATION, COOKIE, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use super::{
-    RequestHead,
+    Headers, RequestHead,
     refusal::Refusal,
     rule::{HeaderLocation, JwtRule},
+    values,
 };
 
 /// Different tokens that one request may carry for one rule. Each costs a signature.
@@ -38,12 +36,10 @@ pub(super) fn tokens(rule: &JwtRule, head: &RequestHead<'_>) -> Result<Vec<Strin
         );
     }
     if !rule.from_cookies.is_empty() {
-        let mut names: Vec<&String> = rule.from_cookies.iter().collect();
-        names.sort();
-        for name in names {
-            let values = cookies(head.headers).filter(|(own, _)| own == name);
-            found.extend(values.map(|(_, value)| value));
-        }
+        let mut cookies = cookies(head.headers);
+        cookies.retain(|(name, _)| rule.from_cookies.contains(name));
+        cookies.sort_by(|(a, _), (b, _)| a.cmp(b));
+        found.extend(cookies.into_iter().map(|(_, value)| value));
     }
     let mut distinct: Vec<String> = Vec::new();
     for token in found {
@@ -60,9 +56,8 @@ pub(super) fn tokens(rule: &JwtRule, head: &RequestHead<'_>) -> Result<Vec<Strin
 
 /// What stands behind the prefix, wherever that stands, must be a token to its end. Lines of `Authorization`, which is one
 /// value (RFC 9110 section 11.6.2), are one text; each line of another header is its own.
-fn in_header(headers: &HeaderMap, location: &HeaderLocation, found: &mut Vec<String>) {
-    let lines = headers.get_all(&location.name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()));
-    let mut lines: Vec<Cow<'_, str>> = lines.collect();
+fn in_header(headers: &dyn Headers, location: &HeaderLocation, found: &mut Vec<String>) {
+    let mut lines = values(headers, location.name.as_str());
     if location.name == AUTHORIZATION && lines.len() > 1 {
         lines = vec![lines.join(",").into()];
     }
@@ -85,17 +80,16 @@ fn has_name(pair: &str, name: &str) -> bool {
     !pair.is_empty() && decoded(pair.split('=').next().unwrap_or_default()) == name
 }
 
-fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (String, String)> {
-    let lines = headers.get_all(COOKIE).iter().map(|v| String::from_utf8_lossy(v.as_bytes()));
-    lines.flat_map(|line| {
-        line.split(';')
-            .filter_map(|pair| {
-                let (name, value) = pair.split_once('=')?;
-                let unquoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
-                Some((name.trim().to_owned(), unquoted.to_owned()))
-            })
-            .collect::<Vec<_>>()
-    })
+/// Names and values, in the order they came.
+fn cookies(headers: &dyn Headers) -> Vec<(String, String)> {
+    let mut cookies = Vec::new();
+    for line in values(headers, COOKIE.as_str()) {
+        for (name, value) in line.split(';').filter_map(|pair| pair.split_once('=')) {
+            let unquoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
+            cookies.push((name.trim().to_owned(), unquoted.to_owned()));
+        }
+    }
+    cookies
 }
 
 /// The head's path and query without the rule's parameters; none: it has none of them. All else stays as it was written.
@@ -110,13 +104,12 @@ pub(super) fn without_params(path_and_query: &str, names: &[String]) -> Option<S
 }
 
 /// The values of `Cookie` without the rule's cookies; none: it has none of them.
-pub(super) fn without_cookies(headers: &HeaderMap, names: &[String]) -> Option<Vec<String>> {
+pub(super) fn without_cookies(headers: &dyn Headers, names: &[String]) -> Option<Vec<String>> {
     let is_gone = |pair: &&str| {
         let name = pair.split_once('=').map_or("", |(name, _)| name.trim());
         names.iter().any(|own| own == name)
     };
-    let lines = headers.get_all(COOKIE).iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
-    let lines: Vec<String> = lines.collect();
+    let lines = values(headers, COOKIE.as_str());
     if !lines.iter().any(|line| line.split(';').any(|pair| is_gone(&pair))) {
         return None;
     }
@@ -128,7 +121,7 @@ pub(super) fn without_cookies(headers: &HeaderMap, names: &[String]) -> Option<V
 }
 
 /// Headers of the rule that carry tokens and are there.
-pub(super) fn carriers<'a>(rule: &'a JwtRule, headers: &HeaderMap) -> impl Iterator<Item = &'a HeaderName> {
+pub(super) fn carriers<'a>(rule: &'a JwtRule, headers: &dyn Headers) -> impl Iterator<Item = &'a HeaderName> {
     rule.from_headers
         .iter()
         .filter(|location| {

@@ -19,9 +19,9 @@ pub(crate) mod test_tokens;
 mod tests;
 mod token;
 
-use std::sync::Arc;
+use std::{borrow::Cow, fmt, sync::Arc};
 
-use hyper::{HeaderMap, Method};
+use hyper::HeaderMap;
 use serde_json::{Map, Value};
 
 pub use authenticate::{CLOCK_SKEW_SECONDS, Keys, authenticate};
@@ -32,11 +32,33 @@ pub use rule::{HeaderLocation, JwksSource, JwtRule, KeyLocation, KeySource};
 pub(crate) use rule::{comparable_audience, fetchable};
 pub use token::MAX_TOKEN_BYTES;
 
+/// The headers of a request, however its parser keeps them.
+pub trait Headers: Sync {
+    /// Gives every value of a header to `each`, in the order they came. `name` is lower-case; the case of what was sent
+    /// does not matter.
+    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8]));
+}
+
+impl Headers for HeaderMap {
+    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
+        for value in self.get_all(name) {
+            each(value.as_bytes());
+        }
+    }
+}
+
+/// What is no text is no token: its letters do not matter.
+fn values<'h>(headers: &'h dyn Headers, name: &str) -> Vec<Cow<'h, str>> {
+    let mut values = Vec::new();
+    headers.each_value(name, &mut |value| values.push(String::from_utf8_lossy(value)));
+    values
+}
+
 /// A request's head, as it arrived and before anything was changed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
-    /// Tells a CORS preflight, which carries no credentials.
-    pub method: &'a Method,
+    /// Tells a CORS preflight, which carries no credentials; case matters.
+    pub method: &'a str,
     /// `http` or `https`, for the challenge only.
     pub scheme: &'a str,
     /// Host and port, for the challenge only.
@@ -44,7 +66,17 @@ pub struct RequestHead<'a> {
     /// Without scheme and authority; may hold a query.
     pub path_and_query: &'a str,
     /// All headers.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a dyn Headers,
+}
+
+impl fmt::Debug for RequestHead<'_> {
+    /// Without what may hold tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestHead")
+            .field("method", &self.method)
+            .field("authority", &self.authority)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is known about a request's sender, and how the request must be changed before it goes on.
@@ -68,7 +100,7 @@ pub enum Outcome {
 }
 
 /// What a believed token says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Authenticated {
     /// `iss`; none only under a rule that names no issuer.
     pub issuer: Option<String>,
@@ -83,6 +115,17 @@ pub struct Authenticated {
     pub claims: Map<String, Value>,
     /// The document whose rule believed it, as `namespace/name`.
     pub policy: Arc<str>,
+}
+
+impl fmt::Debug for Authenticated {
+    /// Without the claims, which are about people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authenticated")
+            .field("issuer", &self.issuer)
+            .field("subject", &self.subject)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Authenticated {

@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use hyper::{HeaderMap, Method, header::HeaderName};
+use hyper::{HeaderMap, header::HeaderName};
 use serde_json::{Value, json};
 
 use super::{
@@ -94,7 +94,7 @@ fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
 fn decide_head(rules: &[JwtRule], path: &str, headers: &HeaderMap, keys: &dyn Keys) -> Decision {
     let rules: Vec<_> = rules.iter().cloned().map(Arc::new).collect();
     let head = RequestHead {
-        method: &Method::GET,
+        method: "GET",
         scheme: "https",
         authority: "web.shop:8080",
         path_and_query: path,

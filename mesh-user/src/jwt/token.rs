@@ -14,8 +14,7 @@ use super::{
 /// A longer token is refused unread; HTTP servers bound a whole head to 8 to 64 KiB.
 pub const MAX_TOKEN_BYTES: usize = 16 << 10;
 
-/// A token that is well formed.
-#[derive(Debug)]
+/// A token that is well formed. Has no `Debug`: whoever reads a token can use it.
 pub(super) struct Token {
     text: String,
     /// Where the payload starts and ends in the text.

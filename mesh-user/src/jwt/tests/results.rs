@@ -78,19 +78,14 @@ fn a_preflight_passes_and_is_still_cleaned() {
     let preflight = [("origin", "https://a"), ("access-control-request-method", "PUT")];
     let bad = [("authorization", "Bearer x"), ("x-sub", "root")];
     for (method, list, passes) in [
-        (Method::OPTIONS, [&preflight[..], &bad].concat(), true),
-        (Method::OPTIONS, [&preflight[..1], &bad].concat(), false),
-        (Method::OPTIONS, [&preflight[1..], &bad].concat(), false),
-        (Method::GET, [&preflight[..], &bad].concat(), false),
+        ("OPTIONS", [&preflight[..], &bad].concat(), true),
+        ("OPTIONS", [&preflight[..1], &bad].concat(), false),
+        ("OPTIONS", [&preflight[1..], &bad].concat(), false),
+        ("GET", [&preflight[..], &bad].concat(), false),
     ] {
         let headers = headers(&list);
-        let head = RequestHead {
-            method: &method,
-            scheme: "http",
-            authority: "a",
-            path_and_query: "/",
-            headers: &headers,
-        };
+        let head =
+            RequestHead { method, scheme: "http", authority: "a", path_and_query: "/", headers: &headers };
         let decision = authenticate(&rules, &head, &Fetched::default(), NOW);
         assert_eq!(short(&decision) == "anonymous", passes, "{method} {list:?}");
         assert!(decision.edits.remove.contains(&name("x-sub")));
