@@ -9,7 +9,7 @@
 //! proxy      http          outbound, inbound, relay, detection | requests put before a gate
 //! capture                  loading eBPF, maps, listeners inside workload namespaces, enrolment
 //! discovery  ca            sources -> World | the certificate authority
-//! policy     tls           pure decisions, no I/O | handshakes, verifiers, offload to the kernel
+//! policy     jwt  tls      pure decisions, no I/O | handshakes, verifiers, offload to the kernel
 //! world      config        one immutable snapshot of workloads, services, addresses | the node's file
 //! identity                 SPIFFE IDs, SVIDs, trust bundles
 //! telemetry  sys           metrics, access log, tracing | netns, sockets, splice, kTLS: all `unsafe`
@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod discovery;
 pub mod http;
 pub mod identity;
+pub mod jwt;
 pub mod policy;
 pub mod proxy;
 pub mod sys;

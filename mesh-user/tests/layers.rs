@@ -13,7 +13,7 @@ const ROWS: [&[&str]; 9] = [
     &["proxy", "http"],
     &["capture"],
     &["discovery", "ca"],
-    &["policy", "tls"],
+    &["policy", "jwt", "tls"],
     &["world", "config"],
     &["identity"],
     &["telemetry", "sys"],

@@ -12,7 +12,7 @@ const KNOWN: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 fuzz_target!(|text: &str| {
     parsed(text);
     if let Some((version, body)) = text.strip_prefix("# ").and_then(|text| text.split_once('\n')) {
-        for kind in ["PeerAuthentication", "AuthorizationPolicy"] {
+        for kind in ["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"] {
             with_head(version, kind, body);
         }
     }
@@ -24,10 +24,14 @@ fn with_head(version: &str, kind: &str, body: &str) {
     // Another document has a head of its own.
     let alone = !body.lines().any(|line| line.starts_with("---") || line.starts_with("..."));
     if let Some(set) = parsed(&text).filter(|_| alone) {
-        let accepted = set.peer_authentications.len() + set.authorization_policies.len();
+        let accepted = count(&set);
         assert!(accepted == 0 || KNOWN.contains(&version), "{version:?} is no version of ours");
         assert!(accepted == 1 || !KNOWN.contains(&version), "a policy is passed over in silence");
     }
+}
+
+fn count(set: &PolicySet) -> usize {
+    set.peer_authentications.len() + set.authorization_policies.len() + set.request_authentications.len()
 }
 
 fn parsed(text: &str) -> Option<PolicySet> {
@@ -56,7 +60,9 @@ fn every_policy_has_its_status(set: &PolicySet) {
     let peer = set.peer_authentications.iter().map(|p| named("PeerAuthentication", &p.namespace, &p.name));
     let authorization =
         set.authorization_policies.iter().map(|p| named("AuthorizationPolicy", &p.namespace, &p.name));
-    let accepted: BTreeSet<_> = peer.chain(authorization).collect();
-    assert_eq!(accepted.len(), set.peer_authentications.len() + set.authorization_policies.len());
+    let request =
+        set.request_authentications.iter().map(|p| named("RequestAuthentication", &p.namespace, &p.name));
+    let accepted: BTreeSet<_> = peer.chain(authorization).chain(request).collect();
+    assert_eq!(accepted.len(), count(set));
     assert!(accepted.is_subset(&told), "{accepted:?} without a status");
 }

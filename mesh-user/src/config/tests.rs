@@ -16,6 +16,7 @@ capture: { cgroup: /sys/fs/cgroup, form: auto, outboundPort: 15001, inboundPort:
 relay: ktls-splice
 ca: { directory: /var/lib/meshd/ca, svidLifetimeSeconds: 86400 }
 trustBundles: [ { trustDomain: other.example, file: /etc/meshd/other.pem } ]
+jwks: { allowAddresses: [127.0.0.1/32, "fd00::/8"], extraRoots: [/etc/meshd/idp.pem] }
 workloads:
   - name: web
     namespace: shop

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,9 @@ pub struct Config {
     /// Roots of other trust domains.
     #[serde(default)]
     pub trust_bundles: Vec<TrustBundleFile>,
+    /// How the keys of token issuers are fetched, for `RequestAuthentication`.
+    #[serde(default)]
+    pub jwks: JwksConfig,
     /// Workloads on this node.
     #[serde(default)]
     pub workloads: Vec<WorkloadConfig>,
@@ -214,6 +218,17 @@ pub struct TrustBundleFile {
     pub trust_domain: TrustDomain,
     /// PEM bundle.
     pub file: PathBuf,
+}
+
+/// How the keys of token issuers are fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct JwksConfig {
+    /// CIDR blocks that keys may be fetched from although they are loopback, link-local, the node's own addresses, or a cloud's metadata service.
+    #[schemars(with = "Vec<String>")]
+    pub allow_addresses: Vec<IpNet>,
+    /// PEM bundles of authorities that are believed beside the system's.
+    pub extra_roots: Vec<PathBuf>,
 }
 
 /// A workload on this node.

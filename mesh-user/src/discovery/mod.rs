@@ -3,6 +3,7 @@
 
 mod files;
 mod inputs;
+pub mod jwks;
 mod restart;
 #[cfg(test)]
 mod tests;

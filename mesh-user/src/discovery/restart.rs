@@ -23,6 +23,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         capture => "capture",
         relay => "relay",
         ca => "ca",
+        jwks => "jwks",
         limits.workloads => "limits.workloads",
         limits.destinations => "limits.destinations",
         limits.connections => "limits.connections",

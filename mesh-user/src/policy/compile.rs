@@ -10,10 +10,14 @@ use std::{
 use super::{
     AuthorizationPolicy, Mode, PeerAuthentication, PolicySet, RuleRef,
     api::{Action, ApiMode, MutualTls, Rule, WorkloadSelector},
+    jwt_rules::{self, Applicable},
     matcher::{self, Scope, Test},
     namespaces::ByNamespace,
 };
-use crate::world::{Workload, WorkloadId, World};
+use crate::{
+    jwt::JwtRule,
+    world::{Workload, WorkloadId, World},
+};
 
 /// Policy of every workload in one world.
 #[derive(Debug, Default)]
@@ -34,11 +38,12 @@ impl CompiledPolicies {
         let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
         let policies = ByNamespace::new(root, policies.iter().map(|p| (&*p.namespace, Arc::clone(p))));
         let peers = ByNamespace::new(root, peers.into_iter().map(|p| (&*p.namespace, p)));
+        let requests = Applicable::by_namespace(world, &set.request_authentications);
         // Nothing else about a workload is asked: the replicas of a Deployment have one policy.
         let mut known = HashMap::new();
         let compile = |workload| {
             let selected_by: (&str, &BTreeMap<_, _>) = (Workload::namespace(workload), &workload.labels);
-            let policy = || Arc::new(WorkloadPolicy::compile(workload, &peers, &policies));
+            let policy = || Arc::new(WorkloadPolicy::compile(workload, &peers, &policies, &requests));
             Arc::clone(known.entry(selected_by).or_insert_with(policy))
         };
         Self { workloads: world.workloads().iter().map(compile).collect(), closed: WorkloadPolicy::default() }
@@ -65,6 +70,8 @@ pub struct WorkloadPolicy {
     pub(super) custom: Vec<Arc<Policy>>,
     pub(super) deny: Vec<Arc<Policy>>,
     pub(super) allow: Vec<Arc<Policy>>,
+    /// By issuer.
+    requests: Arc<[Arc<JwtRule>]>,
 }
 
 impl Default for WorkloadPolicy {
@@ -84,6 +91,7 @@ impl Default for WorkloadPolicy {
             custom: Vec::new(),
             deny: Vec::new(),
             allow: vec![Arc::new(nothing)],
+            requests: Arc::default(),
         }
     }
 }
@@ -93,6 +101,7 @@ impl WorkloadPolicy {
         workload: &Workload,
         peers: &ByNamespace<'_, &PeerAuthentication>,
         policies: &ByNamespace<'_, Arc<Policy>>,
+        requests: &ByNamespace<'_, Applicable<'_>>,
     ) -> Self {
         let applies = |action| {
             let reaching = policies.reaching(workload.namespace());
@@ -105,6 +114,7 @@ impl WorkloadPolicy {
             custom: applies(Action::Custom),
             deny: applies(Action::Deny),
             allow: applies(Action::Allow),
+            requests: jwt_rules::of_workload(workload, requests),
         };
         policy.set_modes(workload, peers);
         policy
@@ -135,6 +145,11 @@ impl WorkloadPolicy {
     /// Peer authentication of the workload's own port.
     pub fn mode(&self, port: u16) -> Mode {
         self.port_modes.get(&port).copied().unwrap_or(self.mode)
+    }
+
+    /// All rules on requests' tokens that apply, for [`crate::jwt::authenticate`]; empty: tokens are not looked at.
+    pub fn request_authentication(&self) -> &Arc<[Arc<JwtRule>]> {
+        &self.requests
     }
 
     /// The mode of every port without one of its own.

@@ -8,7 +8,9 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{
     PolicyScope, PolicyStatus,
     api::{AuthorizationPolicySpec, Document, Head, Metadata, PeerAuthenticationSpec},
-    list, matcher, status, validate,
+    list, matcher,
+    request_authentication::{RequestAuthentication, RequestAuthenticationSpec},
+    status, validate,
 };
 use crate::config::yaml::{self, Problem};
 
@@ -65,6 +67,8 @@ pub struct PolicySet {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// In the order they were read.
     pub authorization_policies: Vec<AuthorizationPolicy>,
+    /// In the order they were read.
+    pub request_authentications: Vec<RequestAuthentication>,
     /// One per document of an Istio kind; [`PolicySet::status_in`] says what it means in a world.
     pub status: Vec<PolicyStatus>,
     /// Documents that were passed over, for the log.
@@ -137,7 +141,7 @@ impl PolicySet {
         match (SECURITY.contains(&version.as_str()), kind.as_str()) {
             (true, "PeerAuthentication") => self.add_peer_authentication(chunk),
             (true, "AuthorizationPolicy") => self.add_authorization_policy(chunk),
-            (true, "RequestAuthentication") => self.not_enforced(chunk, &head, "RequestAuthentication"),
+            (true, "RequestAuthentication") => self.add_request_authentication(chunk),
             (true, other) => {
                 let what = format!("unknown kind {other:?} in {version}");
                 Err(chunk.error(Problem::at("", "", what, None)))
@@ -175,13 +179,7 @@ impl PolicySet {
             yaml::parse(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
         let metadata = &document.metadata;
         let spec = document.spec.unwrap_or_default();
-        let created = match metadata.creation_timestamp.as_deref() {
-            None => None,
-            Some(text) => Some(OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
-                let what = format!("{text:?} is no RFC 3339 time");
-                chunk.invalid(KIND, metadata, "metadata.creationTimestamp", what)
-            })?),
-        };
+        let created = created(chunk, KIND, metadata)?;
         validate::peer_authentication(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
         let namespace = self.claim(chunk, KIND, metadata)?;
         if let Some(status) = self.status.last_mut() {
@@ -214,6 +212,24 @@ impl PolicySet {
             name: metadata.name.as_str().into(),
             spec,
         });
+        Ok(())
+    }
+
+    fn add_request_authentication(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
+        const KIND: &str = "RequestAuthentication";
+        let document: Document<RequestAuthenticationSpec> =
+            yaml::parse(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
+        let metadata = &document.metadata;
+        let created = created(chunk, KIND, metadata)?;
+        let namespace = self.claim(chunk, KIND, metadata)?;
+        let spec = document.spec.unwrap_or_default();
+        let parsed = RequestAuthentication::new(&namespace, &metadata.name, created, &spec)
+            .map_err(|(path, what)| chunk.invalid(KIND, metadata, &path, what))?;
+        if let Some(status) = self.status.last_mut() {
+            status.not_enforced = parsed.not_enforced(false);
+            status.accepted = !parsed.targets_only_proxies();
+        }
+        self.request_authentications.push(parsed);
         Ok(())
     }
 
@@ -259,6 +275,18 @@ impl PolicySet {
         });
         Ok(())
     }
+}
+
+fn created(
+    chunk: &Chunk<'_>,
+    kind: &str,
+    metadata: &Metadata,
+) -> Result<Option<OffsetDateTime>, PolicyError> {
+    let Some(text) = metadata.creation_timestamp.as_deref() else { return Ok(None) };
+    OffsetDateTime::parse(text, &Rfc3339).map(Some).map_err(|_| {
+        let what = format!("{text:?} is no RFC 3339 time");
+        chunk.invalid(kind, metadata, "metadata.creationTimestamp", what)
+    })
 }
 
 /// Cuts a file at its document markers. In YAML a line that starts with `---` is one even inside a block

@@ -2,7 +2,8 @@
 //! A verdict depends only on the compiled documents and what was proven about the connection.
 //!
 //! Sources: <https://istio.io/latest/docs/reference/config/security/authorization-policy/>,
-//! <https://istio.io/latest/docs/reference/config/security/peer_authentication/>.
+//! <https://istio.io/latest/docs/reference/config/security/peer_authentication/>,
+//! <https://istio.io/latest/docs/reference/config/security/request_authentication/>.
 
 mod aliases;
 pub mod api;
@@ -10,11 +11,13 @@ mod compile;
 mod decide;
 mod documents;
 mod explain;
+mod jwt_rules;
 mod list;
 mod matcher;
 mod namespaces;
 #[cfg(test)]
 mod reference;
+pub mod request_authentication;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -27,6 +30,7 @@ use serde::{Serialize, Serializer};
 pub use compile::{CompiledPolicies, WorkloadPolicy};
 pub use documents::{AuthorizationPolicy, PeerAuthentication, PolicyError, PolicySet};
 pub use explain::{Explanation, PolicyExplanation, RuleExplanation};
+pub use request_authentication::RequestAuthentication;
 
 use crate::identity::SpiffeId;
 

@@ -7,14 +7,21 @@ use super::{
     PolicyScope, PolicySet, PolicyStatus,
     api::{Action, ApiMode},
     compile::labels,
+    jwt_rules,
 };
 use crate::world::{Workload, World};
 
 impl PolicySet {
-    /// What became of each document in `world`, in the order they were read.
+    /// What became of each document in `world`, in the order they were read. Connections are decided as TCP.
     pub fn status_in(&self, world: &World) -> Vec<PolicyStatus> {
+        self.status_with(world, false)
+    }
+
+    /// The same; `http_path` says whether requests are looked into where a policy needs it.
+    pub fn status_with(&self, world: &World, http_path: bool) -> Vec<PolicyStatus> {
         let mut peers = self.peer_authentications.iter();
         let mut policies = self.authorization_policies.iter();
+        let mut requests = self.request_authentications.iter();
         let locals: Vec<_> = world.local_workloads().collect();
         let each = |status: &PolicyStatus| {
             let mut status = status.clone();
@@ -22,6 +29,18 @@ impl PolicySet {
             let selector = match status.kind.as_str() {
                 "PeerAuthentication" => peers.next().and_then(|p| p.spec.selector.as_ref()),
                 "AuthorizationPolicy" => policies.next().and_then(|p| p.spec.selector.as_ref()),
+                "RequestAuthentication" => {
+                    let request = requests.next();
+                    if let Some(request) = request {
+                        status.not_enforced = request.not_enforced(http_path);
+                    }
+                    if let Some(request) = request.filter(|r| !r.targets.is_empty()) {
+                        status.scope = PolicyScope::Workload;
+                        status.workloads = jwt_rules::local_endpoints(world, request);
+                        return status;
+                    }
+                    request.and_then(|r| r.selector.as_ref())
+                }
                 _ => None,
             };
             place(&mut status, world.root_namespace(), &locals, labels(selector));

@@ -2,6 +2,7 @@
 
 mod documents;
 mod random;
+mod request_authentication;
 mod semantics;
 
 use std::net::SocketAddr;

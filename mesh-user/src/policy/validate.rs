@@ -17,7 +17,7 @@ fn invalid<T>(path: impl Into<String>, what: impl Into<String>) -> Result<T, Inv
     Err((path.into(), what.into()))
 }
 
-fn selector(selector: Option<&WorkloadSelector>) -> Result<bool, Invalid> {
+pub(super) fn selector(selector: Option<&WorkloadSelector>) -> Result<bool, Invalid> {
     let labels = selector.and_then(|s| s.match_labels.as_ref());
     for (key, value) in labels.into_iter().flatten() {
         if key.is_empty() || key.contains('*') || value.contains('*') {

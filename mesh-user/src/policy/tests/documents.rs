@@ -69,7 +69,7 @@ spec:
 apiVersion: security.istio.io/v1
 kind: RequestAuthentication
 metadata: {name: jwt, namespace: shop}
-spec: {anything: [goes]}
+spec: {jwtRules: [{issuer: 'https://issuer.example'}]}
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -83,7 +83,7 @@ metadata: {name: cm}
     let set = PolicySet::parse([("p.yaml", text)]).unwrap();
     let status: Vec<_> =
         set.status.iter().map(|s| (s.name.as_str(), s.accepted, s.not_enforced.len())).collect();
-    assert_eq!(status, [("all", true, 1), ("target", false, 1), ("jwt", false, 1), ("dr", false, 1)]);
+    assert_eq!(status, [("all", true, 1), ("target", false, 1), ("jwt", true, 1), ("dr", false, 1)]);
     assert!(set.status[0].not_enforced[0].contains("requestPrincipals"), "{:?}", set.status[0]);
     assert_eq!(set.status[1].namespace, "default");
     assert_eq!(set.warnings.len(), 1);
@@ -208,7 +208,7 @@ fn a_status_says_what_a_document_is_for_and_how_many_workloads_it_reaches() {
         [
             "mesh mesh STRICT 2 0",
             "ns namespace DENY 1 0",
-            "jwt namespace  0 1",
+            "jwt namespace  1 1",
             "own workload UNSET 1 0",
             "root workload ALLOW 1 0",
             "elsewhere namespace ALLOW 0 0",
