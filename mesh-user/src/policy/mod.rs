@@ -7,26 +7,36 @@
 mod aliases;
 pub mod api;
 mod compile;
+mod connection;
 mod decide;
 mod documents;
 mod explain;
+pub mod http;
 mod list;
 mod matcher;
 mod namespaces;
+mod notes;
+mod observe;
+mod ports;
 #[cfg(test)]
 mod reference;
+mod rule;
 mod status;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod values;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
 pub use compile::{CompiledPolicies, WorkloadPolicy};
+pub use decide::HttpVerdict;
 pub use documents::{AuthorizationPolicy, PeerAuthentication, PolicyError, PolicySet};
 pub use explain::{Explanation, PolicyExplanation, RuleExplanation};
+pub use observe::{DryRun, Observed};
 
 use crate::identity::SpiffeId;
 

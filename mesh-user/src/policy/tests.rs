@@ -1,7 +1,10 @@
 //! Istio's semantics: a table of documented cases, and random documents against the naive reference.
 
 mod documents;
+mod http;
+mod normalization;
 mod random;
+mod random_http;
 mod semantics;
 
 use std::net::SocketAddr;
