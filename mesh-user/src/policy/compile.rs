@@ -113,7 +113,8 @@ impl Actions {
     }
 
     fn http_ports(&self) -> PortSet {
-        let rules = self.all().flat_map(|policy| policy.rules.iter().map(|rule| rule.http_ports(policy.action)));
+        let rules =
+            self.all().flat_map(|policy| policy.rules.iter().map(|rule| rule.http_ports(policy.action)));
         rules.fold(PortSet::default(), PortSet::union)
     }
 }
@@ -165,7 +166,11 @@ impl WorkloadPolicy {
         policies: &ByNamespace<'_, Arc<Policy>>,
     ) -> Self {
         let applies = |p: &&Arc<Policy>| {
-            if p.attached { attached.binary_search(&p.number).is_ok() } else { workload.has_labels(&p.labels) }
+            if p.attached {
+                attached.binary_search(&p.number).is_ok()
+            } else {
+                workload.has_labels(&p.labels)
+            }
         };
         let reaching = || policies.reaching(workload.namespace()).filter(applies);
         let enforced = Actions::new(reaching().filter(|p| !p.dry_run));

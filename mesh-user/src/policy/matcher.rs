@@ -180,7 +180,10 @@ impl Test {
             Attribute::Namespace => Self::Namespace(strings()),
             Attribute::Sni => Self::Sni(strings()),
             Attribute::ServiceAccount => Self::ServiceAccount(
-                values.iter().map(|v| values::service_account(v, scope.namespace)).collect::<Result<_, _>>()?,
+                values
+                    .iter()
+                    .map(|v| values::service_account(v, scope.namespace))
+                    .collect::<Result<_, _>>()?,
             ),
             Attribute::SourceIp => Self::SourceIp(values::ip_blocks(values)?),
             Attribute::RemoteIp => Self::RemoteIp(values::ip_blocks(values)?),

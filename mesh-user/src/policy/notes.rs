@@ -29,7 +29,10 @@ pub(super) fn not_enforced(policy: &AuthorizationPolicy, http_path: bool) -> Vec
         notes.push("external authorization is not available; what a rule matches is denied".to_owned());
     }
     if action == Action::Custom && http_path {
-        notes.push("connections that are not HTTP ask no external authorizer: what a rule matches is denied".to_owned());
+        notes.push(
+            "connections that are not HTTP ask no external authorizer: what a rule matches is denied"
+                .to_owned(),
+        );
     }
     for (i, rule) in spec.rules.iter().flatten().enumerate() {
         notes.extend(of_rule(i, rule, action, http_path));
@@ -50,6 +53,5 @@ fn of_rule(index: usize, rule: &Rule, action: Action, http_path: bool) -> Option
         (matcher::http_fields(rule), "HTTP fields")
     };
     let place = if http_path { "" } else { " on TCP" };
-    (!names.is_empty())
-        .then(|| format!("rules[{index}] uses {what} ({}){place}: {effect}", names.join(", ")))
+    (!names.is_empty()).then(|| format!("rules[{index}] uses {what} ({}){place}: {effect}", names.join(", ")))
 }

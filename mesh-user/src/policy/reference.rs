@@ -49,13 +49,18 @@ fn applicable<'a>(
         .filter(|p| dry_run || !p.dry_run)
         .filter(|p| &*p.namespace == mesh.root || &*p.namespace == workload.namespace())
         .filter(|p| {
-            let targets: Vec<_> = p.spec.target_ref.iter().chain(p.spec.target_refs.iter().flatten()).collect();
+            let targets: Vec<_> =
+                p.spec.target_ref.iter().chain(p.spec.target_refs.iter().flatten()).collect();
             let serves = |name: &str| {
                 world.services().iter().any(|s| {
-                    *s.name.name == *name && s.name.namespace == p.namespace && s.workloads.contains(&workload.id)
+                    *s.name.name == *name
+                        && s.name.namespace == p.namespace
+                        && s.workloads.contains(&workload.id)
                 })
             };
-            let service = |kind: &str, group: Option<&str>| kind == "Service" && ["", "core"].contains(&group.unwrap_or(""));
+            let service = |kind: &str, group: Option<&str>| {
+                kind == "Service" && ["", "core"].contains(&group.unwrap_or(""))
+            };
             if targets.is_empty() {
                 selects(p.spec.selector.as_ref(), workload)
             } else {
@@ -110,7 +115,9 @@ pub(super) fn decide_any(
     asked: Asked<'_>,
     dry_run: bool,
 ) -> (HttpVerdict, Vec<HttpVerdict>) {
-    if asked.connection.peer.is_none() && mode(mesh, workload, set, asked.connection.dst.port()) == ApiMode::Strict {
+    if asked.connection.peer.is_none()
+        && mode(mesh, workload, set, asked.connection.dst.port()) == ApiMode::Strict
+    {
         return (HttpVerdict::Deny { reason: DenyReason::StrictPlaintext }, Vec::new());
     }
     let policies = applicable(mesh, world, workload, set, dry_run);
@@ -120,7 +127,10 @@ pub(super) fn decide_any(
         custom.sort_by_key(|(_, provider)| provider.clone());
         custom.dedup_by_key(|(_, provider)| provider.clone());
     }
-    let ask = |(rule, provider): (RuleRef, String)| HttpVerdict::Custom { provider: provider.as_str().into(), rule };
+    let ask = |(rule, provider): (RuleRef, String)| HttpVerdict::Custom {
+        provider: provider.as_str().into(),
+        rule,
+    };
     let mut answers: Vec<_> = custom.into_iter().map(ask).collect();
     let is = |p: &&AuthorizationPolicy, action| p.spec.action.unwrap_or(Action::Allow) == action;
     let first = |action| find(mesh, &policies, action, asked).into_iter().next().map(|(rule, _)| rule);
@@ -241,12 +251,7 @@ fn http_lists(
     }
 }
 
-fn source_results(
-    mesh: &Mesh<'_>,
-    policy: &AuthorizationPolicy,
-    s: &Source,
-    asked: Asked<'_>,
-) -> Vec<Seen> {
+fn source_results(mesh: &Mesh<'_>, policy: &AuthorizationPolicy, s: &Source, asked: Asked<'_>) -> Vec<Seen> {
     let request = asked.connection;
     let mut results =
         http_lists(&s.request_principals, &s.not_request_principals, asked, &|http, v| http.principal(v));

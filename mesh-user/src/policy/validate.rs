@@ -77,7 +77,11 @@ fn target_refs(spec: &AuthorizationPolicySpec) -> Result<(), Invalid> {
         return invalid("spec.targetRef", "targetRef and targetRefs cannot both be set");
     }
     for (i, target) in spec.target_refs.iter().flatten().chain(&spec.target_ref).enumerate() {
-        let path = if spec.target_ref.is_some() { "spec.targetRef".to_owned() } else { format!("spec.targetRefs[{i}]") };
+        let path = if spec.target_ref.is_some() {
+            "spec.targetRef".to_owned()
+        } else {
+            format!("spec.targetRefs[{i}]")
+        };
         if target.name.is_empty() {
             return invalid(path, "name is empty");
         }

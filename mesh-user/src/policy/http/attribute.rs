@@ -135,9 +135,13 @@ impl HttpTest {
             Self::Host(patterns) => request.authority.is_some_and(|host| {
                 patterns.iter().any(|p| *p == StringMatch::Present || p.matches_ignoring_case(host))
             }),
-            Self::Header(name, patterns) => request.header(name).is_some_and(|value| {
-                patterns.iter().any(|p| *p == StringMatch::Present || p.matches_bytes(&value))
-            }),
+            Self::Header(name, patterns) => {
+                let mut matched = false;
+                request.each_header(name, &mut |value| {
+                    matched |= patterns.iter().any(|p| *p == StringMatch::Present || p.matches_bytes(value));
+                });
+                matched
+            }
             Self::Path(patterns) => {
                 request.path.is_some_and(|path| patterns.iter().any(|p| p.matches(path.path())))
             }
@@ -157,10 +161,15 @@ impl HttpTest {
             Self::Method(_) => request.method.to_owned(),
             Self::Host(_) => request.authority.unwrap_or("a request without a host").to_owned(),
             Self::Path(_) => request.path.map_or("a request without a path", NormalizedPath::path).to_owned(),
-            Self::Header(name, _) => request.header(name).map_or_else(
-                || format!("a request without header {name}"),
-                |value| String::from_utf8_lossy(&value).into_owned(),
-            ),
+            Self::Header(name, _) => {
+                let mut values = Vec::new();
+                request.each_header(name, &mut |value| values.push(String::from_utf8_lossy(value)));
+                if values.is_empty() {
+                    format!("a request without header {name}")
+                } else {
+                    values.join(" and ")
+                }
+            }
             Self::Principal(_) => request.claims.map_or_else(no_token, claims::principal),
             Self::Claim(way, _) => request.claims.map_or_else(no_token, |claims| {
                 let claim = claims::find(claims, way).map(ToString::to_string);

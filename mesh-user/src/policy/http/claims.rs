@@ -58,7 +58,9 @@ impl PrincipalMatch {
         };
         let (issuer, subject) = match (cut, value) {
             (_, "*") => (StringMatch::Present, StringMatch::Present),
-            (Some((issuer, subject)), _) if value.starts_with('*') => (StringMatch::parse(issuer), exact(subject)),
+            (Some((issuer, subject)), _) if value.starts_with('*') => {
+                (StringMatch::parse(issuer), exact(subject))
+            }
             (None, _) if value.starts_with('*') => (StringMatch::Present, StringMatch::parse(value)),
             (Some((issuer, subject)), _) if value.ends_with('*') => (exact(issuer), prefix(subject)),
             (None, _) if value.ends_with('*') => (prefix(value), StringMatch::Present),

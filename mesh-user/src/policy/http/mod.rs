@@ -6,12 +6,12 @@ mod claims;
 mod path;
 mod template;
 
-use std::{borrow::Cow, fmt, net::IpAddr};
+use std::{fmt, net::IpAddr};
 
 use serde_json::{Map, Value};
 
 pub(super) use attribute::{HttpAttribute, HttpTest};
-pub use path::{NormalizedPath, Normalization, PathError};
+pub use path::{Normalization, NormalizedPath, PathError};
 pub use template::{PathTemplate, TemplateError};
 
 /// The headers of a request, however its parser keeps them.
@@ -65,25 +65,15 @@ impl fmt::Debug for HttpRequest<'_> {
 }
 
 impl<'a> HttpRequest<'a> {
-    /// The value of a header: several are one, joined by commas, as Envoy does before it compares. In a request
-    /// that Envoy holds, `host` is `:authority`. Copies only where there are several.
-    fn header(&self, name: &str) -> Option<Cow<'a, [u8]>> {
-        let known = |value: Option<&'a str>| value.map(|value| Cow::Borrowed(value.as_bytes()));
-        match name {
-            ":method" => return known(Some(self.method)),
-            ":path" => return known(self.path.map(NormalizedPath::as_str)),
-            ":authority" | "host" => return known(self.authority),
-            _ => {}
-        }
-        let mut joined: Option<Cow<'a, [u8]>> = None;
-        self.headers.each_value(name, &mut |value| match &mut joined {
-            None => joined = Some(Cow::Borrowed(value)),
-            Some(joined) => {
-                let joined = joined.to_mut();
-                joined.push(b',');
-                joined.extend_from_slice(value);
-            }
-        });
-        joined
+    /// The values of a header, one by one: Envoy matches each on its own since CVE-2026-26308, so that a second
+    /// value cannot hide the first from a DENY rule. As in Envoy, `host` is `:authority`.
+    fn each_header(&self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
+        let known = match name {
+            ":method" => Some(self.method),
+            ":path" => self.path.map(NormalizedPath::as_str),
+            ":authority" | "host" => self.authority,
+            _ => return self.headers.each_value(name, each),
+        };
+        known.map(str::as_bytes).into_iter().for_each(each);
     }
 }

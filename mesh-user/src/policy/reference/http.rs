@@ -47,15 +47,25 @@ impl Seen<'_> {
     pub(super) fn principal(&self, v: &str) -> bool {
         let text = |name: &str| self.claims?.get(name)?.as_str().map(str::to_owned);
         let (Some(issuer), Some(subject)) = (text("iss"), text("sub")) else { return false };
-        let regex = |pattern: &str| {
-            let body = if pattern == "*" { ".+".to_owned() } else { regex::escape(pattern).replace(r"\*", ".*") };
+        // One star counts, the first one at either end; what it stands before or behind is text.
+        let regex = |pattern: &str, star: &str| {
+            let body = match star {
+                "first" if pattern.starts_with('*') => format!(".*{}", regex::escape(&pattern[1..])),
+                "last" if pattern.ends_with('*') => {
+                    format!("{}.*", regex::escape(&pattern[..pattern.len() - 1]))
+                }
+                _ => regex::escape(pattern),
+            };
+            let body = if body == ".*" { ".+".to_owned() } else { body };
             Regex::new(&format!("^(?:{body})$")).unwrap()
         };
+        let (first, last) = (v.starts_with('*'), v.ends_with('*'));
         match v.rsplit_once('/') {
             _ if v == "*" => !issuer.is_empty() && !subject.is_empty(),
-            Some((i, s)) => regex(i).is_match(&issuer) && regex(s).is_match(&subject),
-            None if v.starts_with('*') => !issuer.is_empty() && regex(v).is_match(&subject),
-            None if v.ends_with('*') => regex(v).is_match(&issuer) && !subject.is_empty(),
+            Some((i, s)) if first => regex(i, "first").is_match(&issuer) && s == subject,
+            Some((i, s)) => i == issuer && regex(s, "last").is_match(&subject),
+            None if first => !issuer.is_empty() && regex(v, "first").is_match(&subject),
+            None if last => regex(v, "last").is_match(&issuer) && !subject.is_empty(),
             None => issuer == v && subject.is_empty(),
         }
     }
@@ -69,8 +79,7 @@ impl Seen<'_> {
         }
         if let Some(name) = key.strip_prefix("request.headers[") {
             let name = name.trim_end_matches(']').to_lowercase();
-            let values: Vec<&str> = self.headers.iter().filter(|(n, _)| *n == name).map(|(_, v)| *v).collect();
-            return !values.is_empty() && header_glob(v, &values.join(","));
+            return self.headers.iter().any(|(n, value)| *n == name && header_glob(v, value));
         }
         let names = key.trim_start_matches("request.auth.claims").replace("][", "]\0[");
         let names: Vec<&str> = names.split('\0').map(|n| n.trim_matches(['[', ']'])).collect();
@@ -79,7 +88,7 @@ impl Seen<'_> {
 
     fn claim(&self, names: &[&str], v: &str) -> bool {
         let Some(claims) = self.claims else { return false };
-        let pointer: String = names.iter().map(|n| format!("/{n}")).collect();
+        let pointer = format!("/{}", names.join("/"));
         let claims = Value::Object(claims.clone());
         match claims.pointer(&pointer) {
             // "Space-delimited claims are matched word by word."
@@ -87,7 +96,9 @@ impl Seen<'_> {
                 text.split_whitespace().any(|word| glob(v, word))
             }
             Some(Value::String(text)) => glob(v, text),
-            Some(Value::Array(list)) => list.iter().any(|each| each.as_str().is_some_and(|text| glob(v, text))),
+            Some(Value::Array(list)) => {
+                list.iter().any(|each| each.as_str().is_some_and(|text| glob(v, text)))
+            }
             _ => false,
         }
     }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use crate::policy::http::{NormalizedPath, Normalization, PathError, PathTemplate, TemplateError};
+use crate::policy::http::{Normalization, NormalizedPath, PathError, PathTemplate, TemplateError};
 
 const MODES: [Normalization; 4] = [
     Normalization::None,
@@ -54,7 +54,12 @@ fn paths_become_what_envoy_makes_of_them() {
         ("/a/%252e%252e/b", "/a/%252e%252e/b", "/a/%252e%252e/b", "/a/%252e%252e/b"),
         ("/%c3%A4%ff", "/%c3%A4%ff", "/%c3%A4%ff", "/%c3%A4%ff"),
         ("/a%3fb%23c", "/a%3fb%23c", "/a%3fb%23c", "/a%3fb%23c"),
-        ("/a\"<>^`{|}", "/a%22%3C%3E%5E%60%7B%7C%7D", "/a%22%3C%3E%5E%60%7B%7C%7D", "/a%22%3C%3E%5E%60%7B%7C%7D"),
+        (
+            "/a\"<>^`{|}",
+            "/a%22%3C%3E%5E%60%7B%7C%7D",
+            "/a%22%3C%3E%5E%60%7B%7C%7D",
+            "/a%22%3C%3E%5E%60%7B%7C%7D",
+        ),
         ("/a[b]!$&'()*+,;=:@", "/a[b]!$&'()*+,;=:@", "/a[b]!$&'()*+,;=:@", "/a[b]!$&'()*+,;=:@"),
         // what is no escape stays, and does not become one
         ("/a%zz", "/a%zz", "/a%zz", "/a%zz"),
@@ -146,7 +151,11 @@ proptest! {
 #[test]
 fn templates_match_whole_segments() {
     for (template, matching, others) in [
-        ("/a/{*}", &["/a/b", "/a/*", "/a/b=c%20"][..], &["/a", "/a/", "/a/b/", "/a/b/c", "/a/[", "/a/\""][..]),
+        (
+            "/a/{*}",
+            &["/a/b", "/a/*", "/a/b=c%20"][..],
+            &["/a", "/a/", "/a/b/", "/a/b/c", "/a/[", "/a/\""][..],
+        ),
         ("/{*}", &["/a"], &["/", "/a/", "/a/b", ""]),
         ("/{*}/", &["/a/"], &["/", "/a", "//"]),
         ("/{**}", &["/", "/a", "/a/b/", "//"], &["/[", ""]),

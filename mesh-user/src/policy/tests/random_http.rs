@@ -12,7 +12,7 @@ use crate::{
     policy::{
         AuthorizationPolicy, CompiledPolicies, HttpVerdict, L4Request, PolicySet, WorkloadPolicy,
         api::{Condition, Operation, Source, TargetRef},
-        http::{HttpRequest, NormalizedPath, Normalization},
+        http::{HttpRequest, Normalization, NormalizedPath},
         reference::{self, Asked, HttpSeen, Mesh},
     },
     world::World,
@@ -21,10 +21,34 @@ use crate::{
 const METHODS: [&str; 5] = ["GET", "POST", "P*", "*T", "*"];
 const HOSTS: [&str; 6] = ["a.example", "A.Example:*", "*.EXAMPLE", "a.*", "*", "a.example:80"];
 const PATHS: [&str; 14] = [
-    "*", "/", "/a", "/a*", "*b", "/a/b", "/{*}", "/a/{*}", "/{**}", "/{*}/b", "/{**}/b", "/a/{**}", "/{*}/", "/a/{*}/{**}",
+    "*",
+    "/",
+    "/a",
+    "/a*",
+    "*b",
+    "/a/b",
+    "/{*}",
+    "/a/{*}",
+    "/{**}",
+    "/{*}/b",
+    "/{**}/b",
+    "/a/{**}",
+    "/{*}/",
+    "/a/{*}/{**}",
 ];
 const REQUEST_PRINCIPALS: [&str; 12] = [
-    "*", "https://i/s", "https://i/*", "https://i/s*", "*/s", "*i/s", "*s", "https*", "https://i/a/s", "i", "*/*", "s/t",
+    "*",
+    "https://i/s",
+    "https://i/*",
+    "https://i/s*",
+    "*/s",
+    "*i/s",
+    "*s",
+    "https*",
+    "https://i/a/s",
+    "i",
+    "*/*",
+    "s/t",
 ];
 const WORDS: [&str; 8] = ["*", "read", "wr*", "*te", "read write", "x", "y,z", "*z"];
 const KEYS: [&str; 13] = [
@@ -87,9 +111,14 @@ fn condition() -> impl Strategy<Value = Condition> {
 /// Puts HTTP into a policy's rules, and sometimes attaches it to services, or watches it only.
 fn policy(policy: AuthorizationPolicy) -> impl Strategy<Value = AuthorizationPolicy> {
     let target = || {
-        (select(vec!["web", "empty", "none"]), select(vec!["Service", "Service", "Gateway"])).prop_map(|(name, kind)| {
-            TargetRef { group: None, kind: kind.to_owned(), name: name.to_owned(), namespace: None }
-        })
+        (select(vec!["web", "empty", "none"]), select(vec!["Service", "Service", "Gateway"])).prop_map(
+            |(name, kind)| TargetRef {
+                group: None,
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                namespace: None,
+            },
+        )
     };
     let parts = (
         prop::collection::vec(operation(), 4),
@@ -98,32 +127,34 @@ fn policy(policy: AuthorizationPolicy) -> impl Strategy<Value = AuthorizationPol
         select(vec!["opa", "acl"]),
     );
     let targets = option::weighted(0.2, prop::collection::vec(target(), 1..3));
-    (parts, targets, prop::bool::weighted(0.2), any::<u8>()).prop_map(move |((to, when, from, provider), targets, dry_run, mask)| {
-        let mut policy = policy.clone();
-        policy.dry_run = dry_run;
-        if let Some(targets) = targets {
-            policy.spec.selector = None;
-            policy.spec.target_refs = Some(targets);
-        }
-        for given in &mut policy.spec.provider {
-            given.name = Some(provider.to_owned());
-        }
-        let mut operations = to.into_iter();
-        for (i, rule) in policy.spec.rules.iter_mut().flatten().enumerate() {
-            for entry in rule.to.iter_mut().flatten() {
-                entry.operation = operations.next().unwrap_or_default();
+    (parts, targets, prop::bool::weighted(0.2), any::<u8>()).prop_map(
+        move |((to, when, from, provider), targets, dry_run, mask)| {
+            let mut policy = policy.clone();
+            policy.dry_run = dry_run;
+            if let Some(targets) = targets {
+                policy.spec.selector = None;
+                policy.spec.target_refs = Some(targets);
             }
-            if mask >> i & 1 == 1 {
-                rule.when = Some(when.clone());
+            if let Some(given) = &mut policy.spec.provider {
+                given.name = Some(provider.to_owned());
             }
-            if mask >> (i + 4) & 1 == 1
-                && let Some(first) = rule.from.as_mut().and_then(|from| from.first_mut())
-            {
-                first.source = from.clone();
+            let mut operations = to.into_iter();
+            for (i, rule) in policy.spec.rules.iter_mut().flatten().enumerate() {
+                for entry in rule.to.iter_mut().flatten() {
+                    entry.operation = operations.next().unwrap_or_default();
+                }
+                if mask >> i & 1 == 1 {
+                    rule.when = Some(when.clone());
+                }
+                if mask >> (i + 4) & 1 == 1
+                    && let Some(first) = rule.from.as_mut().and_then(|from| from.first_mut())
+                {
+                    first.source = from.clone();
+                }
             }
-        }
-        policy
-    })
+            policy
+        },
+    )
 }
 
 fn documents() -> impl Strategy<Value = PolicySet> {
@@ -136,7 +167,16 @@ fn documents() -> impl Strategy<Value = PolicySet> {
 fn claims() -> impl Strategy<Value = Option<Map<String, Value>>> {
     let issuer = select(vec![json!("https://i"), json!("https://i/a"), json!("i"), json!(1), Value::Null]);
     let subject = select(vec![json!("s"), json!("a/s"), json!("t"), json!(""), json!(["s"])]);
-    let words = || select(vec![json!("read"), json!("read write"), json!(["write", "x", 1]), json!([]), json!({"a": "x"}), json!(true)]);
+    let words = || {
+        select(vec![
+            json!("read"),
+            json!("read write"),
+            json!(["write", "x", 1]),
+            json!([]),
+            json!({"a": "x"}),
+            json!(true),
+        ])
+    };
     let token = (issuer, subject, words(), words(), words(), words(), words());
     let token = token.prop_map(|(iss, sub, aud, azp, scope, groups, roles)| {
         let claims = json!({
@@ -158,7 +198,7 @@ fn answers(policy: &WorkloadPolicy, l4: &L4Request<'_>, http: &HttpRequest<'_>) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 5_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn decide_http_says_what_the_reference_says(
