@@ -2,6 +2,7 @@
 
 mod documents;
 mod http;
+mod http_policies;
 mod normalization;
 mod random;
 mod random_http;

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     policy::{
         AuthorizationPolicy, CompiledPolicies, HttpVerdict, L4Request, PolicySet, WorkloadPolicy,
-        api::{Condition, Operation, Source, TargetRef},
+        api::{Action, Condition, Operation, Provider, Source, TargetRef},
         http::{HttpRequest, Normalization, NormalizedPath},
         reference::{self, Asked, HttpSeen, Mesh},
     },
@@ -127,13 +127,17 @@ fn policy(policy: AuthorizationPolicy) -> impl Strategy<Value = AuthorizationPol
         select(vec!["opa", "acl"]),
     );
     let targets = option::weighted(0.2, prop::collection::vec(target(), 1..3));
-    (parts, targets, prop::bool::weighted(0.2), any::<u8>()).prop_map(
-        move |((to, when, from, provider), targets, dry_run, mask)| {
+    (parts, targets, prop::bool::weighted(0.2), prop::bool::weighted(0.2), any::<u8>()).prop_map(
+        move |((to, when, from, provider), targets, dry_run, custom, mask)| {
             let mut policy = policy.clone();
             policy.dry_run = dry_run;
             if let Some(targets) = targets {
                 policy.spec.selector = None;
                 policy.spec.target_refs = Some(targets);
+            }
+            if custom {
+                policy.spec.action = Some(Action::Custom);
+                policy.spec.provider = Some(Provider { name: None });
             }
             if let Some(given) = &mut policy.spec.provider {
                 given.name = Some(provider.to_owned());
@@ -188,10 +192,10 @@ fn claims() -> impl Strategy<Value = Option<Map<String, Value>>> {
     option::weighted(0.8, token)
 }
 
-/// Every answer, as if each external authorizer allowed the request.
+/// Every answer, as if each external authorizer allowed the request; more than the providers there are is an error.
 fn answers(policy: &WorkloadPolicy, l4: &L4Request<'_>, http: &HttpRequest<'_>) -> Vec<HttpVerdict> {
     let mut answers = vec![policy.decide_http(l4, http)];
-    while let Some(HttpVerdict::Custom { provider, .. }) = answers.last() {
+    while let Some(HttpVerdict::Custom { provider, .. }) = answers.last().filter(|_| answers.len() < 5) {
         answers.push(policy.decide_http_after(provider, l4, http));
     }
     answers
