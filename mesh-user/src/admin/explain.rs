@@ -52,7 +52,9 @@ pub fn explain(
     let src = SocketAddr::new(client.address, 0);
     let decided = policy.explain(&L4Request { peer, src, dst: address, sni: None });
     for considered in &decided.policies {
-        let name = format!("{} {}/{}", action(considered.action), considered.namespace, considered.name);
+        let dry_run = if considered.dry_run { " (dry run)" } else { "" };
+        let name =
+            format!("{} {}/{}{dry_run}", action(considered.action), considered.namespace, considered.name);
         if considered.rules.is_empty() {
             steps.push(format!("{name}: has no rules and matches nothing"));
         }

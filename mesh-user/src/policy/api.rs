@@ -47,8 +47,7 @@ pub(super) struct Metadata {
     pub(super) creation_timestamp: Option<String>,
     #[serde(rename = "labels")]
     _labels: Option<IgnoredAny>,
-    #[serde(rename = "annotations")]
-    _annotations: Option<IgnoredAny>,
+    pub(super) annotations: Option<BTreeMap<String, String>>,
     #[serde(rename = "uid")]
     _uid: Option<IgnoredAny>,
     #[serde(rename = "resourceVersion")]
@@ -119,9 +118,9 @@ pub enum ApiMode {
 pub struct AuthorizationPolicySpec {
     /// None or empty: the whole namespace, or the mesh from the root namespace.
     pub selector: Option<WorkloadSelector>,
-    /// Gateways and waypoints.
+    /// A Service whose endpoints it is for, or a gateway or waypoint.
     pub target_ref: Option<TargetRef>,
-    /// Gateways and waypoints.
+    /// Several of these.
     pub target_refs: Option<Vec<TargetRef>>,
     /// None or empty: matches nothing.
     pub rules: Option<Vec<Rule>>,

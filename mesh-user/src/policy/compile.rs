@@ -8,11 +8,14 @@ use std::{
 };
 
 use super::{
-    AuthorizationPolicy, Mode, PeerAuthentication, PolicySet, RuleRef,
-    api::{Action, ApiMode, MutualTls, Rule, WorkloadSelector},
+    AuthorizationPolicy, Mode, PeerAuthentication, PolicySet,
+    api::{Action, ApiMode, MutualTls, WorkloadSelector},
     jwt_rules::{self, Applicable},
-    matcher::{self, Scope, Test},
+    matcher::Scope,
     namespaces::ByNamespace,
+    ports::PortSet,
+    rule::CompiledRule,
+    targets::{self, Services},
 };
 use crate::{
     jwt::JwtRule,
@@ -32,6 +35,7 @@ impl CompiledPolicies {
         let mut policies: Vec<_> =
             set.authorization_policies.iter().filter_map(|p| Policy::compile(world, p)).collect();
         policies.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let attached = attach(world, set, &mut policies);
         let mut peers: Vec<_> = set.peer_authentications.iter().collect();
         peers.sort_by(|a, b| oldest_first(a, b));
         let root = world.root_namespace();
@@ -42,8 +46,12 @@ impl CompiledPolicies {
         // Nothing else about a workload is asked: the replicas of a Deployment have one policy.
         let mut known = HashMap::new();
         let compile = |workload| {
-            let selected_by: (&str, &BTreeMap<_, _>) = (Workload::namespace(workload), &workload.labels);
-            let policy = || Arc::new(WorkloadPolicy::compile(workload, &peers, &policies, &requests));
+            let workload: &Workload = workload;
+            let attached = attached.get(&workload.id).map_or(&[][..], Vec::as_slice);
+            let selected_by: (&str, &BTreeMap<_, _>, _) =
+                (Workload::namespace(workload), &workload.labels, attached);
+            let policy =
+                || Arc::new(WorkloadPolicy::compile(workload, attached, &peers, &policies, &requests));
             Arc::clone(known.entry(selected_by).or_insert_with(policy))
         };
         Self { workloads: world.workloads().iter().map(compile).collect(), closed: WorkloadPolicy::default() }
@@ -55,9 +63,66 @@ impl CompiledPolicies {
     }
 }
 
+/// Numbers the policies, which are sorted, and says which of them each workload has by `targetRefs`.
+fn attach(world: &World, set: &PolicySet, policies: &mut [Policy]) -> HashMap<WorkloadId, Vec<usize>> {
+    for (number, policy) in policies.iter_mut().enumerate() {
+        policy.number = number;
+    }
+    let services = Services::new(world, &set.authorization_policies);
+    let mut attached: HashMap<_, Vec<_>> = HashMap::new();
+    for policy in set.authorization_policies.iter().filter(|p| targets::is_attached(&p.spec)) {
+        let key = (&policy.namespace, &policy.name);
+        let Ok(number) = policies.binary_search_by(|p| (&p.namespace, &p.name).cmp(&key)) else { continue };
+        for workload in services.endpoints(policy) {
+            attached.entry(workload).or_default().push(number);
+        }
+    }
+    for numbers in attached.values_mut() {
+        numbers.sort_unstable();
+        numbers.dedup();
+    }
+    attached
+}
+
 /// On conflict the oldest counts, then the one whose name sorts first (pilot `sortConfigByCreationTime`).
 fn oldest_first(a: &PeerAuthentication, b: &PeerAuthentication) -> Ordering {
     (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace))
+}
+
+/// Policies that select one workload, by action, each list sorted by namespace and name.
+#[derive(Debug, Default)]
+pub(super) struct Actions {
+    pub(super) custom: Vec<Arc<Policy>>,
+    pub(super) deny: Vec<Arc<Policy>>,
+    pub(super) allow: Vec<Arc<Policy>>,
+    pub(super) audit: Vec<Arc<Policy>>,
+}
+
+impl Actions {
+    fn new<'a>(policies: impl Iterator<Item = &'a Arc<Policy>>) -> Self {
+        let mut actions = Self::default();
+        for policy in policies {
+            let of_action = match policy.action {
+                Action::Custom => &mut actions.custom,
+                Action::Deny => &mut actions.deny,
+                Action::Allow => &mut actions.allow,
+                Action::Audit => &mut actions.audit,
+            };
+            of_action.push(Arc::clone(policy));
+        }
+        actions
+    }
+
+    /// In the order they are considered; AUDIT, which decides nothing, at the end.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.custom.iter().chain(&self.deny).chain(&self.allow).chain(&self.audit)
+    }
+
+    fn http_ports(&self) -> PortSet {
+        let rules =
+            self.all().flat_map(|policy| policy.rules.iter().map(|rule| rule.http_ports(policy.action)));
+        rules.fold(PortSet::default(), PortSet::union)
+    }
 }
 
 /// Policy of one workload.
@@ -67,9 +132,11 @@ pub struct WorkloadPolicy {
     pub(super) port_modes: BTreeMap<u16, Mode>,
     /// The documents that set the modes, for people.
     pub(super) mode_sources: Vec<String>,
-    pub(super) custom: Vec<Arc<Policy>>,
-    pub(super) deny: Vec<Arc<Policy>>,
-    pub(super) allow: Vec<Arc<Policy>>,
+    pub(super) enforced: Actions,
+    /// `istio.io/dry-run`; none: there are none.
+    pub(super) dry_run: Option<Box<Actions>>,
+    /// Where an answer depends on the request.
+    http_ports: PortSet,
     /// By issuer.
     requests: Arc<[Arc<JwtRule>]>,
 }
@@ -81,16 +148,20 @@ impl Default for WorkloadPolicy {
             namespace: "".into(),
             name: "unknown workload".into(),
             action: Action::Allow,
+            provider: "".into(),
+            dry_run: false,
             rules: Vec::new(),
             labels: BTreeMap::new(),
+            attached: false,
+            number: 0,
         };
         Self {
             mode: Mode::Strict,
             port_modes: BTreeMap::new(),
             mode_sources: Vec::new(),
-            custom: Vec::new(),
-            deny: Vec::new(),
-            allow: vec![Arc::new(nothing)],
+            enforced: Actions { allow: vec![Arc::new(nothing)], ..Actions::default() },
+            dry_run: None,
+            http_ports: PortSet::default(),
             requests: Arc::default(),
         }
     }
@@ -99,25 +170,40 @@ impl Default for WorkloadPolicy {
 impl WorkloadPolicy {
     fn compile(
         workload: &Workload,
+        attached: &[usize],
         peers: &ByNamespace<'_, &PeerAuthentication>,
         policies: &ByNamespace<'_, Arc<Policy>>,
         requests: &ByNamespace<'_, Applicable<'_>>,
     ) -> Self {
-        let applies = |action| {
-            let reaching = policies.reaching(workload.namespace());
-            reaching.filter(|p| p.action == action && workload.has_labels(&p.labels)).cloned().collect()
+        let applies = |p: &&Arc<Policy>| {
+            if p.attached {
+                attached.binary_search(&p.number).is_ok()
+            } else {
+                workload.has_labels(&p.labels)
+            }
         };
+        let reaching = || policies.reaching(workload.namespace()).filter(applies);
+        let enforced = Actions::new(reaching().filter(|p| !p.dry_run));
+        let dry_run = Actions::new(reaching().filter(|p| p.dry_run));
+        let watched = dry_run.all().next().is_some();
         let mut policy = Self {
             mode: Mode::Permissive,
             port_modes: BTreeMap::new(),
             mode_sources: Vec::new(),
-            custom: applies(Action::Custom),
-            deny: applies(Action::Deny),
-            allow: applies(Action::Allow),
+            http_ports: enforced.http_ports().union(dry_run.http_ports()),
+            enforced,
+            dry_run: watched.then(|| Box::new(dry_run)),
             requests: jwt_rules::of_workload(workload, requests),
         };
         policy.set_modes(workload, peers);
         policy
+    }
+
+    /// Whether what may happen at the workload's own port depends on the request: an ALLOW, DENY or AUDIT rule
+    /// that can match there asks for HTTP, or a CUSTOM rule can match there. Dry-run policies count: they are to
+    /// be evaluated as they would be.
+    pub fn needs_http(&self, port: u16) -> bool {
+        self.http_ports.contains(port)
     }
 
     /// Mesh, then namespace, then workload; each level only if it is set (pilot `ComposePeerAuthentication`).
@@ -187,94 +273,37 @@ pub(super) struct Policy {
     pub(super) namespace: Arc<str>,
     pub(super) name: Arc<str>,
     pub(super) action: Action,
+    /// Of CUSTOM.
+    pub(super) provider: Arc<str>,
+    pub(super) dry_run: bool,
     pub(super) rules: Vec<CompiledRule>,
     labels: BTreeMap<String, String>,
+    /// By `targetRefs`, so that labels do not count.
+    attached: bool,
+    /// Its place among all that are compiled.
+    number: usize,
 }
 
 impl Policy {
-    /// None: it never takes part in a decision on TCP.
+    /// None: it never takes part in a decision.
     fn compile(world: &World, policy: &AuthorizationPolicy) -> Option<Self> {
-        let action = policy.spec.action.unwrap_or(Action::Allow);
-        if action == Action::Audit || matcher::targets_only_proxies(&policy.spec) {
+        if targets::only_proxies(&policy.spec) {
             return None;
         }
+        let action = policy.spec.action.unwrap_or(Action::Allow);
         let scope = Scope { namespace: &policy.namespace, trust_domains: world.trust_domains() };
         let rules = policy.spec.rules.iter().flatten().enumerate();
+        let provider = policy.spec.provider.as_ref().and_then(|p| p.name.as_deref());
         Some(Self {
             rules: rules.map(|(i, rule)| CompiledRule::new(policy, i, rule, action, &scope)).collect(),
             namespace: Arc::clone(&policy.namespace),
             name: Arc::clone(&policy.name),
             action,
+            provider: provider.unwrap_or_default().into(),
+            dry_run: policy.dry_run,
             labels: labels(policy.spec.selector.as_ref()).cloned().unwrap_or_default(),
+            attached: targets::is_attached(&policy.spec),
+            number: 0,
         })
-    }
-}
-
-/// A rule: one of `from`, one of `to`, all of `when`. An empty list matches.
-#[derive(Debug)]
-pub(super) struct CompiledRule {
-    pub(super) reference: RuleRef,
-    /// HTTP fields of an ALLOW rule: on TCP it never matches.
-    pub(super) never: Vec<String>,
-    pub(super) from: Vec<Vec<Term>>,
-    pub(super) to: Vec<Vec<Term>>,
-    pub(super) when: Vec<Term>,
-}
-
-/// One list of values against the connection.
-#[derive(Debug)]
-pub(super) struct Term {
-    /// Field or key as written, for people.
-    pub(super) name: String,
-    pub(super) values: Vec<String>,
-    pub(super) negated: bool,
-    pub(super) test: Test,
-}
-
-impl CompiledRule {
-    fn new(
-        policy: &AuthorizationPolicy,
-        index: usize,
-        rule: &Rule,
-        action: Action,
-        scope: &Scope<'_>,
-    ) -> Self {
-        let reference =
-            RuleRef { namespace: Arc::clone(&policy.namespace), name: Arc::clone(&policy.name), rule: index };
-        let mut never = if action == Action::Allow { matcher::http_fields(rule) } else { Vec::new() };
-        let mut terms =
-            |fields: &mut dyn Iterator<Item = (String, bool, &Vec<String>, Result<Test, String>)>| {
-                let mut terms = Vec::new();
-                for (name, negated, values, test) in fields {
-                    match test {
-                        // An ALLOW rule is in `never` then; DENY and CUSTOM ignore what they cannot see.
-                        Ok(Test::Http) => {}
-                        Ok(test) => terms.push(Term { name, values: values.clone(), negated, test }),
-                        // Validation refuses these; a set built by hand fails closed: ALLOW never, DENY wider.
-                        Err(what) if action == Action::Allow => never.push(what),
-                        Err(_) => {}
-                    }
-                }
-                terms
-            };
-        let mut field_terms = |fields: &mut dyn Iterator<Item = matcher::Field<'_>>| {
-            terms(&mut fields.filter_map(|f| {
-                let values = f.values?;
-                Some((f.name.to_owned(), f.negated, values, matcher::field_test(&f, values, scope)))
-            }))
-        };
-        let from = rule.from.iter().flatten();
-        let from = from.map(|f| field_terms(&mut matcher::source_fields(&f.source))).collect();
-        let to = rule.to.iter().flatten();
-        let to = to.map(|t| field_terms(&mut matcher::operation_fields(&t.operation))).collect();
-        let when = terms(&mut rule.when.iter().flatten().flat_map(|c| {
-            [(false, c.values.as_ref()), (true, c.not_values.as_ref())].into_iter().filter_map(
-                |(negated, values)| {
-                    let values = values?;
-                    Some((c.key.clone(), negated, values, matcher::condition_test(&c.key, values, scope)))
-                },
-            )
-        }));
-        Self { reference, never, from, to, when }
     }
 }

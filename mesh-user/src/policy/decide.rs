@@ -1,55 +1,163 @@
-//! The verdict: mode first, then CUSTOM, DENY, ALLOW, as Istio orders them.
+//! The verdict: mode first, then CUSTOM, DENY, ALLOW, as Istio orders them; for a connection that is decided as
+//! TCP, and for a request. Nothing that is to be reported only, AUDIT and dry runs, is looked at here.
+
+use std::{fmt, sync::Arc};
+
+use serde::Serialize;
 
 use super::{
     DenyReason, L4Request, Mode, RuleRef, Verdict, WorkloadPolicy,
-    compile::{CompiledRule, Policy, Term},
-    matcher::Connection,
+    compile::{Actions, Policy},
+    connection::Connection,
+    http::HttpRequest,
 };
-use std::sync::Arc;
+
+/// The answer for a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", rename_all = "camelCase")]
+pub enum HttpVerdict {
+    /// Pass it on.
+    Allow {
+        /// The ALLOW rule that matched; none: no ALLOW policy applies to the workload.
+        rule: Option<RuleRef>,
+    },
+    /// Refuse it: 403 `RBAC: access denied`, for gRPC status 7.
+    Deny {
+        /// Why.
+        reason: DenyReason,
+    },
+    /// Ask an external authorizer. Where it allows the request, [`WorkloadPolicy::decide_http_after`] goes on.
+    Custom {
+        /// Its name in `meshConfig.extensionProviders`. A caller that does not know it denies the request.
+        provider: Arc<str>,
+        /// The rule that asks for it.
+        rule: RuleRef,
+    },
+}
+
+impl HttpVerdict {
+    /// Whether the request may proceed without asking anybody.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow { .. })
+    }
+}
+
+impl From<Verdict> for HttpVerdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow { rule } => Self::Allow { rule },
+            Verdict::Deny { reason } => Self::Deny { reason },
+        }
+    }
+}
+
+impl fmt::Display for HttpVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow { rule } => Verdict::Allow { rule: rule.clone() }.fmt(f),
+            Self::Deny { reason } => write!(f, "denied: {reason}"),
+            Self::Custom { provider, rule } => write!(f, "{rule} asks {provider}"),
+        }
+    }
+}
 
 impl WorkloadPolicy {
-    /// Whether the connection may reach the workload.
+    /// Whether the connection may reach the workload, decided as TCP. Allocates nothing but a deny's or allow's
+    /// two reference counts.
     pub fn decide(&self, request: &L4Request<'_>) -> Verdict {
-        let deny = |reason| Verdict::Deny { reason };
-        if request.peer.is_none() && self.mode(request.dst.port()) == Mode::Strict {
-            return deny(DenyReason::StrictPlaintext);
+        if self.is_strict_plaintext(request) {
+            return Verdict::Deny { reason: DenyReason::StrictPlaintext };
         }
-        if self.custom.is_empty() && self.deny.is_empty() && self.allow.is_empty() {
-            return Verdict::Allow { rule: None };
+        connection_verdict(&[&self.enforced], &Connection::new(request, None))
+    }
+
+    /// Whether a request on a connection may reach the workload. Asks one provider at a time, in the order of
+    /// their names, as Istio chains its filters.
+    pub fn decide_http(&self, connection: &L4Request<'_>, request: &HttpRequest<'_>) -> HttpVerdict {
+        self.decide_request(connection, request, None)
+    }
+
+    /// Goes on with the request after `provider`, which a verdict named, allowed it: the next provider, then DENY
+    /// and ALLOW.
+    pub fn decide_http_after(
+        &self,
+        provider: &str,
+        connection: &L4Request<'_>,
+        request: &HttpRequest<'_>,
+    ) -> HttpVerdict {
+        self.decide_request(connection, request, Some(provider))
+    }
+
+    fn decide_request(
+        &self,
+        connection: &L4Request<'_>,
+        request: &HttpRequest<'_>,
+        asked: Option<&str>,
+    ) -> HttpVerdict {
+        if self.is_strict_plaintext(connection) {
+            return HttpVerdict::Deny { reason: DenyReason::StrictPlaintext };
         }
-        let connection = Connection::new(request);
-        if let Some(rule) = first_match(&self.custom, &connection) {
-            return deny(DenyReason::CustomUnavailable(rule.clone()));
-        }
-        if let Some(rule) = first_match(&self.deny, &connection) {
-            return deny(DenyReason::Rule(rule.clone()));
-        }
-        if self.allow.is_empty() {
-            return Verdict::Allow { rule: None };
-        }
-        match first_match(&self.allow, &connection) {
-            Some(rule) => Verdict::Allow { rule: Some(rule.clone()) },
-            None => deny(DenyReason::NoAllowMatched),
-        }
+        request_verdict(&[&self.enforced], &Connection::new(connection, Some(request)), asked)
+    }
+
+    pub(super) fn is_strict_plaintext(&self, request: &L4Request<'_>) -> bool {
+        request.peer.is_none() && self.mode(request.dst.port()) == Mode::Strict
     }
 }
 
-fn first_match<'a>(policies: &'a [Arc<Policy>], connection: &Connection<'_>) -> Option<&'a RuleRef> {
-    let rules = policies.iter().flat_map(|p| &p.rules);
-    rules.into_iter().find(|r| r.matches(connection)).map(|r| &r.reference)
-}
-
-impl CompiledRule {
-    pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
-        let all = |terms: &[Term]| terms.iter().all(|t| t.matches(connection));
-        let one = |groups: &[Vec<Term>]| groups.is_empty() || groups.iter().any(|g| all(g));
-        self.never.is_empty() && one(&self.from) && one(&self.to) && all(&self.when)
+/// What several sets of policies say of a TCP connection as if they were one.
+pub(super) fn connection_verdict(sets: &[&Actions], connection: &Connection<'_>) -> Verdict {
+    match first_match(sets, |set| &set.custom, connection) {
+        Some(rule) => Verdict::Deny { reason: DenyReason::CustomUnavailable(rule.clone()) },
+        None => deny_or_allow(sets, connection),
     }
 }
 
-impl Term {
-    /// A negated list matches when none of its values does: also when the connection lacks the attribute.
-    pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
-        self.test.matches(connection) != self.negated
+/// The same of a request; `asked` is the last provider that allowed it.
+pub(super) fn request_verdict(
+    sets: &[&Actions],
+    connection: &Connection<'_>,
+    asked: Option<&str>,
+) -> HttpVerdict {
+    let mut next: Option<(&Arc<str>, &RuleRef)> = None;
+    for policy in sets.iter().flat_map(|set| &set.custom) {
+        let waits = asked.is_none_or(|asked| *asked < *policy.provider);
+        if waits
+            && next.is_none_or(|(first, _)| policy.provider < *first)
+            && let Some(rule) = policy.first_match(connection)
+        {
+            next = Some((&policy.provider, rule));
+        }
+    }
+    match next {
+        Some((provider, rule)) => HttpVerdict::Custom { provider: Arc::clone(provider), rule: rule.clone() },
+        None => deny_or_allow(sets, connection).into(),
+    }
+}
+
+fn deny_or_allow(sets: &[&Actions], connection: &Connection<'_>) -> Verdict {
+    if let Some(rule) = first_match(sets, |set| &set.deny, connection) {
+        return Verdict::Deny { reason: DenyReason::Rule(rule.clone()) };
+    }
+    if sets.iter().all(|set| set.allow.is_empty()) {
+        return Verdict::Allow { rule: None };
+    }
+    match first_match(sets, |set| &set.allow, connection) {
+        Some(rule) => Verdict::Allow { rule: Some(rule.clone()) },
+        None => Verdict::Deny { reason: DenyReason::NoAllowMatched },
+    }
+}
+
+fn first_match<'a>(
+    sets: &[&'a Actions],
+    of_action: fn(&Actions) -> &Vec<Arc<Policy>>,
+    connection: &Connection<'_>,
+) -> Option<&'a RuleRef> {
+    sets.iter().copied().flat_map(of_action).find_map(|policy| policy.first_match(connection))
+}
+
+impl Policy {
+    pub(super) fn first_match(&self, connection: &Connection<'_>) -> Option<&RuleRef> {
+        self.rules.iter().find(|rule| rule.matches(connection)).map(|rule| &rule.reference)
     }
 }

@@ -8,15 +8,17 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{
     PolicyScope, PolicyStatus,
     api::{AuthorizationPolicySpec, Document, Head, Metadata, PeerAuthenticationSpec},
-    list, matcher,
+    list, notes,
     request_authentication::{RequestAuthentication, RequestAuthenticationSpec},
-    status, validate,
+    status, targets, validate,
 };
 use crate::config::yaml::{self, Problem};
 
 const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 /// Istio's own group holds kinds that say how clients connect; they are named so that nobody believes in them.
 const NETWORKING_GROUP: &str = "networking.istio.io/";
+/// The annotation of a policy that is to be watched before it is enforced.
+const DRY_RUN: &str = "istio.io/dry-run";
 
 /// Why policy documents cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +58,8 @@ pub struct AuthorizationPolicy {
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
+    /// Annotation `istio.io/dry-run`: evaluated and reported, never enforced.
+    pub dry_run: bool,
     /// What it says.
     pub spec: AuthorizationPolicySpec,
 }
@@ -202,16 +206,18 @@ impl PolicySet {
         let spec = document.spec.unwrap_or_default();
         validate::authorization_policy(&spec).map_err(|(p, what)| chunk.invalid(KIND, metadata, &p, what))?;
         let namespace = self.claim(chunk, KIND, metadata)?;
-        if let Some(status) = self.status.last_mut() {
-            status::action(spec.action).clone_into(&mut status.action);
-            status.not_enforced = matcher::not_enforced(&spec);
-            status.accepted = !matcher::targets_only_proxies(&spec);
-        }
-        self.authorization_policies.push(AuthorizationPolicy {
+        let policy = AuthorizationPolicy {
             namespace: namespace.into(),
             name: metadata.name.as_str().into(),
+            dry_run: self.is_dry_run(chunk, metadata),
             spec,
-        });
+        };
+        if let Some(status) = self.status.last_mut() {
+            status::action(policy.spec.action).clone_into(&mut status.action);
+            status.not_enforced = notes::not_enforced(&policy, false);
+            status.accepted = !targets::only_proxies(&policy.spec);
+        }
+        self.authorization_policies.push(policy);
         Ok(())
     }
 
@@ -231,6 +237,20 @@ impl PolicySet {
         }
         self.request_authentications.push(parsed);
         Ok(())
+    }
+
+    /// As Go's `strconv.ParseBool` reads it, which Istio uses: what is no boolean counts as false.
+    fn is_dry_run(&mut self, chunk: &Chunk<'_>, metadata: &Metadata) -> bool {
+        let annotations = metadata.annotations.as_ref();
+        match annotations.and_then(|a| a.get(DRY_RUN)).map(String::as_str) {
+            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
+            None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
+            Some(other) => {
+                let (file, place) = (chunk.file, chunk.place());
+                self.warnings.push(format!("{file}: {place}: {DRY_RUN} {other:?} is no boolean: enforced"));
+                false
+            }
+        }
     }
 
     /// Takes the document's name, which must be free, and opens its status.

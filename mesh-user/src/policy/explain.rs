@@ -1,28 +1,34 @@
 //! Why a verdict is what it is, for `meshctl policy explain`: every policy that applies, every rule, and the
-//! first thing of it that did not match.
+//! first thing of it that did not match; of a connection, or of a request on it.
 
 use serde::Serialize;
 
 use super::{
     L4Request, Mode, Verdict, WorkloadPolicy,
     api::Action,
-    compile::{CompiledRule, Term},
-    matcher::Connection,
+    compile::Policy,
+    connection::Connection,
+    decide::HttpVerdict,
+    http::HttpRequest,
+    observe::Observed,
+    rule::{CompiledRule, Term},
 };
 
 /// A verdict with everything that was considered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Explanation {
-    /// What [`WorkloadPolicy::decide`] says.
-    pub verdict: Verdict,
+pub struct Explanation<V = Verdict> {
+    /// What [`WorkloadPolicy::decide`], or of a request [`WorkloadPolicy::decide_http`], says.
+    pub verdict: V,
+    /// What is reported beside it.
+    pub observed: Observed,
     /// The verdict for people.
     pub summary: String,
     /// Peer authentication of the port.
     pub mode: Mode,
     /// Documents that set it; empty: the default.
     pub mode_sources: Vec<String>,
-    /// The policies that apply, in the order they are considered.
+    /// The policies that apply, in the order they are considered; then AUDIT, then those in a dry run.
     pub policies: Vec<PolicyExplanation>,
 }
 
@@ -36,6 +42,8 @@ pub struct PolicyExplanation {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Whether it is only watched.
+    pub dry_run: bool,
     /// Whether one of its rules matched.
     pub matched: bool,
     /// Its rules; none: it matches nothing.
@@ -55,43 +63,68 @@ pub struct RuleExplanation {
 }
 
 impl WorkloadPolicy {
-    /// Decides, and says what led there.
+    /// Decides a connection as TCP, and says what led there.
     pub fn explain(&self, request: &L4Request<'_>) -> Explanation {
-        let connection = Connection::new(request);
-        let policies = self.custom.iter().chain(&self.deny).chain(&self.allow).map(|policy| {
-            let rules: Vec<_> = policy.rules.iter().map(|r| explain_rule(r, &connection)).collect();
-            PolicyExplanation {
-                action: policy.action,
-                namespace: policy.namespace.to_string(),
-                name: policy.name.to_string(),
-                matched: rules.iter().any(|r| r.matched),
-                rules,
-            }
-        });
         let verdict = self.decide(request);
+        self.explained(verdict.to_string(), verdict, request, None)
+    }
+
+    /// Decides a request, and says what led there.
+    pub fn explain_http(
+        &self,
+        connection: &L4Request<'_>,
+        request: &HttpRequest<'_>,
+    ) -> Explanation<HttpVerdict> {
+        let verdict = self.decide_http(connection, request);
+        self.explained(verdict.to_string(), verdict, connection, Some(request))
+    }
+
+    fn explained<V>(
+        &self,
+        summary: String,
+        verdict: V,
+        request: &L4Request<'_>,
+        http: Option<&HttpRequest<'_>>,
+    ) -> Explanation<V> {
+        let connection = Connection::new(request, http);
+        let dry_run = self.dry_run.iter().flat_map(|dry_run| dry_run.all());
+        let policies = self.enforced.all().chain(dry_run);
         Explanation {
-            summary: verdict.to_string(),
             verdict,
+            summary,
+            observed: self.observe(request, http),
             mode: self.mode(request.dst.port()),
             mode_sources: self.mode_sources.clone(),
-            policies: policies.collect(),
+            policies: policies.map(|policy| explain_policy(policy, &connection)).collect(),
         }
     }
 }
 
+fn explain_policy(policy: &Policy, connection: &Connection<'_>) -> PolicyExplanation {
+    let rules: Vec<_> = policy.rules.iter().map(|r| explain_rule(r, connection)).collect();
+    PolicyExplanation {
+        action: policy.action,
+        namespace: policy.namespace.to_string(),
+        name: policy.name.to_string(),
+        dry_run: policy.dry_run,
+        matched: rules.iter().any(|r| r.matched),
+        rules,
+    }
+}
+
 fn explain_rule(rule: &CompiledRule, connection: &Connection<'_>) -> RuleExplanation {
-    let why = if rule.never.is_empty() {
+    let why = if connection.http.is_none() && !rule.never_on_tcp.is_empty() {
+        Some(format!("HTTP fields ({}) never match on TCP", rule.never_on_tcp.join(", ")))
+    } else if rule.never.is_empty() {
         let from = unmatched("from", &rule.from, connection);
         let to = || unmatched("to", &rule.to, connection);
         let when = || {
-            rule.when
-                .iter()
-                .find(|t| !t.matches(connection))
-                .map(|t| format!("when: {}", t.failure(connection)))
+            let failed = rule.when.iter().find(|t| !t.matches(connection));
+            failed.map(|t| format!("when: {}", t.failure(connection)))
         };
         from.or_else(to).or_else(when)
     } else {
-        Some(format!("HTTP fields ({}) never match on TCP", rule.never.join(", ")))
+        Some(format!("{}: meshd cannot evaluate it, so the rule never matches", rule.never.join(", ")))
     };
     let matched = rule.matches(connection);
     let why = why.unwrap_or_else(|| "every part of it matches".to_owned());

@@ -8,28 +8,38 @@
 mod aliases;
 pub mod api;
 mod compile;
+mod connection;
 mod decide;
 mod documents;
 mod explain;
+pub mod http;
 mod jwt_rules;
 mod list;
 mod matcher;
 mod namespaces;
+mod notes;
+mod observe;
+mod ports;
 #[cfg(test)]
 mod reference;
 pub mod request_authentication;
+mod rule;
 mod status;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod values;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
 pub use compile::{CompiledPolicies, WorkloadPolicy};
+pub use decide::HttpVerdict;
 pub use documents::{AuthorizationPolicy, PeerAuthentication, PolicyError, PolicySet};
 pub use explain::{Explanation, PolicyExplanation, RuleExplanation};
+pub use observe::{DryRun, Observed};
 pub use request_authentication::RequestAuthentication;
 
 use crate::identity::SpiffeId;

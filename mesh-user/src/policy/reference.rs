@@ -1,14 +1,18 @@
 //! A second, naive reading of Istio's documentation, straight over the documents as written, to hold
 //! `decide` against. It shares no code with the compiled form: only the API types and the verdict.
 
+mod http;
+
 use std::net::IpAddr;
 
 use super::{
-    DenyReason, L4Request, RuleRef, Verdict,
+    DenyReason, HttpVerdict, L4Request, RuleRef, Verdict,
     api::{Action, ApiMode, Condition, Operation, Rule, Source, WorkloadSelector},
     documents::{AuthorizationPolicy, PolicySet},
 };
-use crate::world::Workload;
+use crate::world::{Workload, World};
+
+pub(super) use http::Seen as HttpSeen;
 
 /// The mesh around the workload.
 pub(super) struct Mesh<'a> {
@@ -24,47 +28,141 @@ enum Seen {
     Http,
 }
 
+/// A connection, or a request on it.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) connection: &'a L4Request<'a>,
+    pub(super) http: Option<&'a HttpSeen<'a>>,
+}
+
+/// The policies for a workload; `dry_run` says whether those that are only watched count as if they were not.
+fn applicable<'a>(
+    mesh: &Mesh<'_>,
+    world: &World,
+    workload: &Workload,
+    set: &'a PolicySet,
+    dry_run: bool,
+) -> Vec<&'a AuthorizationPolicy> {
+    let mut applicable: Vec<&AuthorizationPolicy> = set
+        .authorization_policies
+        .iter()
+        .filter(|p| dry_run || !p.dry_run)
+        .filter(|p| &*p.namespace == mesh.root || &*p.namespace == workload.namespace())
+        .filter(|p| {
+            let targets: Vec<_> =
+                p.spec.target_ref.iter().chain(p.spec.target_refs.iter().flatten()).collect();
+            let serves = |name: &str| {
+                world.services().iter().any(|s| {
+                    *s.name.name == *name
+                        && s.name.namespace == p.namespace
+                        && s.workloads.contains(&workload.id)
+                })
+            };
+            let service = |kind: &str, group: Option<&str>| {
+                kind == "Service" && ["", "core"].contains(&group.unwrap_or(""))
+            };
+            if targets.is_empty() {
+                selects(p.spec.selector.as_ref(), workload)
+            } else {
+                targets.iter().any(|t| service(&t.kind, t.group.as_deref()) && serves(&t.name))
+            }
+        })
+        .collect();
+    // Those in force come first among those of one action.
+    applicable.sort_by_key(|p| (p.dry_run, p.namespace.to_string(), p.name.to_string()));
+    applicable
+}
+
+fn find(
+    mesh: &Mesh<'_>,
+    policies: &[&AuthorizationPolicy],
+    action: Action,
+    asked: Asked<'_>,
+) -> Vec<(RuleRef, String)> {
+    let mut found = Vec::new();
+    for policy in policies.iter().filter(|p| p.spec.action.unwrap_or(Action::Allow) == action) {
+        for (i, rule) in policy.spec.rules.clone().unwrap_or_default().iter().enumerate() {
+            if rule_matches(mesh, policy, action, rule, asked) {
+                let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
+                let provider = policy.spec.provider.as_ref().and_then(|p| p.name.clone()).unwrap_or_default();
+                found.push((RuleRef { namespace, name, rule: i }, provider));
+            }
+        }
+    }
+    found
+}
+
 pub(super) fn decide(
     mesh: &Mesh<'_>,
+    world: &World,
     workload: &Workload,
     set: &PolicySet,
     request: &L4Request<'_>,
 ) -> Verdict {
-    if request.peer.is_none() && mode(mesh, workload, set, request.dst.port()) == ApiMode::Strict {
-        return Verdict::Deny { reason: DenyReason::StrictPlaintext };
+    match decide_any(mesh, world, workload, set, Asked { connection: request, http: None }, false).0 {
+        HttpVerdict::Allow { rule } => Verdict::Allow { rule },
+        HttpVerdict::Deny { reason } => Verdict::Deny { reason },
+        HttpVerdict::Custom { rule, .. } => Verdict::Deny { reason: DenyReason::CustomUnavailable(rule) },
     }
-    let mut applicable: Vec<&AuthorizationPolicy> = set
-        .authorization_policies
-        .iter()
-        .filter(|p| p.spec.target_refs.is_none() && p.spec.target_ref.is_none())
-        .filter(|p| &*p.namespace == mesh.root || &*p.namespace == workload.namespace())
-        .filter(|p| selects(p.spec.selector.as_ref(), workload))
-        .collect();
-    applicable.sort_by_key(|p| (p.namespace.to_string(), p.name.to_string()));
-    let find = |action: Action| {
-        for policy in applicable.iter().filter(|p| p.spec.action.unwrap_or(Action::Allow) == action) {
-            for (i, rule) in policy.spec.rules.clone().unwrap_or_default().iter().enumerate() {
-                if rule_matches(mesh, policy, action, rule, request) {
-                    let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
-                    return Some(RuleRef { namespace, name, rule: i });
-                }
-            }
-        }
-        None
+}
+
+/// The first answer, and, where it is to ask a provider, the answers after it and each further one allowed.
+pub(super) fn decide_any(
+    mesh: &Mesh<'_>,
+    world: &World,
+    workload: &Workload,
+    set: &PolicySet,
+    asked: Asked<'_>,
+    dry_run: bool,
+) -> (HttpVerdict, Vec<HttpVerdict>) {
+    if asked.connection.peer.is_none()
+        && mode(mesh, workload, set, asked.connection.dst.port()) == ApiMode::Strict
+    {
+        return (HttpVerdict::Deny { reason: DenyReason::StrictPlaintext }, Vec::new());
+    }
+    let policies = applicable(mesh, world, workload, set, dry_run);
+    let mut custom = find(mesh, &policies, Action::Custom, asked);
+    if asked.http.is_some() {
+        // "Each provider once, by name."
+        custom.sort_by_key(|(_, provider)| provider.clone());
+        custom.dedup_by_key(|(_, provider)| provider.clone());
+    }
+    let ask = |(rule, provider): (RuleRef, String)| HttpVerdict::Custom {
+        provider: provider.as_str().into(),
+        rule,
     };
-    if let Some(rule) = find(Action::Custom) {
-        return Verdict::Deny { reason: DenyReason::CustomUnavailable(rule) };
-    }
-    if let Some(rule) = find(Action::Deny) {
-        return Verdict::Deny { reason: DenyReason::Rule(rule) };
-    }
-    if !applicable.iter().any(|p| p.spec.action.unwrap_or(Action::Allow) == Action::Allow) {
-        return Verdict::Allow { rule: None };
-    }
-    match find(Action::Allow) {
-        Some(rule) => Verdict::Allow { rule: Some(rule) },
-        None => Verdict::Deny { reason: DenyReason::NoAllowMatched },
-    }
+    let mut answers: Vec<_> = custom.into_iter().map(ask).collect();
+    let is = |p: &&AuthorizationPolicy, action| p.spec.action.unwrap_or(Action::Allow) == action;
+    let first = |action| find(mesh, &policies, action, asked).into_iter().next().map(|(rule, _)| rule);
+    answers.push(if let Some(rule) = first(Action::Deny) {
+        HttpVerdict::Deny { reason: DenyReason::Rule(rule) }
+    } else if !policies.iter().any(|p| is(p, Action::Allow)) {
+        HttpVerdict::Allow { rule: None }
+    } else {
+        match first(Action::Allow) {
+            Some(rule) => HttpVerdict::Allow { rule: Some(rule) },
+            None => HttpVerdict::Deny { reason: DenyReason::NoAllowMatched },
+        }
+    });
+    let first = answers.remove(0);
+    (first, answers)
+}
+
+/// The AUDIT rules in force that match, and those of dry runs whatever their action, in no order.
+pub(super) fn observe(
+    mesh: &Mesh<'_>,
+    world: &World,
+    workload: &Workload,
+    set: &PolicySet,
+    asked: Asked<'_>,
+) -> (Vec<RuleRef>, Vec<RuleRef>) {
+    let policies = applicable(mesh, world, workload, set, true);
+    let (watched, enforced): (Vec<_>, Vec<_>) = policies.into_iter().partition(|p| p.dry_run);
+    let rules = |policies: &[&AuthorizationPolicy], action| {
+        find(mesh, policies, action, asked).into_iter().map(|(rule, _)| rule).collect::<Vec<_>>()
+    };
+    let actions = [Action::Custom, Action::Deny, Action::Allow, Action::Audit];
+    (rules(&enforced, Action::Audit), actions.into_iter().flat_map(|a| rules(&watched, a)).collect())
 }
 
 fn selects(selector: Option<&WorkloadSelector>, workload: &Workload) -> bool {
@@ -110,14 +208,14 @@ fn rule_matches(
     policy: &AuthorizationPolicy,
     action: Action,
     rule: &Rule,
-    request: &L4Request<'_>,
+    asked: Asked<'_>,
 ) -> bool {
-    let source = |s: &Source| source_results(mesh, policy, s, request);
-    let operation = |o: &Operation| operation_results(o, request);
+    let source = |s: &Source| source_results(mesh, policy, s, asked);
+    let operation = |o: &Operation| operation_results(o, asked);
     let from: Vec<Vec<Seen>> = rule.from.iter().flatten().map(|f| source(&f.source)).collect();
     let to: Vec<Vec<Seen>> = rule.to.iter().flatten().map(|t| operation(&t.operation)).collect();
     let when: Vec<Seen> =
-        rule.when.iter().flatten().flat_map(|c| condition_results(mesh, policy, c, request)).collect();
+        rule.when.iter().flatten().flat_map(|c| condition_results(mesh, policy, c, asked)).collect();
     // "ALLOW: a rule with an HTTP field never matches a TCP connection. DENY: the field is ignored."
     if action == Action::Allow && from.iter().chain(&to).flatten().chain(&when).any(|s| *s == Seen::Http) {
         return false;
@@ -126,11 +224,9 @@ fn rule_matches(
     (from.is_empty() || from.iter().any(all)) && (to.is_empty() || to.iter().any(all)) && all(&when)
 }
 
-fn lists(
-    positive: Option<&Vec<String>>,
-    negative: Option<&Vec<String>>,
-    hit: &dyn Fn(&str) -> bool,
-) -> Vec<Seen> {
+type List = Option<Vec<String>>;
+
+fn lists(positive: &List, negative: &List, hit: &dyn Fn(&str) -> bool) -> Vec<Seen> {
     let seen = |yes: bool| if yes { Seen::Yes } else { Seen::No };
     let mut results = Vec::new();
     if let Some(values) = positive {
@@ -142,40 +238,46 @@ fn lists(
     results
 }
 
-fn http(present: &[bool]) -> Vec<Seen> {
-    present.iter().filter(|p| **p).map(|_| Seen::Http).collect()
+/// As `lists`, of what only a request has.
+fn http_lists(
+    positive: &List,
+    negative: &List,
+    asked: Asked<'_>,
+    hit: &dyn Fn(&HttpSeen<'_>, &str) -> bool,
+) -> Vec<Seen> {
+    match asked.http {
+        Some(http) => lists(positive, negative, &|v| hit(http, v)),
+        None => [positive, negative].into_iter().flatten().map(|_| Seen::Http).collect(),
+    }
 }
 
-fn source_results(
-    mesh: &Mesh<'_>,
-    policy: &AuthorizationPolicy,
-    s: &Source,
-    request: &L4Request<'_>,
-) -> Vec<Seen> {
-    let mut results = http(&[s.request_principals.is_some(), s.not_request_principals.is_some()]);
+fn source_results(mesh: &Mesh<'_>, policy: &AuthorizationPolicy, s: &Source, asked: Asked<'_>) -> Vec<Seen> {
+    let request = asked.connection;
+    let mut results =
+        http_lists(&s.request_principals, &s.not_request_principals, asked, &|http, v| http.principal(v));
     let principal = |v: &str| principal_hit(mesh, v, request);
-    results.extend(lists(s.principals.as_ref(), s.not_principals.as_ref(), &principal));
+    results.extend(lists(&s.principals, &s.not_principals, &principal));
     let namespace = |v: &str| peer_part(request, 2).is_some_and(|ns| glob(v, &ns));
-    results.extend(lists(s.namespaces.as_ref(), s.not_namespaces.as_ref(), &namespace));
+    results.extend(lists(&s.namespaces, &s.not_namespaces, &namespace));
     let account = |v: &str| account_hit(policy, v, request);
-    results.extend(lists(s.service_accounts.as_ref(), s.not_service_accounts.as_ref(), &account));
+    results.extend(lists(&s.service_accounts, &s.not_service_accounts, &account));
     let ip = |v: &str| cidr(v, request.src.ip());
-    results.extend(lists(s.ip_blocks.as_ref(), s.not_ip_blocks.as_ref(), &ip));
-    results.extend(lists(s.remote_ip_blocks.as_ref(), s.not_remote_ip_blocks.as_ref(), &ip));
+    results.extend(lists(&s.ip_blocks, &s.not_ip_blocks, &ip));
+    let remote = |v: &str| cidr(v, remote_ip(asked));
+    results.extend(lists(&s.remote_ip_blocks, &s.not_remote_ip_blocks, &remote));
     results
 }
 
-fn operation_results(o: &Operation, request: &L4Request<'_>) -> Vec<Seen> {
-    let mut results = http(&[
-        o.hosts.is_some(),
-        o.not_hosts.is_some(),
-        o.methods.is_some(),
-        o.not_methods.is_some(),
-        o.paths.is_some(),
-        o.not_paths.is_some(),
-    ]);
-    let port = |v: &str| v == request.dst.port().to_string();
-    results.extend(lists(o.ports.as_ref(), o.not_ports.as_ref(), &port));
+fn remote_ip(asked: Asked<'_>) -> IpAddr {
+    asked.http.map_or(asked.connection.src.ip(), |http| http.remote_ip)
+}
+
+fn operation_results(o: &Operation, asked: Asked<'_>) -> Vec<Seen> {
+    let mut results = http_lists(&o.hosts, &o.not_hosts, asked, &|http, v| http.host(v));
+    results.extend(http_lists(&o.methods, &o.not_methods, asked, &|http, v| http.method(v)));
+    results.extend(http_lists(&o.paths, &o.not_paths, asked, &|http, v| http.path(v)));
+    let port = |v: &str| v == asked.connection.dst.port().to_string();
+    results.extend(lists(&o.ports, &o.not_ports, &port));
     results
 }
 
@@ -183,10 +285,12 @@ fn condition_results(
     mesh: &Mesh<'_>,
     policy: &AuthorizationPolicy,
     c: &Condition,
-    request: &L4Request<'_>,
+    asked: Asked<'_>,
 ) -> Vec<Seen> {
+    let request = asked.connection;
     let hit = |v: &str| match c.key.as_str() {
-        "source.ip" | "remote.ip" => cidr(v, request.src.ip()),
+        "source.ip" => cidr(v, request.src.ip()),
+        "remote.ip" => cidr(v, remote_ip(asked)),
         "source.namespace" => peer_part(request, 2).is_some_and(|ns| glob(v, &ns)),
         "source.principal" => principal_hit(mesh, v, request),
         "source.serviceAccount" => account_hit(policy, v, request),
@@ -195,10 +299,10 @@ fn condition_results(
         "connection.sni" => request.sni.is_some_and(|sni| glob(v, sni)),
         other => panic!("the generator does not make {other}"),
     };
-    if c.key.starts_with("request.") || c.key.starts_with("experimental.") {
-        return http(&[c.values.is_some(), c.not_values.is_some()]);
+    if c.key.starts_with("request.") {
+        return http_lists(&c.values, &c.not_values, asked, &|http, v| http.key(&c.key, v));
     }
-    lists(c.values.as_ref(), c.not_values.as_ref(), &hit)
+    lists(&c.values, &c.not_values, &hit)
 }
 
 /// Part `index` of `<domain>/ns/<namespace>/sa/<account>`.
@@ -231,7 +335,7 @@ fn principal_hit(mesh: &Mesh<'_>, value: &str, request: &L4Request<'_>) -> bool 
 }
 
 /// Tries every way to cut the star out.
-fn glob(pattern: &str, value: &str) -> bool {
+pub(super) fn glob(pattern: &str, value: &str) -> bool {
     match pattern.find('*') {
         _ if pattern == "*" => !value.is_empty(),
         None => pattern == value,

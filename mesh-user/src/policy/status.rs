@@ -1,15 +1,16 @@
 //! What a world makes of each document: its scope, and how many of this node's workloads it applies to. For
 //! people only; no decision reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     PolicyScope, PolicySet, PolicyStatus,
     api::{Action, ApiMode},
     compile::labels,
-    jwt_rules,
+    jwt_rules, notes,
+    targets::{self, Services},
 };
-use crate::world::{Workload, World};
+use crate::world::{Workload, WorkloadId, World};
 
 impl PolicySet {
     /// What became of each document in `world`, in the order they were read. Connections are decided as TCP.
@@ -23,12 +24,23 @@ impl PolicySet {
         let mut policies = self.authorization_policies.iter();
         let mut requests = self.request_authentications.iter();
         let locals: Vec<_> = world.local_workloads().collect();
+        let services = Services::new(world, &self.authorization_policies);
         let each = |status: &PolicyStatus| {
             let mut status = status.clone();
             // Statuses and parsed documents are in the same order.
             let selector = match status.kind.as_str() {
                 "PeerAuthentication" => peers.next().and_then(|p| p.spec.selector.as_ref()),
-                "AuthorizationPolicy" => policies.next().and_then(|p| p.spec.selector.as_ref()),
+                "AuthorizationPolicy" => {
+                    let policy = policies.next();
+                    if let Some(policy) = policy {
+                        status.not_enforced = notes::not_enforced(policy, http_path);
+                    }
+                    if let Some(policy) = policy.filter(|p| targets::is_attached(&p.spec)) {
+                        attached(&mut status, world, services.endpoints(policy));
+                        return status;
+                    }
+                    policy.and_then(|p| p.spec.selector.as_ref())
+                }
                 "RequestAuthentication" => {
                     let request = requests.next();
                     if let Some(request) = request {
@@ -48,6 +60,13 @@ impl PolicySet {
         };
         self.status.iter().map(each).collect()
     }
+}
+
+/// Of a policy with `targetRefs`.
+fn attached(status: &mut PolicyStatus, world: &World, endpoints: impl Iterator<Item = WorkloadId>) {
+    status.scope = PolicyScope::Workload;
+    let local = |id: &WorkloadId| world.workload(*id).is_some_and(|w| w.local.is_some());
+    status.workloads = endpoints.filter(local).collect::<BTreeSet<_>>().len();
 }
 
 fn place(

@@ -1,7 +1,11 @@
 //! Istio's semantics: a table of documented cases, and random documents against the naive reference.
 
 mod documents;
+mod http;
+mod http_policies;
+mod normalization;
 mod random;
+mod random_http;
 mod request_authentication;
 mod semantics;
 

@@ -7,7 +7,7 @@ use super::{
     api::{
         Action, AuthorizationPolicySpec, Operation, PeerAuthenticationSpec, Rule, Source, WorkloadSelector,
     },
-    matcher,
+    matcher, targets,
 };
 
 /// Path of the field and what is wrong with it.
@@ -48,9 +48,10 @@ pub(super) fn peer_authentication(spec: &PeerAuthenticationSpec) -> Result<(), I
 
 pub(super) fn authorization_policy(spec: &AuthorizationPolicySpec) -> Result<(), Invalid> {
     let selects = selector(spec.selector.as_ref())?;
-    if selects && matcher::targets_only_proxies(spec) {
+    if selects && targets::is_attached(spec) {
         return invalid("spec.selector", "selector and targetRefs cannot both be set");
     }
+    target_refs(spec)?;
     let action = spec.action.unwrap_or(Action::Allow);
     let provider = spec.provider.as_ref().and_then(|p| p.name.as_deref()).unwrap_or_default();
     if action == Action::Custom && provider.is_empty() {
@@ -66,6 +67,27 @@ pub(super) fn authorization_policy(spec: &AuthorizationPolicySpec) -> Result<(),
     }
     for (i, each) in spec.rules.iter().flatten().enumerate() {
         rule(&format!("spec.rules[{i}]"), each)?;
+    }
+    Ok(())
+}
+
+/// Source: `validatePolicyTargetReference`.
+fn target_refs(spec: &AuthorizationPolicySpec) -> Result<(), Invalid> {
+    if spec.target_ref.is_some() && spec.target_refs.as_ref().is_some_and(|refs| !refs.is_empty()) {
+        return invalid("spec.targetRef", "targetRef and targetRefs cannot both be set");
+    }
+    for (i, target) in spec.target_refs.iter().flatten().chain(&spec.target_ref).enumerate() {
+        let path = if spec.target_ref.is_some() {
+            "spec.targetRef".to_owned()
+        } else {
+            format!("spec.targetRefs[{i}]")
+        };
+        if target.name.is_empty() {
+            return invalid(path, "name is empty");
+        }
+        if target.namespace.as_deref().is_some_and(|namespace| !namespace.is_empty()) {
+            return invalid(path, "namespace: a target is in the policy's own namespace; leave it out");
+        }
     }
     Ok(())
 }

@@ -36,13 +36,13 @@ const PATTERNS: [&str; 6] = ["*", "shop", "data", "s*", "*a", "other"];
 const ACCOUNTS: [&str; 4] = ["a", "b", "shop/a", "data/b"];
 const IPS: [&str; 7] =
     ["10.0.0.5", "10.0.0.0/24", "10.0.0.0/30", "0.0.0.0/0", "fd00::5", "fd00::/16", "::/0"];
-const PORTS: [&str; 3] = ["80", "443", "8080"];
+pub(super) const PORTS: [&str; 3] = ["80", "443", "8080"];
 
 static WORLD: LazyLock<World> = LazyLock::new(world);
 
-type List = Option<Vec<String>>;
+pub(super) type List = Option<Vec<String>>;
 
-fn list(values: &'static [&'static str]) -> impl Strategy<Value = List> {
+pub(super) fn list(values: &'static [&'static str]) -> impl Strategy<Value = List> {
     let values = prop::collection::vec(select(values).prop_map(str::to_owned), 1..3);
     option::weighted(0.3, values)
 }
@@ -135,6 +135,7 @@ fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
         |(namespace, name, action, rules, selector)| AuthorizationPolicy {
             namespace: namespace.into(),
             name: format!("p{name}").as_str().into(),
+            dry_run: false,
             spec: AuthorizationPolicySpec {
                 selector,
                 rules,
@@ -171,7 +172,7 @@ fn peer() -> impl Strategy<Value = PeerAuthentication> {
     )
 }
 
-fn documents() -> impl Strategy<Value = PolicySet> {
+pub(super) fn documents() -> impl Strategy<Value = PolicySet> {
     let peers = prop::collection::vec(peer(), 0..4);
     (prop::collection::vec(authorization(), 0..4), peers).prop_map(|(policies, peers)| {
         // names are unique per namespace, as in a cluster
@@ -216,7 +217,7 @@ proptest! {
             };
             prop_assert_eq!(policy.mode(request.dst.port()), expected_mode);
             let verdict = policy.decide(&request);
-            prop_assert_eq!(&verdict, &reference::decide(&mesh, workload, &set, &request));
+            prop_assert_eq!(&verdict, &reference::decide(&mesh, world, workload, &set, &request));
             prop_assert_eq!(verdict, policy.explain(&request).verdict);
         }
     }
