@@ -71,7 +71,8 @@ where
         },
         Ok(Detected::Http2) => {
             let peer = Prefixed::new(read.freeze(), peer);
-            Served::Ended(h2::drive(peer, &open, gate, observer, settings).await.err())
+            // Apart, so that the connections of HTTP/1, which are many and idle, are no larger for it.
+            Served::Ended(Box::pin(h2::drive(peer, &open, gate, observer, settings)).await.err())
         }
         Ok(Detected::NotHttp | Detected::NeedMore) => Served::NotHttp { peer, read },
         Err(error) => Served::Cut { peer, error: HttpError::Peer(error) },

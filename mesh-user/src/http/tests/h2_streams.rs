@@ -48,7 +48,7 @@ async fn collect(mut body: RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h
 /// Answers with the request's head and body, and its trailers as trailers.
 async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let (parts, body) = request.into_parts();
-    let (data, trailers) = collect(body).await.unwrap();
+    let Ok((data, trailers)) = collect(body).await else { return };
     let user = parts.headers.get("x-user").map_or("-", |user| user.to_str().unwrap());
     respond.send_informational(Response::builder().status(103).body(()).unwrap()).unwrap();
     let mut to = respond.send_response(Response::new(()), false).unwrap();
