@@ -91,12 +91,6 @@ impl Config {
     pub fn ca_directory(&self) -> PathBuf {
         self.ca.directory.clone().unwrap_or_else(|| self.state_dir.join("ca"))
     }
-
-    /// Whether any workload may take the kernel path.
-    pub fn wants_kernel_path(&self) -> bool {
-        self.same_node == SameNode::Kernel
-            || self.workloads.iter().any(|w| w.same_node == Some(SameNode::Kernel))
-    }
 }
 
 /// How connections are captured.

@@ -26,6 +26,9 @@ pub enum DaemonError {
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] ServerError),
+    /// What token issuers' keys are fetched with.
+    #[error("the keys of token issuers cannot be fetched: {0}; see jwks.extraRoots")]
+    Jwks(String),
     /// No cgroup v2 in sight.
     #[error("no cgroup v2 mount was found; mount one, or name it by capture.cgroup")]
     NoCgroup,

@@ -29,8 +29,11 @@ use crate::{
         Capture, CaptureLimits, CaptureSettings, Form, KernelPath,
         canary::{self, Capability},
     },
-    config::{self, CaptureForm, Config, ShutdownHooks, Uncaptured},
-    discovery::{FileSource, Snapshot},
+    config::{self, CaptureForm, Config, SameNode, ShutdownHooks, Uncaptured},
+    discovery::{
+        FileSource, Snapshot,
+        jwks::{JwksSettings, JwksStore},
+    },
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
     sys::cgroup,
     telemetry::{AccessLog, AccessLogFormat, AccessLogSettings, Metrics, MetricsLimits, logging, systemd},
@@ -106,7 +109,8 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
 fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
-    let settings = capture_settings(config)?;
+    let wants_kernel_path = config.same_node == SameNode::Kernel || snapshot.world.wants_kernel_path();
+    let settings = CaptureSettings { kernel_path: wants_kernel_path, ..capture_settings(config)? };
     let capture = Capture::start(&settings)?;
     let proofs = if config.capture.canary {
         prove(&settings)?
@@ -137,6 +141,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         tls,
         kernel_tls,
         kernel_path: kernel_path(&capture, &proofs),
+        keys: Arc::new(jwks(config)?),
         metrics,
         access_log,
     }));
@@ -175,6 +180,12 @@ fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, DaemonError> {
     }
     tracing::info!(proven = proofs.len(), elapsed = ?started.elapsed(), "the canary proved capture");
     Ok(proofs)
+}
+
+fn jwks(config: &Config) -> Result<JwksStore, DaemonError> {
+    let failed = |error: String| DaemonError::Jwks(error);
+    let settings = JwksSettings::load(&config.jwks).map_err(|error| failed(error.to_string()))?;
+    JwksStore::open(settings).map_err(|error| failed(error.to_string()))
 }
 
 /// The kernel path, where the configuration wants it and nothing was seen that forbids it.
@@ -217,7 +228,8 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
             held_connects: config.limits.held_connects,
         },
         refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
-        kernel_path: config.wants_kernel_path(),
+        // its workloads say
+        kernel_path: false,
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })

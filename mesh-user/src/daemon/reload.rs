@@ -152,9 +152,11 @@ impl Runtime {
         let before = Arc::clone(&self.mesh.view().snapshot);
         self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &snapshot.bundles)));
         self.mesh.set_snapshot(Arc::clone(snapshot));
+        self.mesh.keys.set_sources(&snapshot.policies.jwks_sources(&snapshot.world));
         if let Err(error) = self.enrol() {
             self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &before.bundles)));
             self.certify(&before);
+            self.mesh.keys.set_sources(&before.policies.jwks_sources(&before.world));
             self.mesh.set_snapshot(before);
             return Err(error);
         }

@@ -67,6 +67,10 @@ impl AdminSource for Source {
         if !files.needs_restart.is_empty() {
             problems.push(format!("a restart is needed to change {}", files.needs_restart.join(", ")));
         }
+        if view.world().wants_kernel_path() && !mesh.has_kernel_path() {
+            problems
+                .push("sameNode: kernel is not in force: restart meshd, and see meshctl check".to_owned());
+        }
         problems.extend(certificate_problems(&mesh.svids.summary(SystemTime::now())));
         let locals = view.world().local_workloads().count();
         Status {

@@ -266,7 +266,7 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
     Ok(Snapshot {
         generation,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
-        policy_status: set.status_in(&world),
+        policy_status: set.status_with(&world, true),
         world: Arc::new(world),
         config: Arc::new(config),
         bundles,

@@ -35,9 +35,5 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         log => "log",
         shutdown => "shutdown",
     }
-    // Its hooks are attached at the start only.
-    if next.wants_kernel_path() && !running.wants_kernel_path() {
-        changed.push("sameNode");
-    }
     (next, changed)
 }

@@ -26,5 +26,5 @@ pub use h1::{
     head::{HeadScan, ParsedRequest, ParsedResponse, Scanned, parse_request, parse_response},
 };
 pub use observe::{Observer, RequestReport, Verdict};
-pub use serve::{Served, serve};
+pub use serve::{Served, look, serve};
 pub use settings::{Settings, Underscores};

@@ -64,7 +64,7 @@ where
     G: Gate,
     B: Observer,
 {
-    match first_bytes(&mut peer, &mut read, settings).await {
+    match look(&mut peer, &mut read, settings).await {
         Ok(Detected::Http1) => match h1::drive(peer, read, &open, gate, observer, settings).await {
             End::Closed(error) => Served::Ended(error),
             End::Cut(peer, error) => Served::Cut { peer, error },
@@ -79,7 +79,11 @@ where
     }
 }
 
-async fn first_bytes<P>(peer: &mut P, read: &mut BytesMut, settings: &Settings) -> io::Result<Detected>
+/// Reads until it is clear what the client speaks, at most for the time set; [`serve`] goes on with what was read.
+///
+/// # Errors
+/// The stream's own.
+pub async fn look<P>(peer: &mut P, read: &mut BytesMut, settings: &Settings) -> io::Result<Detected>
 where
     P: AsyncRead + Unpin,
 {

@@ -206,6 +206,11 @@ impl WorkloadPolicy {
         self.http_ports.contains(port)
     }
 
+    /// Whether requests at the workload's own port have to be read: a rule asks about them, or their tokens are judged.
+    pub fn inspects_requests(&self, port: u16) -> bool {
+        self.needs_http(port) || !self.requests.is_empty()
+    }
+
     /// Mesh, then namespace, then workload; each level only if it is set (pilot `ComposePeerAuthentication`).
     /// In the root namespace a policy with a selector applies to nothing.
     fn set_modes(&mut self, workload: &Workload, peers: &ByNamespace<'_, &PeerAuthentication>) {

@@ -13,7 +13,7 @@ use crate::{
     capture::Refusal,
     policy::{DenyReason, Mode, RuleRef, Verdict},
     telemetry::{
-        ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction,
+        ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction, Metrics,
         RelayKind, ResponseFlags, ServiceLabels, WorkloadLabels,
     },
     tls::Established,
@@ -56,6 +56,18 @@ impl Failure {
         };
         Self { refusal, ..Self::new(ResponseFlags::ConnectFailure, &format!("{to}: {error}")) }
     }
+}
+
+/// Counts a connection or request that policy denied.
+pub(super) fn count_denial(metrics: &Metrics, reason: &DenyReason, direction: Direction) {
+    let policy = |rule: &RuleRef| format!("{}/{}", rule.namespace, rule.name);
+    let (policy, why) = match reason {
+        DenyReason::StrictPlaintext => ("peer-authentication".to_owned(), "strict_plaintext"),
+        DenyReason::Rule(rule) => (policy(rule), "deny_rule"),
+        DenyReason::CustomUnavailable(rule) => (policy(rule), "custom_unavailable"),
+        DenyReason::NoAllowMatched => ("none".to_owned(), "no_allow_matched"),
+    };
+    metrics.denied(&policy, why, direction);
 }
 
 impl Attempt {
@@ -157,15 +169,13 @@ impl Attempt {
     pub(super) fn deny(&mut self, reason: &DenyReason) -> Failure {
         self.record_mut().verdict = "deny";
         self.record_mut().rule = Some(reason.to_string());
-        let policy = |rule: &RuleRef| format!("{}/{}", rule.namespace, rule.name);
-        let (policy, why) = match reason {
-            DenyReason::StrictPlaintext => ("peer-authentication".to_owned(), "strict_plaintext"),
-            DenyReason::Rule(rule) => (policy(rule), "deny_rule"),
-            DenyReason::CustomUnavailable(rule) => (policy(rule), "custom_unavailable"),
-            DenyReason::NoAllowMatched => ("none".to_owned(), "no_allow_matched"),
-        };
-        self.mesh.metrics.denied(&policy, why, self.record.direction);
+        count_denial(&self.mesh.metrics, reason, self.record.direction);
         Failure::new(ResponseFlags::Denied, reason)
+    }
+
+    /// Each request on it is decided by itself.
+    pub(super) fn decide_requests(&mut self) {
+        self.record_mut().verdict = "requests";
     }
 
     /// Nothing forbids an outbound connection but that its server cannot prove itself.

@@ -20,6 +20,17 @@ use crate::{
 /// Shards of the table; more than any node has workers, so that they seldom meet.
 const SHARDS: usize = 16;
 
+/// What is done about the requests on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requests {
+    /// Nothing: it was decided as TCP, and no rule asked about requests.
+    Uninspected,
+    /// Each is decided by itself.
+    Inspected,
+    /// It has none: it was looked at, and is not HTTP.
+    None,
+}
+
 /// A connection on its relay.
 #[derive(Debug)]
 pub struct Live {
@@ -35,6 +46,8 @@ pub struct Live {
     pub peer: Option<(Arc<VerifiedPeer>, PeerRole)>,
     /// The server name the client sent.
     pub sni: Option<String>,
+    /// What is done about its requests.
+    pub requests: Requests,
     /// Counters, and the way to close it.
     pub stats: LiveStats,
     pub(super) metric_bytes: Arc<ConnectionBytes>,
@@ -48,6 +61,7 @@ pub(super) struct Candidate {
     pub(super) remote: Option<WorkloadName>,
     pub(super) peer: Option<(Arc<VerifiedPeer>, PeerRole)>,
     pub(super) sni: Option<String>,
+    pub(super) requests: Requests,
     pub(super) metric_bytes: Arc<ConnectionBytes>,
 }
 
@@ -98,6 +112,7 @@ impl Connections {
             remote: candidate.remote,
             peer: candidate.peer,
             sni: candidate.sni,
+            requests: candidate.requests,
             stats: LiveStats::default(),
             metric_bytes: candidate.metric_bytes,
             reported: Mutex::default(),

@@ -8,7 +8,9 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
+    connections::Requests,
     detect::{Opening, opening},
+    http::{self, Inspected},
     kernel_path,
     mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
@@ -59,10 +61,15 @@ pub(super) async fn inbound(
     };
     let inbound = Inbound { mesh: &mesh, view: &view, workload, source, client, local, kernel_generation };
     match inbound.open(&mut attempt, stream, &net).await {
-        Ok(Opened { wire, app, sni, guard }) => {
-            let remote = source.map(|w| w.name.clone());
-            carry(&mesh, attempt, app, wire, Ends { workload: name, remote, sni }).await;
-            drop(guard);
+        Ok(Opened { wire, app, sni, guard, inspects }) => {
+            let ends = Ends { workload: name, remote: source.map(|w| w.name.clone()), sni };
+            if inspects {
+                let inspected = Inspected { net: &net, client, local, ends, app, guard };
+                http::inspect(&mesh, attempt, wire, inspected).await;
+            } else {
+                carry(&mesh, attempt, app, wire, ends, Requests::Uninspected).await;
+                drop(guard);
+            }
         }
         Err(failure) => attempt.fail(failure),
     }
@@ -83,6 +90,8 @@ struct Opened {
     app: TcpStream,
     sni: Option<String>,
     guard: PeerViewGuard,
+    /// Its requests are to be decided, not the connection.
+    inspects: bool,
 }
 
 impl Inbound<'_> {
@@ -111,13 +120,18 @@ impl Inbound<'_> {
             dst: self.local,
             sni: sni.as_deref(),
         };
-        let opened = match attempt.set_verdict(&policy.decide(&request)) {
+        let inspects = policy.inspects_requests(self.local.port());
+        if !inspects && policy.observes() {
+            http::tell_observed(self.mesh, &attempt.record, &policy.observe(&request, None), |_| {});
+        }
+        let decided = if inspects { Ok(()) } else { attempt.set_verdict(&policy.decide(&request)) };
+        let opened = match decided {
             Ok(()) => self.connect_app(net).await,
             Err(denied) => Err(denied),
         };
         match opened {
             Ok((app, guard)) => {
-                let mut opened = Opened { wire, app, sni, guard };
+                let mut opened = Opened { wire, app, sni, guard, inspects };
                 self.confirm(&mut opened).await?;
                 if let Wire::Tls(established) = &opened.wire {
                     self.offer_kernel_path(&established.peer().spiffe_id);

@@ -108,6 +108,7 @@ fn verdict(
     let policy = view.snapshot.policies.for_workload(server.id);
     if !(owns_namespace(client) && owns_namespace(server) && only && steered)
         || policy.mode(to.port()) == Mode::Disable
+        || policy.inspects_requests(to.port())
     {
         return None;
     }

@@ -17,7 +17,7 @@ use crate::{
     ca::SvidStore,
     capture::{KernelConnectionOf, KernelPath},
     config::{self, Limits},
-    discovery::Snapshot,
+    discovery::{Snapshot, jwks::JwksStore},
     telemetry::{AccessLog, Metrics},
     tls::{HandshakeLimits, KernelTls, TlsContext},
     world::WorkloadName,
@@ -36,6 +36,8 @@ pub struct MeshParts {
     pub kernel_tls: KernelTls,
     /// The way past meshd within the node, where it may be used.
     pub kernel_path: Option<Arc<KernelPath>>,
+    /// Keys of token issuers.
+    pub keys: Arc<JwksStore>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The access log.
@@ -59,6 +61,8 @@ pub struct Mesh {
     pub connections: Connections,
     numbers: Numbers,
     pub(super) kernel: Option<Kernel>,
+    /// Keys of token issuers.
+    pub keys: Arc<JwksStore>,
     pub(super) handshakes: Handshakes,
     /// Of inbound connections whose client has yet to say or prove who it is.
     pub(super) unproven: Shares,
@@ -80,6 +84,7 @@ impl Mesh {
             connections: Connections::default(),
             numbers: Numbers::default(),
             kernel: parts.kernel_path.map(Kernel::new),
+            keys: parts.keys,
             handshakes: Handshakes::new(handshakes),
             unproven: Shares::new(connections.max(FEWEST_CONNECTIONS)),
             accepted: AtomicUsize::new(0),

@@ -8,6 +8,7 @@ mod detect;
 #[doc(hidden)]
 pub mod fuzz;
 mod handshakes;
+mod http;
 mod inbound;
 mod kernel_path;
 mod listeners;
@@ -21,7 +22,7 @@ mod stage;
 mod view;
 mod workers;
 
-pub use connections::{Connections, Live};
+pub use connections::{Connections, Live, Requests};
 pub use listeners::{Acceptors, serve};
 pub use mesh::{Mesh, MeshParts};
 pub use recheck::{recheck, recheck_kernel_path};

@@ -10,6 +10,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
+    connections::Requests,
     inbound::{canonical, connected, handshake_failure},
     mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
@@ -77,7 +78,15 @@ pub(super) async fn outbound(
     match outbound.complete(leg).await {
         Ok(app) => {
             attempt.allow_outbound();
-            carry(&mesh, attempt, app, wire, Ends { workload: name, remote, sni: None }).await;
+            carry(
+                &mesh,
+                attempt,
+                app,
+                wire,
+                Ends { workload: name, remote, sni: None },
+                Requests::Uninspected,
+            )
+            .await;
         }
         Err(failure) => attempt.fail(failure),
     }

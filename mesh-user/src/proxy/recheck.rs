@@ -3,9 +3,9 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{Live, Mesh, View, kernel_path, relay::CloseReason};
+use super::{Live, Mesh, Requests, View, kernel_path, relay::CloseReason};
 use crate::{
-    policy::{Mode, Verdict},
+    policy::{DenyReason, Mode, Verdict},
     telemetry::Direction,
     world::Workload,
 };
@@ -58,6 +58,18 @@ fn no_longer_allowed(mesh: &Mesh, view: &View, live: &Live) -> Option<CloseReaso
 
 fn inbound_denied(view: &View, workload: &Workload, live: &Live) -> Option<CloseReason> {
     let policy = view.snapshot.policies.for_workload(workload.id);
+    let port = live.record.destination.address.port();
+    match live.requests {
+        Requests::Inspected if live.peer.is_none() && policy.mode(port) == Mode::Strict => {
+            return Some(CloseReason::Policy(DenyReason::StrictPlaintext.to_string()));
+        }
+        // Each of its requests is decided anew.
+        Requests::Inspected => return None,
+        Requests::Uninspected if policy.inspects_requests(port) => {
+            return Some(CloseReason::Policy("its requests have to be read from now on".to_owned()));
+        }
+        Requests::Uninspected | Requests::None => {}
+    }
     match policy.decide(&live.request()) {
         Verdict::Allow { .. } => None,
         Verdict::Deny { reason } => Some(CloseReason::Policy(reason.to_string())),

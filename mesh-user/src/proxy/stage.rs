@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::{
     Live, Mesh,
     attempt::{Attempt, Failure},
-    connections::Candidate,
+    connections::{Candidate, Requests},
     mesh::relay_options,
     recheck::recheck_one,
     relay::{self, CloseReason, EndedBy, RelayKind, RelayOutcome, WireLeg},
@@ -36,7 +36,14 @@ pub(super) struct Ends {
 }
 
 /// Relays until both directions have ended.
-pub(super) async fn carry(mesh: &Arc<Mesh>, mut attempt: Attempt, app: TcpStream, wire: Wire, ends: Ends) {
+pub(super) async fn carry(
+    mesh: &Arc<Mesh>,
+    mut attempt: Attempt,
+    app: TcpStream,
+    wire: Wire,
+    ends: Ends,
+    requests: Requests,
+) {
     let peer = match &wire {
         Wire::Plain(_) => None,
         Wire::Tls(established) => Some((Arc::clone(established.peer()), established.peer_role())),
@@ -60,9 +67,10 @@ pub(super) async fn carry(mesh: &Arc<Mesh>, mut attempt: Attempt, app: TcpStream
         remote: ends.remote,
         peer,
         sni: ends.sni,
+        requests,
         metric_bytes: Arc::clone(metrics.bytes()),
     });
-    let entered = Entered { mesh, live: &live };
+    let entered = Entered::new(mesh, &live);
     recheck_one(mesh, &live);
     let options = relay_options(&mesh.view().snapshot.config.limits);
     let outcome = relay::relay(app, leg, &options, &live.stats).await;
@@ -76,9 +84,15 @@ pub(super) async fn carry(mesh: &Arc<Mesh>, mut attempt: Attempt, app: TcpStream
 }
 
 /// Takes the connection out of the table even if its task is dropped.
-struct Entered<'a> {
+pub(super) struct Entered<'a> {
     mesh: &'a Mesh,
     live: &'a Live,
+}
+
+impl<'a> Entered<'a> {
+    pub(super) fn new(mesh: &'a Mesh, live: &'a Live) -> Self {
+        Self { mesh, live }
+    }
 }
 
 impl Drop for Entered<'_> {

@@ -1,4 +1,4 @@
-//! The access log: one line per connection, bounded in rate, written by its own thread. A caller never
+//! The access log: one line per connection and per request that was read, bounded in rate, written by its own thread. A caller never
 //! waits: a line beyond the rate is suppressed, one beyond the queue is dropped, and both are counted and
 //! reported in the log itself.
 
@@ -20,6 +20,7 @@ use prometheus_client::metrics::counter::Counter;
 use super::{
     metrics::Metrics,
     record::{ConnectionRecord, rfc3339},
+    request::RequestRecord,
 };
 
 /// Form of the lines.
@@ -51,6 +52,7 @@ const WRITE_BYTES: usize = 64 * 1024;
 
 enum Message {
     Record(Box<ConnectionRecord>),
+    Request(Box<RequestRecord>),
     Stop,
 }
 
@@ -112,13 +114,22 @@ impl AccessLog {
 
     /// Logs a connection. `record` is called only when the line is to be written.
     pub fn log(&self, record: impl FnOnce() -> ConnectionRecord) {
+        self.send(|| Message::Record(Box::new(record())));
+    }
+
+    /// Logs a request, likewise.
+    pub fn log_request(&self, record: impl FnOnce() -> RequestRecord) {
+        self.send(|| Message::Request(Box::new(record())));
+    }
+
+    fn send(&self, message: impl FnOnce() -> Message) {
         let Some(sender) = &self.sender else { return };
         if self.limiter.as_ref().is_some_and(|limiter| limiter.check().is_err()) {
             self.losses.suppressed.fetch_add(1, Relaxed);
             self.suppressed.inc();
             return;
         }
-        if sender.try_send(Message::Record(Box::new(record()))).is_err() {
+        if sender.try_send(message()).is_err() {
             self.losses.dropped.fetch_add(1, Relaxed);
             self.dropped.inc();
         }
@@ -150,8 +161,8 @@ impl Writer {
         let mut last_report = std::time::Instant::now();
         loop {
             let stop = match receiver.recv_timeout(REPORT_EVERY) {
-                Ok(Message::Record(record)) => self.write_batch(&record, receiver),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => true,
+                Ok(message) => self.write_batch(&message, receiver),
                 Err(RecvTimeoutError::Timeout) => false,
             };
             if stop || last_report.elapsed() >= REPORT_EVERY {
@@ -165,19 +176,19 @@ impl Writer {
     }
 
     /// Joins what is queued already into few writes of whole lines. True when told to stop.
-    fn write_batch(&mut self, first: &ConnectionRecord, receiver: &Receiver<Message>) -> bool {
+    fn write_batch(&mut self, first: &Message, receiver: &Receiver<Message>) -> bool {
         let mut lines = 1;
         let mut text = self.line(first);
         let mut stop = false;
         while text.len() < WRITE_BYTES {
             match receiver.try_recv() {
-                Ok(Message::Record(record)) => {
-                    text.push_str(&self.line(&record));
-                    lines += 1;
-                }
                 Ok(Message::Stop) => {
                     stop = true;
                     break;
+                }
+                Ok(message) => {
+                    text.push_str(&self.line(&message));
+                    lines += 1;
                 }
                 Err(_) => break,
             }
@@ -187,10 +198,14 @@ impl Writer {
         stop
     }
 
-    fn line(&self, record: &ConnectionRecord) -> String {
-        let mut line = match self.format {
-            AccessLogFormat::Text => record.to_text(),
-            AccessLogFormat::Json | AccessLogFormat::Off => record.to_json(),
+    fn line(&self, message: &Message) -> String {
+        let is_text = self.format == AccessLogFormat::Text;
+        let mut line = match message {
+            Message::Record(record) if is_text => record.to_text(),
+            Message::Record(record) => record.to_json(),
+            Message::Request(record) if is_text => record.to_text(),
+            Message::Request(record) => record.to_json(),
+            Message::Stop => return String::new(),
         };
         line.push('\n');
         line

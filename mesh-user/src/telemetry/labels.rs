@@ -82,6 +82,8 @@ label_enum! {
         KtlsSplice = "ktls-splice",
         /// No TLS: the mode permits plaintext.
         Plaintext = "plaintext",
+        /// rustls encrypts in this process, which reads the requests.
+        Http = "http",
         /// None: from socket to socket within the node.
         Kernel = "kernel",
     }

@@ -91,6 +91,12 @@ struct SpiffeIdLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verdict: &'static str,
+    response_code: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
 }
@@ -111,6 +117,7 @@ pub struct Metrics {
     handshake_seconds: Family<SideLabels, Histogram, fn() -> Histogram>,
     handshakes_in_progress: Gauge,
     denials: Family<DenialLabels, Counter>,
+    requests: Family<RequestLabels, Counter>,
     denial_sets: AtomicU64,
     offload_failures: Family<ReasonLabels, Counter>,
     bpf_map_entries: Family<MapLabels, Gauge>,
@@ -182,6 +189,11 @@ impl Metrics {
             ),
             denials: register(r, "meshd_denials", "Connections denied, by policy and reason"),
             denial_sets: AtomicU64::new(0),
+            requests: register(
+                r,
+                "meshd_http_requests",
+                "Requests read, by verdict and the status that the client got",
+            ),
             offload_failures: register(
                 r,
                 "meshd_offload_failures",
@@ -305,6 +317,17 @@ impl Metrics {
             DenialLabels { policy: "overflow".to_owned(), ..labels }
         };
         self.denials.get_or_create(&labels).inc();
+    }
+
+    /// A request has ended; `status` as the client got it, a number that HTTP has room for.
+    pub fn request(&self, verdict: &'static str, status: Option<u16>) {
+        // An application may invent any: at most as many label sets as there are classes beside the registered ones.
+        let response_code = match status {
+            None => "none".to_owned(),
+            Some(status @ 100..=599) => status.to_string(),
+            Some(_) => "other".to_owned(),
+        };
+        self.requests.get_or_create(&RequestLabels { verdict, response_code }).inc();
     }
 
     /// Kernel TLS was refused for a connection that stays on its relay, or ends, because of `reason`.

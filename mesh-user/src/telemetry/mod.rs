@@ -10,6 +10,7 @@ pub mod logging;
 pub mod metrics;
 pub mod process;
 pub mod record;
+pub mod request;
 pub mod systemd;
 #[cfg(test)]
 mod tests;
@@ -22,3 +23,4 @@ pub use labels::{
 };
 pub use metrics::{ConnectionMetrics, Metrics, MetricsLimits};
 pub use record::{ConnectionRecord, Party};
+pub use request::{RequestEvent, RequestRecord};

@@ -82,7 +82,7 @@ pub fn rfc3339(time: SystemTime) -> String {
     OffsetDateTime::from(time).format(&Iso8601::<RFC3339_MILLIS>).unwrap_or_default()
 }
 
-fn as_rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&rfc3339(*time))
 }
 

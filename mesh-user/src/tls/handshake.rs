@@ -56,8 +56,8 @@ pub struct Established {
     pub(crate) peer_closed: bool,
     /// The peer has already broken the protocol, after its handshake; `outgoing` ends with the alert.
     pub(crate) failed: Option<rustls::Error>,
-    peer: Arc<VerifiedPeer>,
-    facts: SessionFacts,
+    pub(super) peer: Arc<VerifiedPeer>,
+    pub(super) facts: SessionFacts,
 }
 
 /// What was negotiated.

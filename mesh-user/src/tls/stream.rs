@@ -4,6 +4,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,7 +16,8 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use super::{
-    Established, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, RECORD_OVERHEAD_BYTES, Session, Step,
+    Established, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, RECORD_OVERHEAD_BYTES, Session, SessionFacts,
+    Step, VerifiedPeer,
 };
 
 /// A TLS connection after its handshake. Dropped without a shutdown it ends in a FIN without `close_notify`, which the
@@ -33,12 +35,23 @@ pub struct TlsStream {
     peer_closed: bool,
     close_sealed: bool,
     failed: Option<rustls::Error>,
+    peer: Arc<VerifiedPeer>,
+    facts: SessionFacts,
 }
 
 impl From<Established> for TlsStream {
     fn from(established: Established) -> Self {
-        let Established { stream, session, ciphertext, outgoing, plaintext, peer_closed, failed, .. } =
-            established;
+        let Established {
+            stream,
+            session,
+            ciphertext,
+            outgoing,
+            plaintext,
+            peer_closed,
+            failed,
+            peer,
+            facts,
+        } = established;
         Self {
             stream,
             session,
@@ -50,6 +63,8 @@ impl From<Established> for TlsStream {
             peer_closed,
             close_sealed: false,
             failed,
+            peer,
+            facts,
         }
     }
 }
@@ -62,6 +77,23 @@ impl TlsStream {
     /// The socket, to see its addresses or to have its end be a reset.
     pub fn socket(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// What a relay can go on with. `given` is what was read of it and has not been used: it is given again, first.
+    pub fn into_established(self, given: &[u8]) -> Established {
+        let mut plaintext = given.to_vec();
+        plaintext.extend_from_slice(&self.opened[self.read..]);
+        Established {
+            stream: self.stream,
+            session: self.session,
+            ciphertext: self.ciphertext.to_vec(),
+            outgoing: self.outgoing[self.sent..].to_vec(),
+            plaintext,
+            peer_closed: self.peer_closed,
+            failed: self.failed,
+            peer: self.peer,
+            facts: self.facts,
+        }
     }
 
     /// One step over what was received; false when nothing more can be opened without more bytes.

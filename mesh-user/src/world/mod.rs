@@ -194,6 +194,12 @@ impl World {
         self.workloads.iter().filter(|w| w.local.is_some())
     }
 
+    /// Whether any workload may take the kernel path.
+    pub fn wants_kernel_path(&self) -> bool {
+        let kernel = |w: &Workload| w.local.as_ref().is_some_and(|local| local.same_node == SameNode::Kernel);
+        self.workloads.iter().any(kernel)
+    }
+
     /// All services.
     pub fn services(&self) -> &[Service] {
         &self.services

@@ -22,8 +22,8 @@ pub(crate) fn nginx(place: &Place, port: u16, text: &str) -> anyhow::Result<Prog
            access_log off; keepalive_requests 10000000;\n\
            client_body_temp_path {here}/body; proxy_temp_path {here}/proxy; fastcgi_temp_path {here}/fcgi;\n\
            uwsgi_temp_path {here}/uwsgi; scgi_temp_path {here}/scgi;\n\
-           server {{ listen {port}; listen [::]:{port}; root {here}; }}\n\
-           server {{ listen {h2c} http2; listen [::]:{h2c} http2; root {here}; }}\n\
+           server {{ listen {port}; listen [::]:{port}; root {here}; try_files $uri /index.html =404; }}\n\
+           server {{ listen {h2c} http2; listen [::]:{h2c} http2; root {here}; try_files $uri /index.html =404; }}\n\
          }}\n"
     );
     fs::write(dir.join("nginx.conf"), config)?;

@@ -135,16 +135,26 @@ impl LiveStats {
         &self.handover
     }
 
+    /// Ends when it is closed from outside.
+    pub(in crate::proxy) async fn closed(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Ends when nothing has moved for `limit`; never, if that is zero.
+    pub(in crate::proxy) async fn idle_for(&self, limit: Duration) {
+        super::patience::idle(self, limit).await;
+    }
+
     pub(super) fn cancelled(&self) -> &CancellationToken {
         &self.cancel
     }
 
-    pub(super) fn add_app_to_wire(&self, bytes: usize) {
+    pub(in crate::proxy) fn add_app_to_wire(&self, bytes: usize) {
         self.app_to_wire_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.touch();
     }
 
-    pub(super) fn add_wire_to_app(&self, bytes: usize) {
+    pub(in crate::proxy) fn add_wire_to_app(&self, bytes: usize) {
         self.wire_to_app_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.touch();
     }

@@ -18,6 +18,7 @@ mod modes;
 mod neighbours;
 mod operating;
 mod policy;
+mod requests;
 mod selectors;
 mod selfcheck;
 mod servers_first;
@@ -26,13 +27,14 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 28] = [
+    let topics: [(&str, &'static [Story]); 29] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),
         ("programs", transparency::programs::STORIES),
         ("http", http::STORIES),
+        ("requests", requests::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),

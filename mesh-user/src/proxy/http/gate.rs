@@ -1,0 +1,188 @@
+//! The policy of the moment before each request: its path is made normal, its token is judged, then the rules are asked.
+//! Never lets anything pass that it could not look at.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use http::StatusCode;
+
+use crate::{
+    http::{Decision, Denial, Edits, Gate, PathEdit, RequestHead},
+    jwt::{self, Outcome},
+    policy::{
+        DenyReason, HttpVerdict, L4Request, Observed, WorkloadPolicy,
+        http::{HttpRequest, Normalization, NormalizedPath},
+    },
+    proxy::{Live, Mesh, attempt::count_denial},
+    telemetry::{Direction, RequestEvent, RequestRecord},
+    world::WorkloadName,
+};
+
+pub(super) struct PolicyGate<'a> {
+    pub(super) mesh: &'a Mesh,
+    pub(super) live: &'a Live,
+    pub(super) workload: WorkloadName,
+    pub(super) sni: Option<String>,
+    pub(super) is_tls: bool,
+}
+
+/// The headers of a head, for policy and tokens.
+struct Sent<'a>(&'a RequestHead<'a>);
+
+impl crate::policy::http::Headers for Sent<'_> {
+    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
+        self.0.values(name).for_each(each);
+    }
+}
+
+impl jwt::Headers for Sent<'_> {
+    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
+        self.0.values(name).for_each(each);
+    }
+}
+
+impl Gate for PolicyGate<'_> {
+    async fn decide(&self, head: &RequestHead<'_>) -> Decision {
+        match self.judge(head) {
+            Ok(edits) => Decision::Allow(edits),
+            Err(denial) => Decision::Deny(denial),
+        }
+    }
+}
+
+impl PolicyGate<'_> {
+    fn judge(&self, head: &RequestHead<'_>) -> Result<Edits, Denial> {
+        let view = self.mesh.view().clone();
+        let Some(workload) = view.world().by_name(&self.workload.namespace, &self.workload.name) else {
+            return Err(because(Denial::forbidden(), "its workload is no longer enrolled"));
+        };
+        let policy = view.snapshot.policies.for_workload(workload.id);
+        let path = normalized(head)?;
+        let mut edits = Edits::default();
+        let claims = self.authenticate(policy, head, path.as_ref(), &mut edits)?;
+        if edits.path.is_none()
+            && let Some(path) = path.as_ref().filter(|path| path.is_changed())
+        {
+            edits.path = Some(PathEdit::new(path.as_str()).ok_or_else(bad_path)?);
+        }
+        let connection = self.live.request();
+        let connection = L4Request { sni: self.sni.as_deref(), ..connection };
+        let headers = Sent(head);
+        let request = HttpRequest {
+            method: head.method,
+            path: path.as_ref(),
+            authority: Some(head.authority).filter(|authority| !authority.is_empty()),
+            headers: &headers,
+            claims: claims.as_deref().map(|token| &token.claims),
+            remote_ip: connection.src.ip().to_canonical(),
+        };
+        if policy.observes() {
+            self.tell_observed(head, &policy.observe(&connection, Some(&request)));
+        }
+        match policy.decide_http(&connection, &request) {
+            HttpVerdict::Allow { rule } => {
+                edits.rule = rule.map(|rule| rule.to_string().into());
+                Ok(edits)
+            }
+            HttpVerdict::Deny { reason } => Err(self.deny(&reason)),
+            // No provider can be asked yet.
+            HttpVerdict::Custom { rule, .. } => Err(self.deny(&DenyReason::CustomUnavailable(rule))),
+        }
+    }
+
+    fn authenticate(
+        &self,
+        policy: &WorkloadPolicy,
+        head: &RequestHead<'_>,
+        path: Option<&NormalizedPath<'_>>,
+        edits: &mut Edits,
+    ) -> Result<Option<Box<jwt::Authenticated>>, Denial> {
+        let rules = policy.request_authentication();
+        if rules.is_empty() {
+            return Ok(None);
+        }
+        let headers = Sent(head);
+        let request = jwt::RequestHead {
+            method: head.method,
+            scheme: if self.is_tls { "https" } else { "http" },
+            authority: head.authority,
+            path_and_query: path.map_or(head.path, NormalizedPath::as_str),
+            headers: &headers,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let decision = jwt::authenticate(rules, &request, self.mesh.keys.as_ref(), now);
+        let token = match decision.outcome {
+            Outcome::Anonymous => None,
+            Outcome::Authenticated(token) => Some(token),
+            Outcome::Refused(refused) => {
+                self.mesh.metrics.denied(&refused.policy, "bad_token", Direction::Inbound);
+                let mut denial = Denial::unauthorized(refused.reason.to_string(), refused.challenge.clone());
+                denial.status = refused.status();
+                return Err(because(denial, &format!("{}: {}", refused.policy, refused.reason)));
+            }
+        };
+        edits.remove = decision.edits.remove;
+        edits.append = decision.edits.append;
+        if let Some(path) = decision.edits.path_and_query {
+            edits.path = Some(PathEdit::new(path).ok_or_else(bad_path)?);
+        }
+        Ok(token)
+    }
+
+    fn deny(&self, reason: &DenyReason) -> Denial {
+        count_denial(&self.mesh.metrics, reason, Direction::Inbound);
+        because(Denial::forbidden(), &reason.to_string())
+    }
+
+    fn tell_observed(&self, head: &RequestHead<'_>, observed: &Observed) {
+        tell_observed(self.mesh, &self.live.record, observed, |record| {
+            record.protocol = Some(head.version.to_string());
+            record.method = Some(head.method.to_owned());
+            record.host = Some(head.authority.to_owned());
+            record.path = Some(head.path.split('?').next().unwrap_or_default().to_owned());
+        });
+    }
+}
+
+/// Writes what rules that only watch have seen, if they have seen anything.
+pub(in crate::proxy) fn tell_observed(
+    mesh: &Mesh,
+    connection: &crate::telemetry::ConnectionRecord,
+    observed: &Observed,
+    complete: impl FnOnce(&mut RequestRecord),
+) {
+    if observed.audit.is_empty() && observed.dry_run.is_none() {
+        return;
+    }
+    mesh.access_log.log_request(|| {
+        let mut record = RequestRecord::on(connection, RequestEvent::Audit);
+        record.audit = observed.audit.iter().map(ToString::to_string).collect();
+        record.dry_run = observed.dry_run.as_ref().map(|dry_run| {
+            let matched: Vec<_> = dry_run.matched.iter().map(ToString::to_string).collect();
+            format!("{}; matched: [{}]", dry_run.verdict, matched.join(", "))
+        });
+        complete(&mut record);
+        record
+    });
+}
+
+/// None: the request has no path. A path that cannot be made normal is nobody's.
+fn normalized<'h>(head: &RequestHead<'h>) -> Result<Option<NormalizedPath<'h>>, Denial> {
+    match head.path {
+        "" => Ok(None),
+        // `OPTIONS *` (RFC 9112 section 3.2.4) is about the server as a whole.
+        "*" => NormalizedPath::new("/*", Normalization::None).map(Some).map_err(|_| bad_path()),
+        path => NormalizedPath::new(path, Normalization::default()).map(Some).map_err(|_| bad_path()),
+    }
+}
+
+fn bad_path() -> Denial {
+    because(Denial::new(StatusCode::BAD_REQUEST, "the path cannot be normalized"), "bad path")
+}
+
+fn because(mut denial: Denial, why: &str) -> Denial {
+    denial.rule = Some(Arc::from(why));
+    denial
+}
