@@ -233,13 +233,13 @@ impl KernelPath {
 
     fn destroy(
         &self,
-        netns: u64,
+        cookie_of_netns: u64,
         local: SocketAddr,
         remote: SocketAddr,
         cookie: Option<u64>,
     ) -> io::Result<()> {
         let nets = self.nets.load();
-        let net = nets.get(&netns).ok_or(io::ErrorKind::NotFound)?;
+        let net = nets.get(&cookie_of_netns).ok_or(io::ErrorKind::NotFound)?;
         net.netns().run_in(|| sock_diag::destroy(local, remote, cookie))?
     }
 

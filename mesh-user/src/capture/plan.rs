@@ -15,6 +15,7 @@ const PER_WORKLOAD: usize = 16;
 
 /// How capture is set up, for the life of the daemon.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct CaptureSettings {
     /// The cgroup v2 directory below which sockets are captured: best the root of the mount.
     pub cgroup: PathBuf,

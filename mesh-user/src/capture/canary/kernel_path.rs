@@ -81,14 +81,14 @@ fn straight(capture: &Capture, child: &Child) -> Result<String, String> {
         }
     }
     let path = capture.kernel_path().ok_or("the path is not there")?;
-    let live = path.live().map_err(said)?;
+    let live = path.live().map_err(|e| said(&e))?;
     if live.len() != clients.len() || !live.iter().all(|c| clients.contains(&c.client)) {
         return Err(format!("{} connections are recorded, {} live", live.len(), clients.len()));
     }
     for connection in &live {
         path.close(connection).map_err(|e| format!("{} cannot be closed: {e}", connection.client))?;
     }
-    until(|| Ok(path.live().map_err(said)?.is_empty()))?
+    until(|| Ok(path.live().map_err(|e| said(&e))?.is_empty()))?
         .then(|| format!("{families} connected, seen and closed"))
         .ok_or_else(|| "closed connections stay recorded".to_owned())
 }
@@ -124,6 +124,6 @@ fn until(mut holds: impl FnMut() -> Result<bool, String>) -> Result<bool, String
     }
 }
 
-fn said(error: io::Error) -> String {
+fn said(error: &io::Error) -> String {
     error.to_string()
 }

@@ -65,7 +65,7 @@ impl fmt::Debug for HttpRequest<'_> {
 }
 
 impl<'a> HttpRequest<'a> {
-    /// The values of a header, one by one: Envoy matches each on its own since CVE-2026-26308, so that a second
+    /// The values of a header, one by one: Envoy 1.40 matches each on its own too, so that a second
     /// value cannot hide the first from a DENY rule. As in Envoy, `host` is `:authority`.
     fn each_header(&self, name: &str, each: &mut dyn FnMut(&'a [u8])) {
         let known = match name {

@@ -170,7 +170,7 @@ fn canonical(path: &str) -> Result<Option<String>, PathError> {
 
 /// Whether a segment that starts at `at` is `.` or `..` (true), escaped or not, and where the next one starts.
 /// Parameters do not make it another segment: servers that know path parameters drop them before they resolve
-/// dots. Envoy strips them since CVE-2026-73551, but only where the dots are not escaped and a `/` is in front.
+/// dots. Envoy 1.40 strips them, but only where the dots are not escaped and a `/` is in front.
 fn dot_segment(path: &[u8], at: usize) -> Option<(bool, usize)> {
     let dot = |at: usize| match path.get(at)? {
         b'.' => Some(at + 1),

@@ -21,7 +21,7 @@ async fn large_amounts_cross_in_both_directions_at_once() {
             writer.shutdown().await.unwrap();
         };
         let mut received = Vec::new();
-        let (_, read) = tokio::join!(write, reader.read_to_end(&mut received));
+        let ((), read) = tokio::join!(write, reader.read_to_end(&mut received));
         read.unwrap();
         (sent, received)
     };

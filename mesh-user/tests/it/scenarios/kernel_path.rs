@@ -27,7 +27,7 @@ pub(super) const STORIES: &[Story] = stories![
 fn given(ground: &Ground) -> anyhow::Result<Mesh> {
     let mut mesh = Mesh::given(ground)?;
     for workload in &mut mesh.workloads {
-        workload.node = "node-a".to_owned();
+        "node-a".clone_into(&mut workload.node);
     }
     mesh.a.settings.insert("sameNode".to_owned(), json!("kernel"));
     Ok(mesh)
@@ -169,13 +169,13 @@ fn a_connection_on_the_kernel_path_outlives_the_daemon_and_is_cut_by_the_next(
     let _server = serve(&mesh.server, 7000, &["--echo"])?;
     acquaint(&mesh, &mesh.other)?;
     let wait = ground.scale().of("30000", "240000");
-    let live = start_probe(&mesh.other, mesh.server.at(7000), &["--send", "live", "--wait-ms", wait])?;
+    let living = start_probe(&mesh.other, mesh.server.at(7000), &["--send", "live", "--wait-ms", wait])?;
     wait_for_live(&mesh, 1)?;
     mesh.a.kill()?;
     mesh.a.start()?;
     wait_for_live(&mesh, 1)?;
     mesh.policies(&format!("{STRICT}{ONLY_CLIENT}"))?;
-    let seen = last_line(&live.finish(PATIENCE * 8)?)?;
+    let seen = last_line(&living.finish(PATIENCE * 8)?)?;
     ensure!(seen["ended"] == "reset" && seen["text"] == "live", "{seen}");
     let line = mesh.a.wait_access_log("the cut", |line| {
         line["relay"] == "kernel" && line["response_flags"] == "POLICY_CHANGED"
