@@ -35,7 +35,7 @@ pub use token::MAX_TOKEN_BYTES;
 /// The headers of a request, however its parser keeps them.
 pub trait Headers: Sync {
     /// Gives every value of a header to `each`, in the order they came. `name` is lower-case; the case of what was sent
-    /// does not matter.
+    /// does not matter. Pseudo-headers are not asked for.
     fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8]));
 }
 
@@ -44,6 +44,14 @@ impl Headers for HeaderMap {
         for value in self.get_all(name) {
             each(value.as_bytes());
         }
+    }
+}
+
+/// Names and values; for tests and explanations.
+impl<N: AsRef<str> + Sync, V: AsRef<[u8]> + Sync> Headers for Vec<(N, V)> {
+    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
+        let named = self.iter().filter(|(given, _)| given.as_ref().eq_ignore_ascii_case(name));
+        named.for_each(|(_, value)| each(value.as_ref()));
     }
 }
 

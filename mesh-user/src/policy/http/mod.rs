@@ -10,30 +10,10 @@ use std::{fmt, net::IpAddr};
 
 use serde_json::{Map, Value};
 
+pub use crate::jwt::Headers;
 pub(super) use attribute::{HttpAttribute, HttpTest};
 pub use path::{Normalization, NormalizedPath, PathError};
 pub use template::{PathTemplate, TemplateError};
-
-/// The headers of a request, however its parser keeps them.
-pub trait Headers: Sync {
-    /// Gives every value of a header to `each`, in the order they came. `name` is lower-case; the comparison
-    /// ignores the case of what was sent. Pseudo-headers and `host` are not asked for.
-    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8]));
-}
-
-/// Names and values; for tests and explanations.
-impl<N: AsRef<str> + Sync, V: AsRef<[u8]> + Sync> Headers for Vec<(N, V)> {
-    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
-        let named = self.iter().filter(|(given, _)| given.as_ref().eq_ignore_ascii_case(name));
-        named.for_each(|(_, value)| each(value.as_ref()));
-    }
-}
-
-impl Headers for hyper::HeaderMap {
-    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
-        self.get_all(name).iter().for_each(|value| each(value.as_bytes()));
-    }
-}
 
 /// One request, as far as rules ask about it.
 #[derive(Clone, Copy)]

@@ -31,12 +31,6 @@ pub(super) struct PolicyGate<'a> {
 /// The headers of a head, for policy and tokens.
 struct Sent<'a>(&'a RequestHead<'a>);
 
-impl crate::policy::http::Headers for Sent<'_> {
-    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
-        self.0.values(name).for_each(each);
-    }
-}
-
 impl jwt::Headers for Sent<'_> {
     fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
         self.0.values(name).for_each(each);
