@@ -35,7 +35,9 @@ const LOG_LEVEL: u8 = 3;
 const LOG_LEVEL_OFF: u8 = 0;
 const LOG_BYTES: u32 = 1 << 17;
 /// A ring buffer cannot be smaller than a page.
-const LOG_BYTES_UNUSED: u32 = 4096;
+const UNUSED_RING_BYTES: u32 = 4096;
+/// Ends of connections that wait to be read: more than a thousand.
+const ENDS_BYTES: u32 = 1 << 18;
 /// A map holds the old set and the new one while a plan is applied.
 const OLD_AND_NEW: u32 = 2;
 
@@ -76,7 +78,8 @@ impl NodeObject {
     pub(super) fn load(pins: &Path, settings: &CaptureSettings) -> Result<Self, CaptureError> {
         let limits = &settings.limits;
         let (level, log_bytes) =
-            if settings.log_programs { (&LOG_LEVEL, LOG_BYTES) } else { (&LOG_LEVEL_OFF, LOG_BYTES_UNUSED) };
+            if settings.log_programs { (&LOG_LEVEL, LOG_BYTES) } else { (&LOG_LEVEL_OFF, UNUSED_RING_BYTES) };
+        let ends_bytes = if settings.kernel_path { ENDS_BYTES } else { UNUSED_RING_BYTES };
         let per_workload = u32::try_from(limits.addresses()).unwrap_or(u32::MAX);
         let mut ebpf = load("mesh-ebpf", NODE, pins, limits, |loader| {
             loader
@@ -93,6 +96,7 @@ impl NodeObject {
                 .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
                 .map_max_entries("BY_TUPLE", limits.connections)
                 .map_max_entries("KERNEL_PAIRS", KERNEL_PAIRS)
+                .map_max_entries("KERNEL_ENDS", ends_bytes)
                 .map_max_entries("HELD", limits.held_ring_bytes());
         })?;
         for (name, _) in hooks::loaded(settings) {

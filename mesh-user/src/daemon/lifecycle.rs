@@ -110,7 +110,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
     let wants_kernel_path = config.same_node == SameNode::Kernel || snapshot.world.wants_kernel_path();
-    let settings = CaptureSettings { kernel_path: wants_kernel_path, ..capture_settings(config)? };
+    let settings = capture_settings(config, wants_kernel_path)?;
     let capture = Capture::start(&settings)?;
     let proofs = if config.capture.canary {
         prove(&settings)?
@@ -207,7 +207,7 @@ fn form(wanted: CaptureForm, proofs: &[Capability]) -> Form {
     }
 }
 
-fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
+fn capture_settings(config: &Config, kernel_path: bool) -> Result<CaptureSettings, DaemonError> {
     let cgroup = match &config.capture.cgroup {
         Some(path) => path.clone(),
         None => cgroup::cgroup2_mount()
@@ -228,8 +228,7 @@ fn capture_settings(config: &Config) -> Result<CaptureSettings, DaemonError> {
             held_connects: config.limits.held_connects,
         },
         refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
-        // its workloads say
-        kernel_path: false,
+        kernel_path,
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })

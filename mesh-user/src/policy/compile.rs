@@ -35,14 +35,15 @@ impl CompiledPolicies {
         let mut policies: Vec<_> =
             set.authorization_policies.iter().filter_map(|p| Policy::compile(world, p)).collect();
         policies.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        let attached = attach(world, set, &mut policies);
+        let services = Services::new(world, set);
+        let attached = attach(&services, set, &mut policies);
         let mut peers: Vec<_> = set.peer_authentications.iter().collect();
         peers.sort_by(|a, b| oldest_first(a, b));
         let root = world.root_namespace();
         let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
         let policies = ByNamespace::new(root, policies.iter().map(|p| (&*p.namespace, Arc::clone(p))));
         let peers = ByNamespace::new(root, peers.into_iter().map(|p| (&*p.namespace, p)));
-        let requests = Applicable::by_namespace(world, &set.request_authentications);
+        let requests = Applicable::by_namespace(world, &services, &set.request_authentications);
         // Nothing else about a workload is asked: the replicas of a Deployment have one policy.
         let mut known = HashMap::new();
         let compile = |workload| {
@@ -64,16 +65,19 @@ impl CompiledPolicies {
 }
 
 /// Numbers the policies, which are sorted, and says which of them each workload has by `targetRefs`.
-fn attach(world: &World, set: &PolicySet, policies: &mut [Policy]) -> HashMap<WorkloadId, Vec<usize>> {
+fn attach(
+    services: &Services<'_>,
+    set: &PolicySet,
+    policies: &mut [Policy],
+) -> HashMap<WorkloadId, Vec<usize>> {
     for (number, policy) in policies.iter_mut().enumerate() {
         policy.number = number;
     }
-    let services = Services::new(world, &set.authorization_policies);
     let mut attached: HashMap<_, Vec<_>> = HashMap::new();
     for policy in set.authorization_policies.iter().filter(|p| targets::is_attached(&p.spec)) {
         let key = (&policy.namespace, &policy.name);
         let Ok(number) = policies.binary_search_by(|p| (&p.namespace, &p.name).cmp(&key)) else { continue };
-        for workload in services.endpoints(policy) {
+        for workload in services.endpoints(&policy.namespace, targets::refs(&policy.spec)) {
             attached.entry(workload).or_default().push(number);
         }
     }
@@ -292,7 +296,7 @@ pub(super) struct Policy {
 impl Policy {
     /// None: it never takes part in a decision.
     fn compile(world: &World, policy: &AuthorizationPolicy) -> Option<Self> {
-        if targets::only_proxies(&policy.spec) {
+        if targets::only_proxies(targets::refs(&policy.spec)) {
             return None;
         }
         let action = policy.spec.action.unwrap_or(Action::Allow);

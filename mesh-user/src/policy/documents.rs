@@ -215,7 +215,7 @@ impl PolicySet {
         if let Some(status) = self.status.last_mut() {
             status::action(policy.spec.action).clone_into(&mut status.action);
             status.not_enforced = notes::not_enforced(&policy, false);
-            status.accepted = !targets::only_proxies(&policy.spec);
+            status.accepted = !targets::only_proxies(targets::refs(&policy.spec));
         }
         self.authorization_policies.push(policy);
         Ok(())

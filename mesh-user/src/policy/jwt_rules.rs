@@ -1,14 +1,10 @@
 //! Whom each `RequestAuthentication` applies to: by namespace and selector, or as the endpoints of the Services that it is
 //! attached to. Documents add up; which of their rules believes a token is decided in `jwt`.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    CompiledPolicies, RequestAuthentication, compile::labels, namespaces::ByNamespace,
-    request_authentication::is_service,
+    CompiledPolicies, RequestAuthentication, compile::labels, namespaces::ByNamespace, targets::Services,
 };
 use crate::{
     jwt::{JwksSource, JwtRule, KeySource},
@@ -26,12 +22,14 @@ impl<'a> Applicable<'a> {
     /// By namespace, the oldest first, as Istio takes them (`sortConfigByCreationTime`).
     pub(super) fn by_namespace(
         world: &'a World,
+        services: &Services<'_>,
         documents: &'a [RequestAuthentication],
     ) -> ByNamespace<'a, Self> {
         let mut documents: Vec<_> = documents.iter().filter(|d| !d.targets_only_proxies()).collect();
         documents.sort_by_key(|d| (d.created, Arc::clone(&d.name)));
         let applicable = documents.into_iter().map(|document| {
-            let endpoints = (!document.targets.is_empty()).then(|| endpoints(world, document).collect());
+            let endpoints = || services.endpoints(&document.namespace, document.targets.iter()).collect();
+            let endpoints = (!document.targets.is_empty()).then(endpoints);
             (&*document.namespace, Self { document, endpoints })
         });
         ByNamespace::new(world.root_namespace(), applicable)
@@ -43,22 +41,6 @@ impl<'a> Applicable<'a> {
             None => labels(self.document.selector.as_ref()).is_none_or(|labels| workload.has_labels(labels)),
         }
     }
-}
-
-/// Workloads behind the Services in the document's own namespace that it is attached to.
-fn endpoints(world: &World, document: &RequestAuthentication) -> impl Iterator<Item = WorkloadId> {
-    let services = world.services().iter().filter(|service| {
-        let named =
-            |target: &&super::api::TargetRef| is_service(target) && *target.name == *service.name.name;
-        *service.name.namespace == *document.namespace && document.targets.iter().any(|target| named(&target))
-    });
-    services.flat_map(|service| service.workloads.iter().copied())
-}
-
-/// How many of this node's workloads are behind the Services that a document is attached to.
-pub(super) fn local_endpoints(world: &World, document: &RequestAuthentication) -> usize {
-    let local = |id: &WorkloadId| world.workload(*id).is_some_and(|workload| workload.local.is_some());
-    endpoints(world, document).filter(local).collect::<BTreeSet<_>>().len()
 }
 
 /// The rules of one workload: the root namespace's documents, then its own, all that are for it; then by issuer, the order in

@@ -9,11 +9,11 @@ use super::{
 /// One line each. `http_path`: whether requests are looked into; else every connection is decided as TCP.
 pub(super) fn not_enforced(policy: &AuthorizationPolicy, http_path: bool) -> Vec<String> {
     let spec = &policy.spec;
-    if targets::only_proxies(spec) {
+    if targets::only_proxies(targets::refs(spec)) {
         return vec!["targetRefs name gateways and waypoints; the policy is not enforced yet".to_owned()];
     }
     let mut notes = Vec::new();
-    let proxies = targets::proxies(spec);
+    let proxies = targets::proxies(targets::refs(spec));
     if !proxies.is_empty() {
         notes.push(format!("meshd is no gateway; left out of targetRefs: {}", proxies.join(", ")));
     }

@@ -10,7 +10,10 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::api::{TargetRef, WorkloadSelector};
+use super::{
+    api::{TargetRef, WorkloadSelector},
+    targets,
+};
 use crate::jwt::{
     HeaderLocation, JwksSource, JwtRule, KeyLocation, KeySet, KeySource, comparable_audience, fetchable,
 };
@@ -141,7 +144,7 @@ impl RequestAuthentication {
 
     /// It is for gateways and waypoints alone, which meshd is not.
     pub(super) fn targets_only_proxies(&self) -> bool {
-        !self.targets.is_empty() && !self.targets.iter().any(is_service)
+        targets::only_proxies(self.targets.iter())
     }
 
     /// What of it is not enforced as written, one line each. `http_path`: whether requests are looked at at all.
@@ -150,8 +153,7 @@ impl RequestAuthentication {
             return vec!["targetRefs name gateways and waypoints; the policy is not enforced yet".to_owned()];
         }
         let mut notes = Vec::new();
-        let proxies = self.targets.iter().filter(|target| !is_service(target));
-        let proxies: Vec<_> = proxies.map(|target| format!("{} {}", target.kind, target.name)).collect();
+        let proxies = targets::proxies(self.targets.iter());
         if !proxies.is_empty() {
             notes.push(format!("meshd is no gateway; left out of targetRefs: {}", proxies.join(", ")));
         }
@@ -169,11 +171,6 @@ impl RequestAuthentication {
         }));
         notes
     }
-}
-
-/// Whether a policy is attached to the endpoints of a Service.
-pub(super) fn is_service(target: &TargetRef) -> bool {
-    target.kind == "Service" && matches!(target.group.as_deref(), None | Some("" | "core"))
 }
 
 /// `validatePolicyTargetReference`.

@@ -7,7 +7,7 @@ use super::{
     PolicyScope, PolicySet, PolicyStatus,
     api::{Action, ApiMode},
     compile::labels,
-    jwt_rules, notes,
+    notes,
     targets::{self, Services},
 };
 use crate::world::{Workload, WorkloadId, World};
@@ -24,7 +24,7 @@ impl PolicySet {
         let mut policies = self.authorization_policies.iter();
         let mut requests = self.request_authentications.iter();
         let locals: Vec<_> = world.local_workloads().collect();
-        let services = Services::new(world, &self.authorization_policies);
+        let services = Services::new(world, self);
         let each = |status: &PolicyStatus| {
             let mut status = status.clone();
             // Statuses and parsed documents are in the same order.
@@ -36,7 +36,11 @@ impl PolicySet {
                         status.not_enforced = notes::not_enforced(policy, http_path);
                     }
                     if let Some(policy) = policy.filter(|p| targets::is_attached(&p.spec)) {
-                        attached(&mut status, world, services.endpoints(policy));
+                        attached(
+                            &mut status,
+                            world,
+                            services.endpoints(&policy.namespace, targets::refs(&policy.spec)),
+                        );
                         return status;
                     }
                     policy.and_then(|p| p.spec.selector.as_ref())
@@ -47,8 +51,8 @@ impl PolicySet {
                         status.not_enforced = request.not_enforced(http_path);
                     }
                     if let Some(request) = request.filter(|r| !r.targets.is_empty()) {
-                        status.scope = PolicyScope::Workload;
-                        status.workloads = jwt_rules::local_endpoints(world, request);
+                        let endpoints = services.endpoints(&request.namespace, request.targets.iter());
+                        attached(&mut status, world, endpoints);
                         return status;
                     }
                     request.and_then(|r| r.selector.as_ref())

@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 
 use super::{
-    AuthorizationPolicy,
+    PolicySet,
     api::{AuthorizationPolicySpec, TargetRef},
 };
 use crate::world::{Service, WorkloadId, World};
 
-fn refs(spec: &AuthorizationPolicySpec) -> impl Iterator<Item = &TargetRef> {
+/// What an `AuthorizationPolicy` is attached to.
+pub(super) fn refs(spec: &AuthorizationPolicySpec) -> impl Iterator<Item = &TargetRef> + Clone {
     spec.target_ref.iter().chain(spec.target_refs.iter().flatten())
 }
 
@@ -22,14 +23,14 @@ pub(super) fn is_attached(spec: &AuthorizationPolicySpec) -> bool {
     refs(spec).next().is_some()
 }
 
-/// Whether a policy is attached to gateways and waypoints alone.
-pub(super) fn only_proxies(spec: &AuthorizationPolicySpec) -> bool {
-    is_attached(spec) && !refs(spec).any(is_service)
+/// Whether all of a policy's targets, of which there are some, are gateways and waypoints.
+pub(super) fn only_proxies<'t>(mut targets: impl Iterator<Item = &'t TargetRef> + Clone) -> bool {
+    targets.clone().next().is_some() && !targets.any(|target| is_service(target))
 }
 
 /// Kind and name of each target that is no Service.
-pub(super) fn proxies(spec: &AuthorizationPolicySpec) -> Vec<String> {
-    let proxies = refs(spec).filter(|target| !is_service(target));
+pub(super) fn proxies<'t>(targets: impl Iterator<Item = &'t TargetRef>) -> Vec<String> {
+    let proxies = targets.filter(|target| !is_service(target));
     proxies.map(|target| format!("{} {}", target.kind, target.name)).collect()
 }
 
@@ -37,20 +38,23 @@ pub(super) fn proxies(spec: &AuthorizationPolicySpec) -> Vec<String> {
 pub(super) struct Services<'a>(HashMap<(&'a str, &'a str), &'a Service>);
 
 impl<'a> Services<'a> {
-    pub(super) fn new(world: &'a World, policies: &[AuthorizationPolicy]) -> Self {
-        let asked = policies.iter().any(|p| is_attached(&p.spec));
+    pub(super) fn new(world: &'a World, set: &PolicySet) -> Self {
+        let asked = set.authorization_policies.iter().any(|p| is_attached(&p.spec))
+            || set.request_authentications.iter().any(|r| !r.targets.is_empty());
         let services = world.services().iter().filter(|_| asked);
         Self(services.map(|s| ((&*s.name.namespace, &*s.name.name), s)).collect())
     }
 
-    /// Endpoints of the services in a policy's own namespace that it is attached to; a workload behind two of
+    /// Endpoints of the services among a policy's targets, which are in its own namespace; a workload behind two of
     /// them comes twice.
     pub(super) fn endpoints<'s>(
         &'s self,
-        policy: &'s AuthorizationPolicy,
-    ) -> impl Iterator<Item = WorkloadId> + use<'s, 'a> {
-        let services = refs(&policy.spec).filter(|target| is_service(target));
-        let found = services.filter_map(|target| self.0.get(&(&*policy.namespace, target.name.as_str())));
+        namespace: &'s str,
+        targets: impl Iterator<Item = &'s TargetRef>,
+    ) -> impl Iterator<Item = WorkloadId> {
+        let found = targets
+            .filter(|target| is_service(target))
+            .filter_map(move |target| self.0.get(&(namespace, target.name.as_str())));
         found.flat_map(|service| service.workloads.iter().copied())
     }
 }

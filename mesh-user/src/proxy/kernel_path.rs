@@ -202,10 +202,10 @@ fn tell(mesh: &Arc<Mesh>, ended: &KernelEnded) {
         if let Some(server) = server {
             let policy = view.snapshot.policies.for_workload(server.id);
             attempt.set_mode(policy.mode(connection.server.port()));
-            let decided =
-                client.map(|client| policy.decide(&request(client, connection.client, connection.server)));
             if direction == Direction::Inbound
-                && let Some(Verdict::Allow { rule: Some(rule) }) = decided
+                && let Some(client) = client
+                && let Verdict::Allow { rule: Some(rule) } =
+                    policy.decide(&request(client, connection.client, connection.server))
             {
                 attempt.record_mut().rule = Some(rule.to_string());
             }

@@ -44,12 +44,7 @@ fn act(client: &EnrolledNamespace, child: &Child) -> Result<String, String> {
     let said = |error: io::Error| error.to_string();
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(said)?;
     let mut capture = client.held.as_ref().ok_or("connects are not held")?.subscribe();
-    let line = child.line()?;
-    let families: usize = line
-        .strip_prefix("listening ")
-        .and_then(|count| count.parse().ok())
-        .filter(|count| *count > 0)
-        .ok_or_else(|| format!("the canary's child is not ready: {line}"))?;
+    let families = child.families()?;
     let mut shown = Vec::new();
     for family in 0..families {
         shown.push(runtime.block_on(one_family(&mut capture, child, family))?);

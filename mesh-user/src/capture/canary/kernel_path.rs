@@ -62,7 +62,7 @@ fn act(
 }
 
 fn straight(capture: &Capture, child: &Child) -> Result<String, String> {
-    let families = families(child)?;
+    let families = child.families()?;
     let mut clients = Vec::new();
     for address in SERVER.iter().zip(CLIENT).take(families) {
         let line = child.line()?;
@@ -94,7 +94,7 @@ fn straight(capture: &Capture, child: &Child) -> Result<String, String> {
 }
 
 fn misled(capture: &Capture, child: &Child) -> Result<String, String> {
-    families(child)?;
+    child.families()?;
     let forged =
         until(|| Ok(capture.stats().map_err(|e| e.to_string())?.get(Counter::KernelPathForged) > 0))?;
     if forged {
@@ -102,12 +102,6 @@ fn misled(capture: &Capture, child: &Child) -> Result<String, String> {
     }
     let said = child.line().unwrap_or_else(|_| CONNECT_FAILED.to_owned());
     Err(format!("a connect that another namespace answered says {said}"))
-}
-
-fn families(child: &Child) -> Result<usize, String> {
-    let line = child.line()?;
-    let count = line.strip_prefix("listening ").and_then(|count| count.parse().ok());
-    count.filter(|count| *count > 0).ok_or_else(|| format!("the canary's child is not ready: {line}"))
 }
 
 /// Whether something comes true within the limit of a step.

@@ -190,6 +190,13 @@ impl Child {
         Ok(Self { process, _input: input, lines, _cgroup: cgroup })
     }
 
+    /// How many address families it listens on, which it says first.
+    pub(super) fn families(&self) -> Result<usize, String> {
+        let line = self.line()?;
+        let count = line.strip_prefix("listening ").and_then(|count| count.parse().ok());
+        count.filter(|count| *count > 0).ok_or_else(|| format!("the canary's child cannot listen: {line}"))
+    }
+
     /// What the child says next.
     pub(super) fn line(&self) -> Result<String, String> {
         self.lines.recv_timeout(STEP_LIMIT).map_err(|_| "the canary's child said nothing".to_owned())

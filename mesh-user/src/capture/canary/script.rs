@@ -54,12 +54,7 @@ struct Play {
 
 pub(super) fn play(client: EnrolledNamespace, server: EnrolledNamespace, child: Child) -> Vec<Capability> {
     let mut play = Play { client, server, child, held: Held::default(), families: 0 };
-    let ready = play.child.line().and_then(|line| {
-        line.strip_prefix("listening ")
-            .and_then(|count| count.parse().ok())
-            .filter(|count| *count > 0)
-            .ok_or_else(|| format!("the canary's child cannot listen: {line}"))
-    });
+    let ready = play.child.families();
     play.families = *ready.as_ref().unwrap_or(&0);
     let mut rows = [Ok(()), Ok(()), Ok(()), Ok(()), Ok(()), Ok(())].map(|row| match &ready {
         Ok(_) => row.map(|()| String::new()),

@@ -12,20 +12,16 @@ use crate::{
     http::{Decision, Denial, Edits, Gate, PathEdit, RequestHead},
     jwt::{self, Outcome},
     policy::{
-        DenyReason, HttpVerdict, L4Request, Observed, WorkloadPolicy,
+        DenyReason, HttpVerdict, Observed, WorkloadPolicy,
         http::{HttpRequest, Normalization, NormalizedPath},
     },
     proxy::{Live, Mesh, attempt::count_denial},
     telemetry::{Direction, RequestEvent, RequestRecord},
-    world::WorkloadName,
 };
 
 pub(super) struct PolicyGate<'a> {
     pub(super) mesh: &'a Mesh,
     pub(super) live: &'a Live,
-    pub(super) workload: WorkloadName,
-    pub(super) sni: Option<String>,
-    pub(super) is_tls: bool,
 }
 
 /// The headers of a head, for policy and tokens.
@@ -49,7 +45,8 @@ impl Gate for PolicyGate<'_> {
 impl PolicyGate<'_> {
     fn judge(&self, head: &RequestHead<'_>) -> Result<Edits, Denial> {
         let view = self.mesh.view().clone();
-        let Some(workload) = view.world().by_name(&self.workload.namespace, &self.workload.name) else {
+        let name = &self.live.workload;
+        let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
             return Err(because(Denial::forbidden(), "its workload is no longer enrolled"));
         };
         let policy = view.snapshot.policies.for_workload(workload.id);
@@ -62,7 +59,6 @@ impl PolicyGate<'_> {
             edits.path = Some(PathEdit::new(path.as_str()).ok_or_else(bad_path)?);
         }
         let connection = self.live.request();
-        let connection = L4Request { sni: self.sni.as_deref(), ..connection };
         let headers = Sent(head);
         let request = HttpRequest {
             method: head.method,
@@ -100,7 +96,7 @@ impl PolicyGate<'_> {
         let headers = Sent(head);
         let request = jwt::RequestHead {
             method: head.method,
-            scheme: if self.is_tls { "https" } else { "http" },
+            scheme: if self.live.peer.is_some() { "https" } else { "http" },
             authority: head.authority,
             path_and_query: path.map_or(head.path, NormalizedPath::as_str),
             headers: &headers,

@@ -78,12 +78,11 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
     attempt.decide_requests();
     attempt.record_mut().relay = Some(RelayKind::Http);
     let mut metrics = attempt.open_metrics(RelayKind::Http);
-    let (workload, sni) = (ends.workload.clone(), ends.sni.clone());
     let live = mesh.connections.insert(Candidate {
         record: Arc::clone(&attempt.record),
         workload: ends.workload,
         remote: ends.remote,
-        peer: peer.clone(),
+        peer,
         sni: ends.sni,
         requests: Requests::Inspected,
         metric_bytes: Arc::clone(metrics.bytes()),
@@ -99,7 +98,7 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
         };
         Ok::<_, io::Error>(AppLeg::new(stream, guard, Arc::clone(&live)))
     };
-    let gate = PolicyGate { mesh, live: &live, workload, sni, is_tls: peer.is_some() };
+    let gate = PolicyGate { mesh, live: &live };
     let reporter = Reporter { mesh, live: &live };
     let reset = leg.reset_switch();
     let ended = tokio::select! {
@@ -123,9 +122,6 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
             closed(&live)
         }
     };
-    if let Some((unused, _)) = first.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        drop(unused);
-    }
     drop(entered);
     metrics.set_response_flags(flags);
     if let Some(reason @ (CloseReason::Policy(_) | CloseReason::Trust(_))) = live.stats.close_reason() {
