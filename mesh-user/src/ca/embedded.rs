@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -15,13 +16,17 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{CaError, Issuer, files, plan::ends_soon};
-use crate::identity::{SpiffeId, Svid, TrustBundles, TrustDomain};
-
-const ROOT_CERTIFICATE: &str = "ca.crt";
-const ROOT_KEY: &str = "ca.key";
-const INTERMEDIATE_CERTIFICATE: &str = "intermediate.crt";
-const INTERMEDIATE_KEY: &str = "intermediate.key";
+use super::{
+    CaError, Issuer, files,
+    material::{
+        INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY, Material, PLUGGED_IN, ROOT_CERTIFICATE, ROOT_KEY,
+    },
+    plan::ends_soon,
+};
+use crate::{
+    identity::{SpiffeId, Svid, TrustBundles, TrustDomain},
+    tls::{PeerRole, PeerVerifier, provider},
+};
 
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
@@ -34,9 +39,8 @@ pub struct EmbeddedCa {
     trust_domain: TrustDomain,
     lifetime: Duration,
     issuer: rcgen::Issuer<'static, SecretKey>,
-    /// The issuing certificate; sent with SVIDs when it is an intermediate.
-    certificate: CertificateDer<'static>,
-    is_intermediate: bool,
+    /// Sent behind each leaf: the issuing certificate and those between it and the root. Empty: a root issues.
+    chain: Vec<CertificateDer<'static>>,
     not_after: OffsetDateTime,
     roots: Vec<CertificateDer<'static>>,
     /// `ca.crt` as it was read, for [`EmbeddedCa::issue_intermediate`].
@@ -84,81 +88,62 @@ impl EmbeddedCa {
     /// Loads the CA of `directory`, or creates a root there when the folder holds none.
     ///
     /// # Errors
-    /// When a file is missing its pair, is readable by others, does not belong together, or cannot be written.
+    /// When a file is missing its pair, is readable by others, does not belong together, cannot be written, or what it
+    /// would sign is nothing that meshd believes.
     pub fn open(
         directory: &Path,
         trust_domain: TrustDomain,
         svid_lifetime: Duration,
     ) -> Result<Self, CaError> {
         files::open_directory(directory)?;
-        let roots = files::read_certificates(&directory.join(ROOT_CERTIFICATE))?;
-        let root_key = files::read_secret(&directory.join(ROOT_KEY))?;
-        let intermediate = files::read_certificates(&directory.join(INTERMEDIATE_CERTIFICATE))?;
-        let intermediate_key = files::read_secret(&directory.join(INTERMEDIATE_KEY))?;
-        let incomplete =
-            |what: &str| Err(CaError::Incomplete { path: directory.to_owned(), what: what.to_owned() });
-        let (roots, certificate, key, is_intermediate) =
-            match (roots, root_key, intermediate, intermediate_key) {
-                (None, None, None, None) => {
-                    create_root(directory, &trust_domain)?;
-                    return Self::open(directory, trust_domain, svid_lifetime);
-                }
-                (Some(roots), _, Some((chain, _)), Some(key)) => {
-                    let Some(certificate) = chain.into_iter().next() else {
-                        return incomplete("no intermediate");
-                    };
-                    (roots, certificate, (key, INTERMEDIATE_KEY), true)
-                }
-                (Some(roots), Some(key), None, None) => {
-                    let Some(certificate) = roots.0.first().cloned() else { return incomplete("no root") };
-                    (roots, certificate, (key, ROOT_KEY), false)
-                }
-                (None, Some(_), None, None) => {
-                    return incomplete(
-                        "ca.key without ca.crt: restore ca.crt, or remove ca.key to start a new trust",
-                    );
-                }
-                (None, _, _, _) => return incomplete("an intermediate needs ca.crt, the roots it chains to"),
-                (Some(_), _, Some(_), None) => {
-                    return incomplete("intermediate.crt without intermediate.key");
-                }
-                (Some(_), _, None, Some(_)) => {
-                    return incomplete("intermediate.key without intermediate.crt");
-                }
-                (Some((roots, _)), None, None, None) => {
-                    if finish_first_start(directory, &roots)? {
-                        return Self::open(directory, trust_domain, svid_lifetime);
-                    }
-                    return incomplete("ca.crt without ca.key or an intermediate: nothing to sign with");
-                }
-            };
-        let ((roots, roots_pem), (key, key_name)) = (roots, key);
-        let key_path = directory.join(key_name);
+        let material = match Material::read(directory)? {
+            Some(material) => material,
+            None => {
+                create_root(directory, &trust_domain)?;
+                return Self::open(directory, trust_domain, svid_lifetime);
+            }
+        };
+        let Material { roots, roots_pem, chain, issuing, issuing_path, key, key_path } = material;
         let invalid = |path: &Path, what: String| CaError::Invalid { path: path.to_owned(), what };
         let key =
             KeyPair::from_pem(&key).map_err(|e| invalid(&key_path, format!("is no private key: {e}")))?;
-        let certificate_path =
-            directory.join(if is_intermediate { INTERMEDIATE_CERTIFICATE } else { ROOT_CERTIFICATE });
         let key = SecretKey(key);
-        let not_after = check(&certificate, &key, &roots, is_intermediate)
-            .map_err(|what| invalid(&certificate_path, what))?;
-        let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|e| invalid(&certificate_path, format!("cannot issue with it: {e}")))?;
-        if let Some(days) = ends_soon(not_after.into(), SystemTime::now()) {
-            let file = certificate_path.display();
-            tracing::warn!(%file, days, "the CA's own certificate ends soon; replace the files in its folder");
-        }
-        Ok(Self {
+        let not_after = check(&issuing, &key).map_err(|what| invalid(&issuing_path, what))?;
+        let issuer = rcgen::Issuer::from_ca_cert_der(&issuing, key)
+            .map_err(|e| invalid(&issuing_path, format!("cannot issue with it: {e}")))?;
+        let ca = Self {
             directory: directory.to_owned(),
             trust_domain,
             lifetime: svid_lifetime,
             issuer,
-            certificate,
-            is_intermediate,
+            chain,
             not_after,
             roots,
             roots_pem,
-        })
+        };
+        ca.prove().map_err(|what| invalid(&issuing_path, what))?;
+        if let Some(days) = ends_soon(not_after.into(), SystemTime::now()) {
+            let file = issuing_path.display();
+            tracing::warn!(%file, days, "the CA's own certificate ends soon; replace the files in its folder");
+        }
+        Ok(ca)
+    }
+
+    /// Signs for nobody and asks meshd's own verifier: chain, path length, name constraints, usages and times are as a
+    /// peer will judge them.
+    fn prove(&self) -> Result<(), String> {
+        let domain = &self.trust_domain;
+        let trial =
+            format!("spiffe://{domain}/ns/meshd/sa/trial").parse::<SpiffeId>().map_err(|e| e.to_string())?;
+        let svid = self.sign_leaf(&trial).map_err(|e| e.to_string())?;
+        let bundles = Arc::new(ArcSwap::from_pointee(self.bundles()));
+        let algorithms = provider().signature_verification_algorithms;
+        let verifier = PeerVerifier::new(domain.clone(), Vec::new(), Duration::ZERO, bundles, algorithms);
+        for role in [PeerRole::Client, PeerRole::Server] {
+            let believed = verifier.verify(&svid.chain, role, None, SystemTime::now());
+            believed.map_err(|e| format!("no peer would believe what it signs for {domain}: {e}"))?;
+        }
+        Ok(())
     }
 
     /// Where its files are.
@@ -172,12 +157,13 @@ impl EmbeddedCa {
     /// # Errors
     /// When this CA is itself an intermediate, or `out` cannot be used.
     pub fn issue_intermediate(&self, out: &Path) -> Result<(), CaError> {
-        if self.is_intermediate {
+        if !self.chain.is_empty() {
             let what = "an intermediate cannot issue another one; run this on the node that holds ca.key";
             return Err(CaError::Incomplete { path: self.directory.clone(), what: what.to_owned() });
         }
         files::open_directory(out)?;
-        for name in [ROOT_CERTIFICATE, ROOT_KEY, INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY] {
+        let own = [ROOT_CERTIFICATE, ROOT_KEY, INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY];
+        for name in own.iter().chain(&PLUGGED_IN) {
             if std::fs::symlink_metadata(out.join(name)).is_ok() {
                 let what = "is already there; give an empty folder".to_owned();
                 return Err(CaError::Invalid { path: out.join(name), what });
@@ -225,8 +211,7 @@ impl EmbeddedCa {
             let der = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
             rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der.into()).map_err(|e| sign(e.to_string()))?
         };
-        let mut chain = vec![certificate.der().clone()];
-        chain.extend(self.is_intermediate.then(|| self.certificate.clone()));
+        let chain = [certificate.der()].into_iter().chain(&self.chain).cloned().collect();
         Ok(Svid {
             spiffe_id: id.clone(),
             chain,
@@ -303,22 +288,17 @@ fn create_root(directory: &Path, trust_domain: &TrustDomain) -> Result<(), CaErr
 
 /// Ends a first start that a crash cut off before its last rename. False: there is no such key, or it is of
 /// another certificate.
-fn finish_first_start(directory: &Path, roots: &[CertificateDer<'_>]) -> Result<bool, CaError> {
+pub(super) fn finish_first_start(directory: &Path, roots: &[CertificateDer<'_>]) -> Result<bool, CaError> {
     let Some(pem) = files::read_secret(&files::staged(directory, ROOT_KEY))? else { return Ok(false) };
     let (Ok(key), Some(root)) = (KeyPair::from_pem(&pem), roots.first()) else { return Ok(false) };
-    if check(root, &SecretKey(key), roots, false).is_err() {
+    if check(root, &SecretKey(key)).is_err() {
         return Ok(false);
     }
     files::put_in_place(directory, ROOT_KEY).map(|()| true)
 }
 
-/// The certificate may sign, is of this key, is valid now and chains to a root. Returns its end.
-fn check(
-    certificate: &CertificateDer<'_>,
-    key: &SecretKey,
-    roots: &[CertificateDer<'_>],
-    is_intermediate: bool,
-) -> Result<OffsetDateTime, String> {
+/// The certificate may sign, is of this key and is valid now. Returns its end.
+fn check(certificate: &CertificateDer<'_>, key: &SecretKey) -> Result<OffsetDateTime, String> {
     let (_, parsed) =
         x509_parser::parse_x509_certificate(certificate).map_err(|e| format!("is no certificate: {e}"))?;
     if !parsed.is_ca() {
@@ -331,17 +311,7 @@ fn check(
     if !parsed.validity().is_valid() {
         return Err(format!("is not valid now (until {not_after}); replace it"));
     }
-    if is_intermediate && !roots.iter().any(|root| signed_by(&parsed, root)) {
-        return Err("is not signed by a root in ca.crt".to_owned());
-    }
     Ok(not_after)
-}
-
-fn signed_by(certificate: &x509_parser::certificate::X509Certificate<'_>, root: &CertificateDer<'_>) -> bool {
-    x509_parser::parse_x509_certificate(root).is_ok_and(|(_, root)| {
-        root.subject() == certificate.issuer()
-            && certificate.verify_signature(Some(root.public_key())).is_ok()
-    })
 }
 
 /// For [`super::SvidStore`] and tests: an issuer behind a pointer.

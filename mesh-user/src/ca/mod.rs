@@ -3,6 +3,7 @@
 
 mod embedded;
 mod files;
+mod material;
 mod plan;
 mod store;
 #[cfg(test)]

@@ -309,3 +309,136 @@ fn a_clock_that_is_set_forward_or_back_renews_at_once() {
     assert_ne!(store.get(&id("web")).unwrap().serial, first.serial);
     assert_eq!(store.renew_due(SystemTime::now()).len(), 0, "and again and again");
 }
+
+/// A CA as an operator has it: a root, what is between, and a key that signs.
+struct Operators {
+    root: rcgen::Certificate,
+    between: Vec<rcgen::Certificate>,
+    key: rcgen::KeyPair,
+}
+
+type Change = fn(&mut rcgen::CertificateParams);
+
+impl Operators {
+    /// `depth` CAs below the root, the last of them with `change`.
+    fn new(depth: usize, algorithm: &'static rcgen::SignatureAlgorithm, change: Change) -> Self {
+        let authority = |name: &str| {
+            let mut params = rcgen::CertificateParams::new([]).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+            params
+        };
+        let mut key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+        let mut params = authority("root");
+        let root = params.self_signed(&key).unwrap();
+        let mut between = Vec::new();
+        for level in 0..depth {
+            let issuer = rcgen::Issuer::new(params, key);
+            params = authority(&format!("ca {level}"));
+            if level + 1 == depth {
+                change(&mut params);
+            }
+            key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            between.insert(0, params.signed_by(&key, &issuer).unwrap());
+        }
+        Self { root, between, key }
+    }
+
+    /// The files of Istio's secret `cacerts`.
+    fn plug_in(&self, directory: &Path) {
+        files::open_directory(directory).unwrap();
+        let between: Vec<_> = self.between.iter().map(rcgen::Certificate::pem).collect();
+        let chain = between.concat() + &self.root.pem();
+        let key = self.key.serialize_pem();
+        for (name, content, mode) in [
+            ("root-cert.pem", &self.root.pem(), 0o644),
+            ("ca-cert.pem", &between.first().cloned().unwrap_or_else(|| self.root.pem()), 0o644),
+            ("ca-key.pem", &key, 0o600),
+            ("cert-chain.pem", &chain, 0o644),
+        ] {
+            files::write(directory, name, content.as_bytes(), mode).unwrap();
+        }
+    }
+}
+
+fn unchanged(_: &mut rcgen::CertificateParams) {}
+
+#[test]
+fn a_ca_in_istios_files_signs_and_sends_what_is_between() {
+    let algorithms = [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ED25519,
+        &rcgen::PKCS_RSA_SHA256,
+    ];
+    for (depth, algorithm) in
+        (0..=3).zip(algorithms).chain([(1, &rcgen::PKCS_RSA_SHA256), (2, &rcgen::PKCS_ECDSA_P256_SHA256)])
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("cacerts");
+        let operators = Operators::new(depth, algorithm, unchanged);
+        operators.plug_in(&directory);
+        let ca = open(&directory).unwrap_or_else(|error| panic!("{depth} {algorithm:?}: {error}"));
+        let svid = ca.issue(&id("web")).unwrap();
+        assert_eq!(svid.chain.len(), depth + 1, "{algorithm:?}: never the root");
+        let roots = [operators.root.der().clone()];
+        assert_eq!(ca.bundles().roots[&TrustDomain::cluster_local()], roots);
+        assert!(verifies(&svid, &roots), "{depth} {algorithm:?}");
+        assert!(!directory.join("ca.crt").exists());
+    }
+}
+
+#[test]
+fn a_ca_whose_svids_nobody_would_believe_does_not_start() {
+    let far = |params: &mut rcgen::CertificateParams| params.not_before = rcgen::date_time_ymd(4000, 1, 1);
+    let elsewhere = |params: &mut rcgen::CertificateParams| {
+        let permitted_subtrees = vec![rcgen::GeneralSubtree::DnsName("example.org".to_owned())];
+        params.name_constraints =
+            Some(rcgen::NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+    };
+    let no_signer =
+        |params: &mut rcgen::CertificateParams| params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+    let clients = |params: &mut rcgen::CertificateParams| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    let changes: [(&str, Change); 3] =
+        [("not valid now", far), ("keyCertSign", no_signer), ("extended key usage", clients)];
+    for (what, change) in changes {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("cacerts");
+        Operators::new(1, &rcgen::PKCS_ECDSA_P256_SHA256, change).plug_in(&directory);
+        let error = open(&directory).unwrap_err().to_string();
+        assert!(error.contains(what) && error.contains("ca-cert.pem"), "expected {what:?} in {error:?}");
+    }
+    // Constraints on other kinds of names say nothing about SPIFFE IDs (RFC 5280 section 4.2.1.10).
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("cacerts");
+    Operators::new(1, &rcgen::PKCS_ECDSA_P256_SHA256, elsewhere).plug_in(&directory);
+    open(&directory).unwrap();
+}
+
+#[test]
+fn istios_files_that_do_not_belong_together_are_refused() {
+    type Break = fn(&Path);
+    let cases: [(&str, Break); 6] = [
+        ("root-cert.pem is missing", |d| std::fs::remove_file(d.join("root-cert.pem")).unwrap()),
+        ("ca-key.pem is missing", |d| std::fs::remove_file(d.join("ca-key.pem")).unwrap()),
+        ("chmod 600", |d| chmod(&d.join("ca-key.pem"), 0o644)),
+        ("two CAs", |d| std::fs::write(d.join("ca.key"), "x").unwrap()),
+        ("no peer would believe", |d| std::fs::remove_file(d.join("cert-chain.pem")).unwrap()),
+        ("no peer would believe", |d| {
+            let other = Operators::new(0, &rcgen::PKCS_ECDSA_P256_SHA256, unchanged);
+            std::fs::write(d.join("root-cert.pem"), other.root.pem()).unwrap();
+        }),
+    ];
+    for (what, break_it) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("cacerts");
+        Operators::new(2, &rcgen::PKCS_ECDSA_P256_SHA256, unchanged).plug_in(&directory);
+        open(&directory).unwrap();
+        break_it(&directory);
+        let error = open(&directory).unwrap_err().to_string();
+        assert!(error.contains(what), "expected {what:?} in {error:?}");
+    }
+}

@@ -192,7 +192,7 @@ pub enum SameNode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CaConfig {
-    /// Holds `ca.crt` and `ca.key`, or `ca.crt`, `intermediate.crt` and `intermediate.key`. None: `<stateDir>/ca`.
+    /// Holds `ca.crt` and `ca.key`, or `ca.crt`, `intermediate.crt` and `intermediate.key`, or the files of Istio's secret `cacerts`. None: `<stateDir>/ca`.
     pub directory: Option<PathBuf>,
     /// Life of an SVID; renewed at about half of it.
     pub svid_lifetime_seconds: u64,
