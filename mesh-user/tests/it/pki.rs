@@ -1,6 +1,8 @@
 //! Certificates that must not be believed, and one that must: made with rcgen from the mesh's own root, or from a
 //! root of a stranger. Keys lie in the story's folder for `openssl s_client`.
 
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -105,6 +107,38 @@ pub(crate) fn self_signed(claim: &Claim, into: &Path, name: &str) -> anyhow::Res
     let key = KeyPair::generate()?;
     let certificate = claim.params()?.self_signed(&key)?;
     store(&certificate.pem(), &key, into, name)
+}
+
+/// Two authorities of one root, with keys and files as Istio's Makefile makes them for two clusters' secret `cacerts`.
+pub(crate) fn plugged_in(folders: [&Path; 2]) -> anyhow::Result<()> {
+    let authority = |name: &str, below| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(below);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+        params
+    };
+    let root_key = Keys::Rsa.generate()?;
+    let root = authority("Root CA", BasicConstraints::Unconstrained).self_signed(&root_key)?.pem();
+    let issuer = Issuer::from_ca_cert_pem(&root, root_key)?;
+    for folder in folders {
+        let key = Keys::Rsa.generate()?;
+        let params =
+            authority(&format!("Intermediate CA {}", folder.display()), BasicConstraints::Constrained(0));
+        let certificate = params.signed_by(&key, &issuer)?.pem();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let chain = format!("{certificate}{root}");
+        for (name, content) in [
+            ("root-cert.pem", &root),
+            ("ca-cert.pem", &certificate),
+            ("cert-chain.pem", &chain),
+            ("ca-key.pem", &key.serialize_pem()),
+        ] {
+            fs::write(folder.join(name), content)?;
+            fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
 }
 
 fn issue(

@@ -5,12 +5,14 @@ use serde_json::json;
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{Mesh, probe, serve, start_probe, wait_event};
+use crate::it::mesh::{Mesh, is_unserved, probe, serve, start_probe, wait_event};
+use crate::it::pki;
 
 pub(super) const STORIES: &[Story] = stories![
     Daemon 60:
         the_second_connection_resumes_the_session,
         metrics_carry_istios_names_and_labels,
+        nodes_with_authorities_in_istios_files_believe_each_other,
         metrics_are_served_over_tcp_where_the_file_says_so,
         meshctl_shows_workloads_connections_and_certificates,
         check_names_each_capability_in_a_table_and_in_json;
@@ -35,6 +37,26 @@ fn the_second_connection_resumes_the_session(ground: &Ground) -> anyhow::Result<
         let second = node.wait_access_log("a resumed one", |line| line["resumed"] == true)?;
         ensure!(second["peer_spiffe_id"].is_string(), "the identity was not kept: {second}");
     }
+    Ok(())
+}
+
+fn nodes_with_authorities_in_istios_files_believe_each_other(ground: &Ground) -> anyhow::Result<()> {
+    let mut mesh = Mesh::given(ground)?;
+    pki::plugged_in([&mesh.a.ca_dir(), &mesh.b.ca_dir()])?;
+    mesh.configure()?;
+    mesh.a.start()?;
+    mesh.b.start()?;
+    let _server = serve(&mesh.server, 7000, &["--echo"])?;
+    exchange(&mesh)?;
+    let inbound = mesh.b.wait_access_log("the connection", |line| line["direction"] == "inbound")?;
+    ensure!(inbound["peer_spiffe_id"] == "spiffe://cluster.local/ns/shop/sa/client", "{inbound}");
+    // A third authority's files under the same names are a stranger's.
+    mesh.a.stop()?;
+    let stranger = ground.dir().join("stranger");
+    pki::plugged_in([&mesh.a.ca_dir(), &stranger])?;
+    mesh.a.start()?;
+    let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+    ensure!(is_unserved(&seen), "a client of another root was believed: {seen}");
     Ok(())
 }
 
