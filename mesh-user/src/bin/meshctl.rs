@@ -61,6 +61,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let text = format!("wrote ca.crt, intermediate.crt and intermediate.key to {}", folder.display());
             render::done(&mut out, format, &text)?;
         }
+        Command::Ca(CaCommand::Bundle { config, format }) => {
+            writeln!(out, "{}", offline::bundle(config, *format)?)?;
+        }
         Command::Policy(PolicyCommand::Explain { from, to, config: Some(config), policies }) => {
             let explanation = offline::explain(config, policies.as_deref(), from, to)?;
             render::explanation(&mut out, format, &explanation)?;

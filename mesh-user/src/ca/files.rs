@@ -12,7 +12,7 @@ use nix::{fcntl::OFlag, unistd::geteuid};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use zeroize::Zeroizing;
 
-use super::CaError;
+use super::{CaError, spiffe_bundle};
 
 /// No file of a CA is larger; a larger one is a mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -118,7 +118,7 @@ fn parse_certificates(path: &Path, text: &str) -> Result<Vec<CertificateDer<'sta
     Ok(certificates)
 }
 
-/// Reads a PEM bundle of another trust domain's roots.
+/// Reads another trust domain's roots: PEM, or a bundle as SPIFFE writes it.
 ///
 /// # Errors
 /// When the file cannot be read or holds no certificate.
@@ -132,7 +132,11 @@ pub fn read_bundle(path: &Path) -> Result<Vec<CertificateDer<'static>>, CaError>
 /// # Errors
 /// When the text holds no certificate, or one that cannot be a root.
 pub fn parse_bundle(path: &Path, text: &str) -> Result<Vec<CertificateDer<'static>>, CaError> {
-    let certificates = parse_certificates(path, text)?;
+    let certificates = if text.trim_start().starts_with('{') {
+        spiffe_bundle::read(text).map_err(|what| CaError::Invalid { path: path.to_owned(), what })?
+    } else {
+        parse_certificates(path, text)?
+    };
     for certificate in &certificates {
         let parsed = webpki::anchor_from_trusted_cert(certificate);
         parsed.map_err(|error| CaError::Invalid {

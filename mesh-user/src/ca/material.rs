@@ -16,7 +16,7 @@ pub(super) const ROOT_KEY: &str = "ca.key";
 pub(super) const INTERMEDIATE_CERTIFICATE: &str = "intermediate.crt";
 pub(super) const INTERMEDIATE_KEY: &str = "intermediate.key";
 
-const PLUGGED_ROOTS: &str = "root-cert.pem";
+pub(super) const PLUGGED_ROOTS: &str = "root-cert.pem";
 const PLUGGED_CERTIFICATE: &str = "ca-cert.pem";
 const PLUGGED_KEY: &str = "ca-key.pem";
 const PLUGGED_CHAIN: &str = "cert-chain.pem";

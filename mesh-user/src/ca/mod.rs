@@ -1,16 +1,19 @@
 //! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
 //! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
 
+mod bundle;
 mod embedded;
 mod files;
 mod material;
 mod plan;
+mod spiffe_bundle;
 mod store;
 #[cfg(test)]
 mod tests;
 
 use std::{path::PathBuf, time::SystemTime};
 
+pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
 pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};

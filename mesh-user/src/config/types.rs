@@ -204,13 +204,13 @@ impl Default for CaConfig {
     }
 }
 
-/// Roots of another trust domain, as a file of PEM certificates.
+/// Roots of another trust domain, as a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrustBundleFile {
     /// Whose roots they are.
     pub trust_domain: TrustDomain,
-    /// PEM bundle.
+    /// PEM, or a bundle as SPIFFE writes it (JSON).
     pub file: PathBuf,
 }
 

@@ -104,6 +104,15 @@ pub(crate) enum ConfigCommand {
     Schema,
 }
 
+/// How a trust bundle is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BundleFormat {
+    /// Certificates between dashes.
+    Pem,
+    /// A JWK set.
+    Spiffe,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum CaCommand {
     /// Issues an intermediate for another node: copy the folder to that node's ca.directory.
@@ -114,5 +123,14 @@ pub(crate) enum CaCommand {
         /// The folder to write.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// Prints the roots of this node's trust domain: for the other's `trustBundles`, or SPIRE's `bundle set`.
+    Bundle {
+        /// This node's file, which names the CA.
+        #[arg(long, default_value = "/etc/meshd/node.yaml", value_name = "FILE")]
+        config: PathBuf,
+        /// PEM, or SPIFFE's own form, a JWK set.
+        #[arg(long, value_enum, default_value_t = BundleFormat::Pem)]
+        format: BundleFormat,
     },
 }

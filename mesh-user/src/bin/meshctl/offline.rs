@@ -8,13 +8,15 @@ use std::{
 use anyhow::Context;
 use mesh_user::{
     admin::{self, ExplainQuery, Explanation, server::SOCKET_NAME},
-    ca::EmbeddedCa,
+    ca::{EmbeddedCa, OwnBundle},
     capture,
     config::Config,
     policy::{CompiledPolicies, PolicySet},
     world::World,
 };
 use serde::Serialize;
+
+use crate::args::BundleFormat;
 
 /// What `config validate` found in valid files.
 #[derive(Debug, Serialize)]
@@ -123,4 +125,13 @@ pub(crate) fn issue_intermediate(config: &Path, out: &Path) -> anyhow::Result<()
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
     let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
     Ok(ca.issue_intermediate(out)?)
+}
+
+/// The roots of this node's own trust domain, as text.
+pub(crate) fn bundle(config: &Path, format: BundleFormat) -> anyhow::Result<String> {
+    let bundle = OwnBundle::read(&Config::load(config)?.ca_directory())?;
+    Ok(match format {
+        BundleFormat::Pem => bundle.pem().trim_end().to_owned(),
+        BundleFormat::Spiffe => format!("{:#}", bundle.spiffe()?),
+    })
 }
