@@ -65,7 +65,10 @@ fn pem_of(chain: &[CertificateDer<'_>]) -> String {
 /// What the shim believes: the root that [`certify`] left in the working folder, which the runner shares.
 pub(crate) fn bundles() -> Result<TrustBundles> {
     let root = fs::read(ROOT).with_context(|| format!("no {ROOT} in the working folder: run -certify"))?;
-    Ok(TrustBundles { roots: [(trust_domain()?, vec![CertificateDer::from(root)])].into() })
+    Ok(TrustBundles {
+        roots: [(trust_domain()?, vec![CertificateDer::from(root)])].into(),
+        ..TrustBundles::default()
+    })
 }
 
 /// The chain in a PEM file.

@@ -56,7 +56,7 @@ pub fn verifier() -> &'static PeerVerifier {
     static VERIFIER: LazyLock<PeerVerifier> = LazyLock::new(|| {
         let domain: mesh_user::identity::TrustDomain = "cluster.local".parse().expect("a trust domain");
         let roots = [(domain.clone(), vec![CertificateDer::from(ROOT)])].into();
-        let bundles = Arc::new(ArcSwap::from_pointee(TrustBundles { roots }));
+        let bundles = Arc::new(ArcSwap::from_pointee(TrustBundles { roots, ..TrustBundles::default() }));
         let algorithms = mesh_user::tls::provider().signature_verification_algorithms;
         PeerVerifier::new(domain, Vec::new(), Duration::from_secs(60), bundles, algorithms)
     });

@@ -38,6 +38,11 @@ impl OwnBundle {
         Err(CaError::Incomplete { path: directory.to_owned(), what: what.to_owned() })
     }
 
+    /// DER.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
     /// The roots as they are in their file.
     pub fn pem(&self) -> &str {
         &self.pem

@@ -233,7 +233,10 @@ impl Issuer for EmbeddedCa {
     }
 
     fn bundles(&self) -> TrustBundles {
-        TrustBundles { roots: [(self.trust_domain.clone(), self.roots.clone())].into() }
+        TrustBundles {
+            roots: [(self.trust_domain.clone(), self.roots.clone())].into(),
+            ..TrustBundles::default()
+        }
     }
 
     fn not_after(&self) -> Option<SystemTime> {

@@ -6,6 +6,7 @@ mod embedded;
 mod files;
 mod material;
 mod plan;
+mod revocation;
 mod spiffe_bundle;
 mod store;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::{path::PathBuf, time::SystemTime};
 pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
+pub use revocation::add_revocation_lists;
 pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};

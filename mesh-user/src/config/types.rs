@@ -57,6 +57,9 @@ pub struct Config {
     /// Roots of other trust domains.
     #[serde(default)]
     pub trust_bundles: Vec<TrustBundleFile>,
+    /// Certificates that authorities have taken back, in files that are read again when they change.
+    #[serde(default)]
+    pub revocation_lists: Vec<RevocationListFile>,
     /// How the keys of token issuers are fetched, for `RequestAuthentication`.
     #[serde(default)]
     pub jwks: JwksConfig,
@@ -202,6 +205,17 @@ impl Default for CaConfig {
     fn default() -> Self {
         Self { directory: None, svid_lifetime_seconds: 86_400 }
     }
+}
+
+/// Revocation lists of a trust domain's authorities, as a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RevocationListFile {
+    /// Whose they are. None: this node's own.
+    #[serde(default)]
+    pub trust_domain: Option<TrustDomain>,
+    /// PEM (`BEGIN X509 CRL`), one list of each authority.
+    pub file: PathBuf,
 }
 
 /// Roots of another trust domain, as a file.

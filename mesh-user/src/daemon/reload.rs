@@ -225,10 +225,11 @@ fn warn_of(snapshot: &Snapshot) {
     }
 }
 
-/// The issuer's roots and those from files.
+/// The issuer's roots and those from files, and what files revoke.
 pub(super) fn merged(mut own: TrustBundles, extra: &TrustBundles) -> TrustBundles {
     for (domain, roots) in &extra.roots {
         own.roots.entry(domain.clone()).or_default().extend(roots.iter().cloned());
     }
+    own.revoked.clone_from(&extra.revoked);
     own
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DiscoveryError, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
 use crate::{
-    ca,
+    ca::{self, OwnBundle},
     config::{self, Config},
     identity::TrustBundles,
     policy::{CompiledPolicies, PolicySet},
@@ -260,6 +260,7 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
         bundles.roots.entry(bundle.trust_domain.clone()).or_default().extend(roots);
     }
     let mut warnings = set.warnings.clone();
+    warnings.extend(revoke(&mut bundles, &config, inputs)?);
     if inputs.policies.is_none() {
         warnings.push(format!("{}: no such folder, so no policies", config.policies_dir.display()));
     }
@@ -272,6 +273,31 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
         bundles,
         warnings,
     })
+}
+
+/// Adds what the files revoke to the bundles; returns what is odd about them.
+fn revoke(
+    bundles: &mut TrustBundles,
+    config: &Config,
+    inputs: &Inputs,
+) -> Result<Vec<String>, DiscoveryError> {
+    let own = &config.trust_domain;
+    let domains = config.revocation_lists.iter().map(|list| list.trust_domain.as_ref().unwrap_or(own));
+    let named = domains.zip(inputs.revocation_lists.iter().map(|(file, text)| (file, text)));
+    let (file, text) = &inputs.own_revocation_list;
+    let plugged_in = text.as_ref().map(|text| (own, (file, text)));
+    let mut warnings = Vec::new();
+    for (domain, (file, text)) in named.chain(plugged_in) {
+        let mut roots = bundles.roots.get(domain).cloned().unwrap_or_default();
+        if domain == own {
+            // Before the first start there are none.
+            roots.extend(
+                OwnBundle::read(&config.ca_directory()).iter().flat_map(|b| b.roots().iter().cloned()),
+            );
+        }
+        warnings.extend(ca::add_revocation_lists(bundles, domain, &roots, (file, text))?);
+    }
+    Ok(warnings)
 }
 
 fn now_seconds() -> u64 {

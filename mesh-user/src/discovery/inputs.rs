@@ -12,6 +12,9 @@ use crate::config::Config;
 /// A larger file is a mistake, and not read.
 const MAX_FILE_BYTES: u64 = 32 << 20;
 
+/// Beside the files of Istio's secret `cacerts`.
+const OWN_REVOCATION_LIST: &str = "ca-crl.pem";
+
 /// Texts of all files, in a fixed order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inputs {
@@ -22,6 +25,10 @@ pub(super) struct Inputs {
     pub(super) policies: Option<Vec<(PathBuf, String)>>,
     /// In the order of `trustBundles`.
     pub(super) bundles: Vec<(PathBuf, String)>,
+    /// In the order of `revocationLists`.
+    pub(super) revocation_lists: Vec<(PathBuf, String)>,
+    /// Where Istio has the list of a CA that is plugged in, and the list if it is there.
+    pub(super) own_revocation_list: (PathBuf, Option<String>),
 }
 
 impl Inputs {
@@ -29,22 +36,25 @@ impl Inputs {
     /// and no configuration returned, where its text is the one of `known`.
     pub(super) fn read(path: &Path, known: Option<&Self>) -> Result<(Self, Option<Config>), DiscoveryError> {
         let text = read(path)?;
-        let (config, policies_dir, bundles): (_, _, Vec<_>) =
-            if let Some(known) = known.filter(|known| known.config == text) {
-                let files = known.bundles.iter().map(|(file, _)| file.clone());
-                (None, known.policies_dir.clone(), files.collect())
-            } else {
-                let config = parse(path, &text)?;
-                let files = config.trust_bundles.iter().map(|bundle| bundle.file.clone()).collect();
-                let policies_dir = config.policies_dir.clone();
-                (Some(config), policies_dir, files)
-            };
-        let bundles = bundles.into_iter().map(|file| read(&file).map(|text| (file, text)));
+        let (config, named) = if let Some(known) = known.filter(|known| known.config == text) {
+            (None, Named::by_inputs(known))
+        } else {
+            let config = parse(path, &text)?;
+            let named = Named::by_config(&config);
+            (Some(config), named)
+        };
+        let Named { policies_dir, bundles, revocation_lists, own_revocation_list } = named;
+        let own = match read(&own_revocation_list) {
+            Err(DiscoveryError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => None,
+            read => Some(read?),
+        };
         let inputs = Self {
             config: text,
             policies: read_policies(&policies_dir)?,
             policies_dir,
-            bundles: bundles.collect::<Result<_, DiscoveryError>>()?,
+            bundles: read_all(bundles)?,
+            revocation_lists: read_all(revocation_lists)?,
+            own_revocation_list: (own_revocation_list, own),
         };
         Ok((inputs, config))
     }
@@ -53,6 +63,39 @@ impl Inputs {
     pub(super) fn config(&self, path: &Path) -> Result<Config, DiscoveryError> {
         parse(path, &self.config)
     }
+}
+
+/// The files that the node's file names.
+struct Named {
+    policies_dir: PathBuf,
+    bundles: Vec<PathBuf>,
+    revocation_lists: Vec<PathBuf>,
+    own_revocation_list: PathBuf,
+}
+
+impl Named {
+    fn by_config(config: &Config) -> Self {
+        Self {
+            policies_dir: config.policies_dir.clone(),
+            bundles: config.trust_bundles.iter().map(|bundle| bundle.file.clone()).collect(),
+            revocation_lists: config.revocation_lists.iter().map(|list| list.file.clone()).collect(),
+            own_revocation_list: config.ca_directory().join(OWN_REVOCATION_LIST),
+        }
+    }
+
+    fn by_inputs(known: &Inputs) -> Self {
+        let files = |texts: &[(PathBuf, String)]| texts.iter().map(|(file, _)| file.clone()).collect();
+        Self {
+            policies_dir: known.policies_dir.clone(),
+            bundles: files(&known.bundles),
+            revocation_lists: files(&known.revocation_lists),
+            own_revocation_list: known.own_revocation_list.0.clone(),
+        }
+    }
+}
+
+fn read_all(files: Vec<PathBuf>) -> Result<Vec<(PathBuf, String)>, DiscoveryError> {
+    files.into_iter().map(|file| read(&file).map(|text| (file, text))).collect()
 }
 
 fn parse(path: &Path, text: &str) -> Result<Config, DiscoveryError> {
@@ -67,6 +110,8 @@ pub(super) fn folders(path: &Path, config: &Config) -> Vec<PathBuf> {
     };
     let mut folders = vec![parent(path), config.policies_dir.clone()];
     folders.extend(config.trust_bundles.iter().map(|b| parent(&b.file)));
+    folders.extend(config.revocation_lists.iter().map(|list| parent(&list.file)));
+    folders.push(config.ca_directory());
     folders.sort();
     folders.dedup();
     folders

@@ -2,12 +2,14 @@
 //!
 //! Sources: the SPIFFE ID and X.509-SVID standards (<https://github.com/spiffe/spiffe/tree/main/standards>).
 
+mod revocation_list;
 mod spiffe_id;
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use rustls_pki_types::CertificateDer;
 
+pub use revocation_list::RevocationList;
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 
 /// An X.509 SVID held in memory: the certificate chain and a signer for its key.
@@ -45,4 +47,6 @@ impl std::fmt::Debug for Svid {
 pub struct TrustBundles {
     /// DER roots per trust domain.
     pub roots: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
+    /// What authorities of a trust domain have taken back; at most one list of each.
+    pub revoked: BTreeMap<TrustDomain, Vec<RevocationList>>,
 }

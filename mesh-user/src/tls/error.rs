@@ -14,6 +14,9 @@ pub enum VerifyError {
     /// The trust domain is neither ours, an alias, nor in a bundle.
     #[error("trust domain {0} is unknown here: add its trust bundle if its workloads should be believed")]
     TrustDomain(TrustDomain),
+    /// Revoked, or whether it is cannot be told.
+    #[error("the certificate may be revoked: {0}")]
+    Revoked(&'static str),
     /// Not valid any more, beyond the allowed clock skew.
     #[error("the certificate has expired: check the peer's SVID renewal and both clocks")]
     Expired,
@@ -46,6 +49,7 @@ impl VerifyError {
         match self {
             Self::UnknownAuthority(_) => "unknown_authority",
             Self::TrustDomain(_) => "trust_domain",
+            Self::Revoked(_) => "revoked",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
             Self::Usage(_) => "usage",

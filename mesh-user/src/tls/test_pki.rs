@@ -8,9 +8,9 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SignatureAlgorithm,
-    string::Ia5String,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CustomExtension, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm, string::Ia5String,
 };
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -82,7 +82,7 @@ impl TestCa {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, format!("root of {trust_domain}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = params.self_signed(&key).unwrap().der().clone();
         let trust_domain = trust_domain.parse().unwrap();
         Self { trust_domain, issuer: Issuer::new(params, key), root, above: Vec::new() }
@@ -95,7 +95,7 @@ impl TestCa {
         let depth = self.above.len();
         params.distinguished_name.push(DnType::CommonName, format!("{depth} below {}", self.trust_domain));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         change(&mut params);
         let own = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         let above = std::iter::once(own).chain(self.above.iter().cloned()).collect();
@@ -107,6 +107,29 @@ impl TestCa {
     pub(crate) fn certify(&self, leaf: &Leaf, key: &impl PublicKeyData) -> Vec<CertificateDer<'static>> {
         let own = params(leaf).signed_by(key, &self.issuer).unwrap().der().clone();
         std::iter::once(own).chain(self.above.iter().cloned()).collect()
+    }
+
+    /// The list that takes this authority's certificates of these serials back, from `since` for a day.
+    pub(crate) fn revocation_list(
+        &self,
+        since: SystemTime,
+        serials: &[&[u8]],
+    ) -> rcgen::CertificateRevocationList {
+        let entry = |serial: &&[u8]| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: since.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: since.into(),
+            next_update: (since + Duration::from_secs(86_400)).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap()
     }
 
     /// The root certificate.
@@ -139,7 +162,7 @@ pub(crate) fn bundles(authorities: &[&TestCa]) -> TrustBundles {
     for ca in authorities {
         roots.entry(ca.trust_domain.clone()).or_default().push(ca.root());
     }
-    TrustBundles { roots }
+    TrustBundles { roots, ..TrustBundles::default() }
 }
 
 fn params(leaf: &Leaf) -> CertificateParams {

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod resumption;
+mod revocation;
 mod streams;
 mod wire;
 

@@ -13,7 +13,10 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy, anchor_from_trusted_cert,
+};
 use x509_parser::{
     certificate::X509Certificate,
     extensions::{GeneralName, ParsedExtension},
@@ -26,7 +29,7 @@ use super::{
     VerifyError,
     believed::{Believed, Key, Proven},
 };
-use crate::identity::{SpiffeId, TrustBundles, TrustDomain};
+use crate::identity::{RevocationList, SpiffeId, TrustBundles, TrustDomain};
 
 /// A chain longer than this is refused before it is parsed.
 const MAX_CHAIN_CERTIFICATES: usize = 8;
@@ -173,27 +176,37 @@ impl PeerVerifier {
         (domain, bundles): (&TrustDomain, &TrustBundles),
         now: SystemTime,
     ) -> Result<(), VerifyError> {
-        let roots = match bundles.roots.get(domain) {
+        let known_as = match bundles.roots.contains_key(domain) {
+            false if self.aliases.contains(domain) => &self.trust_domain,
+            _ => domain,
+        };
+        let roots = match bundles.roots.get(known_as) {
             Some(roots) => roots,
-            None if self.aliases.contains(domain) => bundles
-                .roots
-                .get(&self.trust_domain)
-                .ok_or_else(|| VerifyError::UnknownAuthority(domain.clone()))?,
-            None if *domain == self.trust_domain => {
+            None if *known_as == self.trust_domain => {
                 return Err(VerifyError::UnknownAuthority(domain.clone()));
             }
             None => return Err(VerifyError::TrustDomain(domain.clone())),
         };
+        let lists: Vec<_> =
+            bundles.revoked.get(known_as).into_iter().flatten().map(RevocationList::list).collect();
         let anchors: Vec<_> = roots.iter().filter_map(|root| anchor_from_trusted_cert(root).ok()).collect();
         let end_entity = EndEntityCert::try_from(leaf).map_err(|e| VerifyError::Malformed(e.to_string()))?;
         let usage = match role {
             PeerRole::Client => KeyUsage::client_auth(),
             PeerRole::Server => KeyUsage::server_auth(),
         };
+        // A list that is late still says what was revoked when it was written.
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .with_expiration_policy(ExpirationPolicy::Ignore)
+                .build()
+        });
         let at = |time: SystemTime| {
             let time = UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
             end_entity
-                .verify_for_usage(self.algorithms.all, &anchors, intermediates, time, usage, None, None)
+                .verify_for_usage(self.algorithms.all, &anchors, intermediates, time, usage, revocation, None)
                 .map(drop)
         };
         // Only a certificate at the edge of its validity is judged by a skewed clock.
@@ -224,6 +237,17 @@ fn path_error(error: webpki::Error, domain: &TrustDomain) -> VerifyError {
         Error::UnsupportedSignatureAlgorithmContext(_)
         | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
             VerifyError::Weak("a signature's algorithm is not accepted")
+        }
+        Error::CertRevoked => {
+            VerifyError::Revoked("its authority's revocation list names it or an issuer of it")
+        }
+        Error::IssuerNotCrlSigner => {
+            VerifyError::Revoked("an issuer has a revocation list, but may not sign one (cRLSign)")
+        }
+        Error::InvalidCrlSignatureForPublicKey
+        | Error::UnsupportedCrlSignatureAlgorithmContext(_)
+        | Error::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_) => {
+            VerifyError::Revoked("a revocation list in an issuer's name is not signed by it")
         }
         Error::RequiredEkuNotFoundContext(_) => {
             VerifyError::Usage("extended key usage lacks this end's purpose")

@@ -88,10 +88,13 @@ pub(crate) fn issued_by_mesh_for(
     into: &Path,
     name: &str,
 ) -> anyhow::Result<Files> {
-    let root = std::fs::read_to_string(ca_dir.join("ca.crt")).context("the mesh's root certificate")?;
-    let key = std::fs::read_to_string(ca_dir.join("ca.key")).context("the mesh's root key")?;
-    let issuer = Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&key)?)?;
-    issue(keys, claim, &issuer, into, name)
+    issue(keys, claim, &mesh_issuer(ca_dir)?, into, name)
+}
+
+fn mesh_issuer(ca_dir: &Path) -> anyhow::Result<Issuer<'static, KeyPair>> {
+    let root = fs::read_to_string(ca_dir.join("ca.crt")).context("the mesh's root certificate")?;
+    let key = fs::read_to_string(ca_dir.join("ca.key")).context("the mesh's root key")?;
+    Ok(Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&key)?)?)
 }
 
 /// A certificate by a root that nobody trusts.
@@ -100,6 +103,27 @@ pub(crate) fn issued_by_stranger(claim: &Claim, into: &Path, name: &str) -> anyh
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     issue(Keys::Ecdsa, claim, &Issuer::new(params, KeyPair::generate()?), into, name)
+}
+
+/// A list of the CA in `ca_dir` that takes the certificate of this serial, lower-case hex, back.
+pub(crate) fn revocation_list(ca_dir: &Path, serial: &str) -> anyhow::Result<String> {
+    let now = OffsetDateTime::now_utc();
+    let serial = u128::from_str_radix(serial, 16).context("a serial in hex")?;
+    let revoked = rcgen::RevokedCertParams {
+        serial_number: rcgen::SerialNumber::from_slice(&serial.to_be_bytes()),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = rcgen::CertificateRevocationListParams {
+        this_update: now,
+        next_update: now + Duration::days(1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![revoked],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    Ok(params.signed_by(&mesh_issuer(ca_dir)?)?.pem()?)
 }
 
 /// A certificate that vouches for itself.

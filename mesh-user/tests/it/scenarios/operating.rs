@@ -1,17 +1,21 @@
 //! What an operator sees: meshctl, the access log, the metrics.
 
+use std::fs;
+
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{Mesh, is_unserved, probe, serve, start_probe, wait_event};
+use crate::it::mesh::{Mesh, is_unserved, last_line, probe, serve, start_probe, wait_event};
 use crate::it::pki;
+use crate::it::process::PATIENCE;
 
 pub(super) const STORIES: &[Story] = stories![
     Daemon 60:
         the_second_connection_resumes_the_session,
         metrics_carry_istios_names_and_labels,
+        a_revoked_certificate_loses_its_connections_and_gets_no_new_one,
         nodes_with_authorities_in_istios_files_believe_each_other,
         metrics_are_served_over_tcp_where_the_file_says_so,
         meshctl_shows_workloads_connections_and_certificates,
@@ -37,6 +41,37 @@ fn the_second_connection_resumes_the_session(ground: &Ground) -> anyhow::Result<
         let second = node.wait_access_log("a resumed one", |line| line["resumed"] == true)?;
         ensure!(second["peer_spiffe_id"].is_string(), "the identity was not kept: {second}");
     }
+    Ok(())
+}
+
+fn a_revoked_certificate_loses_its_connections_and_gets_no_new_one(ground: &Ground) -> anyhow::Result<()> {
+    let mesh = Mesh::strict(ground)?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    let live = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", "60000"])?;
+    wait_event(&server, "the client", |event| event["event"] == "accepted")?;
+    let certificates = mesh.a.ctl_json(&["certs"])?;
+    let of_client = certificates
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|row| row["subject"].as_str().is_some_and(|id| id.ends_with("/sa/client")));
+    let serial = of_client.and_then(|row| row["serial"].as_str()).context("the client's serial")?;
+    let list = mesh.b.ca_dir().join("ca-crl.pem");
+    fs::write(&list, pki::revocation_list(&mesh.a.ca_dir(), serial)?)?;
+    let seen = last_line(&live.finish(PATIENCE * 2)?)?;
+    ensure!(seen["text"] == "hello" && seen["ended"] == "reset", "the live connection was not reset: {seen}");
+    let told = mesh.b.wait_access_log("why", |line| line["response_flags"] == "POLICY_CHANGED")?;
+    ensure!(told.to_string().contains("revocation list"), "{told}");
+    let again = probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+    ensure!(is_unserved(&again), "a revoked certificate was believed: {again}");
+    let other = probe(&mesh.other, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+    ensure!(other["text"] == "hello", "a certificate that nobody revoked is refused: {other}");
+    // A bad list changes nothing, and is told.
+    fs::write(&list, "no list")?;
+    let refused = mesh.b.ctl(&["reload"])?.failed()?;
+    ensure!(refused.contains("ca-crl.pem"), "{refused}");
+    let again = probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+    ensure!(is_unserved(&again), "a bad list let the revoked in: {again}");
     Ok(())
 }
 
