@@ -26,7 +26,7 @@ use super::{
     connections::{Candidate, Requests},
     inbound::connected,
     recheck::recheck_one,
-    relay::CloseReason,
+    relay::{CloseReason, Vigil},
     stage::{Ends, Entered, Wire, carry},
 };
 use crate::{
@@ -57,7 +57,7 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
     };
     let limits = mesh.view().snapshot.config.limits.clone();
     let settings = Settings { detect_timeout: Some(limits.detect_timeout()), ..Settings::default() };
-    let mut leg = PeerLeg::new(wire);
+    let mut leg = PeerLeg::new(wire, Vigil::new(limits.keepalive_idle(), limits.user_timeout()));
     let mut read = BytesMut::new();
     match look(&mut leg, &mut read, &settings).await {
         Ok(Detected::Http1 | Detected::Http2) => {}
