@@ -44,6 +44,12 @@ pub struct RequestReport<'a> {
     pub verdict: Verdict,
     /// The rule that the gate named.
     pub rule: Option<&'a str>,
+    /// Whom the gate took the request's sender for, beyond its connection.
+    pub principal: Option<&'a str>,
+    /// Whether it is a gRPC call, by its content type.
+    pub is_grpc: bool,
+    /// `grpc-status` of its response.
+    pub grpc_status: Option<u8>,
     /// Body or tunnel bytes from the client.
     pub bytes_received: u64,
     /// Body or tunnel bytes to the client, those of a denial included.
@@ -73,6 +79,8 @@ pub(super) struct Names {
     host: String,
     path: String,
     pub(super) rule: Option<Arc<str>>,
+    pub(super) principal: Option<Arc<str>>,
+    is_grpc: bool,
 }
 
 impl Names {
@@ -84,7 +92,19 @@ impl Names {
             host: bounded(head.authority, MAX_HOST_BYTES),
             path: bounded(path, MAX_PATH_BYTES),
             rule: None,
+            principal: None,
+            is_grpc: head.is_grpc(),
         }
+    }
+
+    /// What the gate said of it.
+    pub(super) fn decided(&mut self, rule: &Option<Arc<str>>, principal: &Option<Arc<str>>) {
+        self.rule.clone_from(rule);
+        self.principal.clone_from(principal);
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.is_grpc
     }
 
     /// A report with these names, to be completed.
@@ -97,6 +117,9 @@ impl Names {
             status: None,
             verdict,
             rule: self.rule.as_deref(),
+            principal: self.principal.as_deref(),
+            is_grpc: self.is_grpc,
+            grpc_status: None,
             bytes_received: 0,
             bytes_sent: 0,
             duration,
