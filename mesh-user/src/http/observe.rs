@@ -74,23 +74,26 @@ impl Observer for () {
 /// The bounded copy of a request's names that outlives its head.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    pub(super) version: Option<Version>,
-    method: String,
-    host: String,
-    path: String,
-    pub(super) rule: Option<Arc<str>>,
-    pub(super) principal: Option<Arc<str>>,
+    version: Option<Version>,
+    /// Method, host and path, one behind the other.
+    text: String,
+    host_at: usize,
+    path_at: usize,
+    rule: Option<Arc<str>>,
+    principal: Option<Arc<str>>,
     is_grpc: bool,
 }
 
 impl Names {
     pub(super) fn of(head: &RequestHead<'_>) -> Self {
         let path = head.path.split_once('?').map_or(head.path, |(path, _)| path);
+        let method = bounded(head.method, MAX_METHOD_BYTES);
+        let host = bounded(head.authority, MAX_HOST_BYTES);
         Self {
             version: Some(head.version),
-            method: bounded(head.method, MAX_METHOD_BYTES),
-            host: bounded(head.authority, MAX_HOST_BYTES),
-            path: bounded(path, MAX_PATH_BYTES),
+            text: [method, host, bounded(path, MAX_PATH_BYTES)].concat(),
+            host_at: method.len(),
+            path_at: method.len() + host.len(),
             rule: None,
             principal: None,
             is_grpc: head.is_grpc(),
@@ -111,9 +114,9 @@ impl Names {
     pub(super) fn report(&self, verdict: Verdict, duration: Duration) -> RequestReport<'_> {
         RequestReport {
             version: self.version,
-            method: &self.method,
-            host: &self.host,
-            path: &self.path,
+            method: self.text.get(..self.host_at).unwrap_or_default(),
+            host: self.text.get(self.host_at..self.path_at).unwrap_or_default(),
+            path: self.text.get(self.path_at..).unwrap_or_default(),
             status: None,
             verdict,
             rule: self.rule.as_deref(),

@@ -53,8 +53,10 @@ impl PolicyGate<'_> {
         let path = normalized(head)?;
         let mut edits = Edits::default();
         let claims = self.authenticate(policy, head, path.as_ref(), &mut edits)?;
+        let is_told = self.mesh.access_log.is_on();
         // An issuer may write any name.
-        edits.principal = claims.as_deref().and_then(|token| Some(truncate(&token.principal()?).into()));
+        let who = claims.as_deref().filter(|_| is_told);
+        edits.principal = who.and_then(|token| Some(truncate(&token.principal()?).into()));
         if edits.path.is_none()
             && let Some(path) = path.as_ref().filter(|path| path.is_changed())
         {
@@ -79,7 +81,7 @@ impl PolicyGate<'_> {
         }
         match policy.decide_http(&connection, &request) {
             HttpVerdict::Allow { rule } => {
-                edits.rule = rule.map(|rule| rule.to_string().into());
+                edits.rule = rule.filter(|_| is_told).map(|rule| rule.to_string().into());
                 Ok(edits)
             }
             HttpVerdict::Deny { reason } => Err(self.deny(&reason, edits.principal)),
