@@ -25,7 +25,7 @@ pub(crate) fn more_is_better(figure: &str) -> bool {
 }
 
 /// What a machine whose clock counts instructions, a nanosecond each, says truly: its processor time as instructions,
-/// and counts. How long something took would be no time of any processor.
+/// counts, and memory. How long something took would be no time of any processor.
 pub(crate) fn in_instructions(figures: &[Figure]) -> Vec<Figure> {
     figures.iter().filter_map(counted).collect()
 }
@@ -38,7 +38,7 @@ fn counted(figure: &Figure) -> Option<Figure> {
         "cpu of the proxies" => "instructions of the proxies",
         "cpu of the client's proxy" => "instructions of the client's proxy",
         "cpu of the server's proxy" => "instructions of the server's proxy",
-        name if name.starts_with("context switches") => {
+        name if name.starts_with("context switches") || name.starts_with("memory") => {
             return Some(Figure::new(name, figure.unit.clone(), figure.value));
         }
         _ => return None,
@@ -124,6 +124,7 @@ mod tests {
             Figure::new("cpu", "us/request", 81.25),
             Figure::new("cpu of the proxies", "s/GB", 1.5),
             Figure::new("context switches", "per request", 2.0),
+            Figure::new("memory of the proxies", "KiB/connection", 9.5),
         ];
         let counted = in_instructions(&figures);
         let seen: Vec<_> = counted.iter().map(|f| (f.name, f.unit.as_str(), f.value)).collect();
@@ -133,6 +134,7 @@ mod tests {
                 ("instructions", "per request", 81_250.0),
                 ("instructions of the proxies", "per byte", 1.5),
                 ("context switches", "per request", 2.0),
+                ("memory of the proxies", "KiB/connection", 9.5),
             ]
         );
     }

@@ -19,7 +19,7 @@ use crate::{
     results::{Environment, Results, Samples, SyscallRow},
     scenario::{self, Scenario, Work},
     stage::{Running, Stage, output},
-    subject::{self, BULK_PORT, HTTP_PORT, Kind, Relay, Subject, Tools},
+    subject::{self, BULK_PORT, HTTP_PORT, Kind, Relay, Subject, TEAM_HEADER, Tools},
     syscalls, table,
 };
 
@@ -66,7 +66,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// What a pass under strace takes.
 const TRACED_S: u32 = 2;
 /// Scenarios whose system calls are counted.
-const TRACED: &[&str] = &["rr1", "rr32", "rr32-16k", "crr8", "bulk1"];
+const TRACED: &[&str] =
+    &["rr1", "rr32", "rr32-16k", "crr8", "http1", "http32", "http32-16k", "http-crr8", "bulk1"];
 
 /// Before the results as JSON, on a line of their own.
 const RESULTS: &str = "results: ";
@@ -78,7 +79,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<bool> {
         Tools { bin_dir: args.bin_dir.clone(), envoy: args.envoy.clone(), ztunnel: args.ztunnel.clone() };
     let background = background()?;
     let (stage, mut results) = (Stage::build()?, Results::default());
-    let mut subjects = start_subjects(&stage, args, &tools, &mut results)?;
+    let reading = scenarios.iter().any(|scenario| scenario.requests_are_read);
+    let mut subjects = start_subjects(&stage, args, &tools, reading, &mut results)?;
     let plan =
         if args.instructions { Plan::counted() } else { Plan::new(args.quick, subjects.len(), &scenarios) };
     let begun = Machine::now()?;
@@ -153,10 +155,12 @@ fn start_subjects(
     stage: &Stage,
     args: &RunArgs,
     tools: &Tools,
+    reading: bool,
     results: &mut Results,
 ) -> Result<Vec<Subject>> {
     let wanted = |kind: Kind| {
-        kind == Kind::Plain || args.subject.is_empty() || args.subject.iter().any(|n| n == kind.name())
+        let named = args.subject.is_empty() || args.subject.iter().any(|n| n == kind.name());
+        kind == Kind::Plain || (named && (reading || !kind.reads_requests()))
     };
     let mut subjects = Vec::new();
     for kind in [Kind::Plain, Kind::Meshd(Relay::Userspace)] {
@@ -174,8 +178,12 @@ fn start_subjects(
     for kind in Kind::ON_DEMAND.into_iter().filter(|kind| args.subject.iter().any(|n| n == kind.name())) {
         subjects.push(started(stage, kind, tools)?);
     }
+    if wanted(Kind::MeshdHttp) {
+        subjects.push(started(stage, Kind::MeshdHttp, tools)?);
+    }
     for (kind, tool, how) in [
         (Kind::Envoy, &tools.envoy, "`cargo xtask bench` brings it"),
+        (Kind::EnvoyHttp, &tools.envoy, "`cargo xtask bench` brings it"),
         (Kind::Ztunnel, &tools.ztunnel, "name an executable built with `--features testing` in ZTUNNEL_BIN"),
     ] {
         if tool.is_none() {
@@ -195,6 +203,7 @@ fn started(stage: &Stage, kind: Kind, tools: &Tools) -> Result<Subject> {
     let subject =
         Subject::start(stage, kind, tools).with_context(|| format!("cannot start {}", kind.name()))?;
     subject.prove_wire().with_context(|| format!("looking at the wire of {}", kind.name()))?;
+    subject.prove_rules().with_context(|| format!("asking {} for what its rules forbid", kind.name()))?;
     Ok(subject)
 }
 
@@ -214,6 +223,9 @@ fn measure(
             let (turn, all) = (repeat % subjects.len(), subjects.len());
             for index in (0..all).map(|index| (index + turn) % all) {
                 let subject = &mut subjects[index];
+                if subject.kind.reads_requests() && !scenario.requests_are_read {
+                    continue;
+                }
                 match one(subject, scenario.work, plan.seconds) {
                     Ok(figures) => {
                         let figures = shown(&figures);
@@ -331,7 +343,20 @@ fn requests(subject: &Subject, work: Work, seconds: u32) -> Result<Report> {
             let (threads, connections) = (connections.min(2).to_string(), connections.to_string());
             let (url, script) = (subject.url(&format!("/{kib}k")), script.to_string_lossy());
             let duration = format!("{duration}s");
-            let argv = ["wrk", "-t", &threads, "-c", &connections, "-d", &duration, "-s", &script, &url];
+            let argv = [
+                "wrk",
+                "-t",
+                &threads,
+                "-c",
+                &connections,
+                "-d",
+                &duration,
+                "-H",
+                TEAM_HEADER,
+                "-s",
+                &script,
+                &url,
+            ];
             Report::from_wrk(&client(subject, "wrk", &argv)?.finish(limit)?)?.complete()
         }
         Work::PerConnection { at_once } => {
@@ -452,7 +477,8 @@ fn own_client(subject: &Subject, own: &[&str]) -> Result<Running> {
 fn trace(subjects: &[Subject], scenarios: &[Scenario], results: &mut Results) {
     for scenario in scenarios.iter().filter(|scenario| TRACED.contains(&scenario.name)) {
         say(&format!("system calls in {}", scenario.name));
-        for subject in subjects {
+        let read = |subject: &&Subject| scenario.requests_are_read || !subject.kind.reads_requests();
+        for subject in subjects.iter().filter(read) {
             match traced(subject, scenario) {
                 Ok(rows) => results.syscalls.extend(rows),
                 Err(error) => {

@@ -29,6 +29,8 @@ pub(crate) struct Scenario {
     pub(crate) quick: bool,
     /// Part of no run that does not name it.
     pub(crate) on_demand: bool,
+    /// Measured with the subjects that read requests, too.
+    pub(crate) requests_are_read: bool,
 }
 
 /// Every scenario, in the order of the report.
@@ -61,6 +63,30 @@ pub(crate) const ALL: &[Scenario] = &[
         "2 000 requests of 1 KB per second on 32 connections, sent on time whatever is still unanswered",
         Work::OpenLoop { connections: 32, per_second: 2000 },
     ),
+    scenario(
+        "http1",
+        "requests of 1 KB on one keep-alive connection, rules about requests",
+        Work::KeepAlive { connections: 1, kib: 1 },
+    )
+    .read(),
+    scenario(
+        "http32",
+        "requests of 1 KB on 32 keep-alive connections, rules about requests",
+        Work::KeepAlive { connections: 32, kib: 1 },
+    )
+    .read(),
+    scenario(
+        "http32-16k",
+        "requests of 16 KB on 32 keep-alive connections, rules about requests",
+        Work::KeepAlive { connections: 32, kib: 16 },
+    )
+    .read(),
+    scenario(
+        "http-crr8",
+        "a connection per request, 8 at a time, rules about requests",
+        Work::PerConnection { at_once: 8 },
+    )
+    .read(),
     scenario("bulk1", "one stream of bytes", Work::Bulk { streams: 1, both_ways: false }).daily(),
     scenario("bulk8", "eight streams of bytes", Work::Bulk { streams: 8, both_ways: false }),
     scenario("bulk1-both", "one stream of bytes each way", Work::Bulk { streams: 1, both_ways: true }),
@@ -92,12 +118,17 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 const fn scenario(name: &'static str, about: &'static str, work: Work) -> Scenario {
-    Scenario { name, about, work, quick: false, on_demand: false }
+    Scenario { name, about, work, quick: false, on_demand: false, requests_are_read: false }
 }
 
 impl Scenario {
     const fn daily(mut self) -> Self {
         self.quick = true;
+        self
+    }
+
+    const fn read(mut self) -> Self {
+        self.requests_are_read = true;
         self
     }
 

@@ -2,13 +2,16 @@
 
 use std::io::{Error, ErrorKind, Read, Result};
 
+use crate::subject::TEAM_HEADER;
+
 /// More than the largest answer.
 pub(super) const BUFFER_BYTES: usize = 64 * 1024;
 
 /// A request for `path`.
 pub(super) fn request(path: &str, keep_alive: bool) -> Vec<u8> {
     let connection = if keep_alive { "keep-alive" } else { "close" };
-    format!("GET {path} HTTP/1.1\r\nHost: server\r\nConnection: {connection}\r\n\r\n").into_bytes()
+    format!("GET {path} HTTP/1.1\r\nHost: server\r\n{TEAM_HEADER}\r\nConnection: {connection}\r\n\r\n")
+        .into_bytes()
 }
 
 /// How long the answer is that begins with `received`; none: its headers are not complete. Fails on anything but a

@@ -1,27 +1,35 @@
 //! Envoy as Istio places it: a proxy in each pod, iptables redirection there, mutual TLS between the two, RBAC at
-//! the server's; as a TCP proxy, which is how Istio configures a port that it does not know to be HTTP.
+//! the server's; as a TCP proxy, which is how Istio configures a port that it does not know to be HTTP, or with the filters
+//! that it gives to one that is (`envoy_http.rs`).
 
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::certificates::{Authority, Svid};
+use super::{
+    certificates::{Authority, Svid},
+    envoy_http,
+};
 use crate::stage::{Ground, Place, Running};
 
 /// Istio's user for sidecars, whose connections are not redirected again.
 const USER: u32 = 1337;
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
-const CLIENT_ID: &str = "spiffe://cluster.local/ns/bench/sa/client";
+/// Wherever a connection was going.
+pub(super) const CLUSTER: &str = "original";
+pub(super) const CLIENT_ID: &str = "spiffe://cluster.local/ns/bench/sa/client";
 const SERVER_ID: &str = "spiffe://cluster.local/ns/bench/sa/server";
 
 /// Writes configurations and redirects both pods' connections.
-pub(super) fn prepare(ground: &Ground) -> Result<()> {
+pub(super) fn prepare(ground: &Ground, reads_requests: bool) -> Result<()> {
     let authority = Authority::new()?;
     let (client, server) = (authority.svid(CLIENT_ID)?, authority.svid(SERVER_ID)?);
-    let outbound = outbound(&client, &authority.root);
-    let inbound = inbound(&server, &authority.root);
+    let (near, far) =
+        if reads_requests { envoy_http::filters() } else { (vec![tcp_proxy()], vec![rbac(), tcp_proxy()]) };
+    let outbound = outbound(&client, &authority.root, &near);
+    let inbound = inbound(&server, &authority.root, &far);
     for (place, config) in [(&ground.client, outbound), (&ground.server, inbound)] {
         let path = ground.dir().join(format!("envoy-{}.json", place.name));
         fs::write(&path, format!("{config:#}")).with_context(|| format!("writing {}", path.display()))?;
@@ -60,7 +68,7 @@ pub(super) fn start(ground: &Ground, envoy: &Path) -> Result<Vec<Running>> {
     Ok(vec![one(&ground.client)?, one(&ground.server)?])
 }
 
-fn outbound(svid: &Svid, root: &str) -> Value {
+fn outbound(svid: &Svid, root: &str, filters: &[Value]) -> Value {
     let tls = json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
@@ -70,10 +78,10 @@ fn outbound(svid: &Svid, root: &str) -> Value {
     });
     let mut destination = cluster();
     destination["transport_socket"] = tls;
-    bootstrap(&listener("outbound", OUTBOUND_PORT, None, &[tcp_proxy()]), &destination)
+    bootstrap(&listener("outbound", OUTBOUND_PORT, None, filters), &destination)
 }
 
-fn inbound(svid: &Svid, root: &str) -> Value {
+fn inbound(svid: &Svid, root: &str, filters: &[Value]) -> Value {
     let tls = json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
@@ -82,7 +90,11 @@ fn inbound(svid: &Svid, root: &str) -> Value {
             "common_tls_context": common_tls(svid, root, CLIENT_ID),
         }
     });
-    let rbac = json!({
+    bootstrap(&listener("inbound", INBOUND_PORT, Some(tls), filters), &cluster())
+}
+
+fn rbac() -> Value {
+    json!({
         "name": "envoy.filters.network.rbac",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC",
@@ -92,8 +104,7 @@ fn inbound(svid: &Svid, root: &str) -> Value {
                 "principals": [ { "authenticated": { "principal_name": { "exact": CLIENT_ID } } } ],
             } } }
         }
-    });
-    bootstrap(&listener("inbound", INBOUND_PORT, Some(tls), &[rbac, tcp_proxy()]), &cluster())
+    })
 }
 
 fn bootstrap(listener: &Value, cluster: &Value) -> Value {
@@ -124,7 +135,7 @@ fn tcp_proxy() -> Value {
         "name": "envoy.filters.network.tcp_proxy",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            "stat_prefix": "tcp", "cluster": "original", "idle_timeout": "3600s",
+            "stat_prefix": "tcp", "cluster": CLUSTER, "idle_timeout": "3600s",
         }
     })
 }
@@ -133,7 +144,7 @@ fn tcp_proxy() -> Value {
 fn cluster() -> Value {
     let many = 4_294_967_295_u32;
     json!({
-        "name": "original", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s",
+        "name": CLUSTER, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s",
         "circuit_breakers": { "thresholds": [ {
             "max_connections": many, "max_pending_requests": many, "max_requests": many,
         } ] }

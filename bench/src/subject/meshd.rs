@@ -30,6 +30,35 @@ spec:
   - from: [ { source: { principals: [ cluster.local/ns/bench/sa/client ] } } ]
 ";
 
+/// The same client, and rules about requests; `envoy.rs` has them as pilot writes them.
+const REQUEST_POLICIES: &str = "apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: default, namespace: istio-system }
+spec: { mtls: { mode: STRICT } }
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: no-admin, namespace: bench }
+spec:
+  selector: { matchLabels: { app: server } }
+  action: DENY
+  rules:
+  - to: [ { operation: { paths: [ /admin/* ] } } ]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: only-client, namespace: bench }
+spec:
+  selector: { matchLabels: { app: server } }
+  action: ALLOW
+  rules:
+  - from: [ { source: { principals: [ cluster.local/ns/bench/sa/client ] } } ]
+    to: [ { operation: { methods: [ POST ], paths: [ /orders ] } } ]
+  - from: [ { source: { principals: [ cluster.local/ns/bench/sa/client ] } } ]
+    to: [ { operation: { methods: [ GET, HEAD ], paths: [ /1k, /16k ] } } ]
+    when: [ { key: 'request.headers[x-team]', values: [ shop ] } ]
+";
+
 /// What tells one of our subjects from another.
 pub(super) struct Settings {
     pub(super) relay: Relay,
@@ -39,11 +68,13 @@ pub(super) struct Settings {
     pub(super) same_node: bool,
     /// Workloads of the mesh beside the client and the server.
     pub(super) crowd: u32,
+    /// Rules about requests.
+    pub(super) reads_requests: bool,
 }
 
 impl Settings {
     pub(super) fn of(relay: Relay) -> Self {
-        Self { relay, form: "auto", same_node: false, crowd: 0 }
+        Self { relay, form: "auto", same_node: false, crowd: 0, reads_requests: false }
     }
 }
 
@@ -77,7 +108,8 @@ pub(super) fn prepare(ground: &Ground, settings: &Settings, tools: &Tools) -> Re
         fs::create_dir_all(dir.join("policies"))?;
         // The daemon refuses state that others may read.
         fs::DirBuilder::new().mode(0o700).create(dir.join("state"))?;
-        fs::write(dir.join("policies/bench.yaml"), POLICIES)?;
+        let policies = if settings.reads_requests { REQUEST_POLICIES } else { POLICIES };
+        fs::write(dir.join("policies/bench.yaml"), policies)?;
         fs::write(dir.join("policies/crowd.yaml"), &crowd.policies)?;
         fs::write(node_file(ground, node), format!("{}\n", configuration(ground, node, settings, &crowd)))?;
     }

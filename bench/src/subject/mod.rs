@@ -1,9 +1,10 @@
 //! Who is measured. Every subject has pods, servers and proxies of its own, and nothing of it runs while another one
 //! is measured but sleeping programs. All meshes do the same work: mutual TLS with SPIFFE identities between the two
-//! pods' nodes, and one rule that lets only this client in.
+//! pods' nodes, and one rule that lets only this client in; those that read requests have the same rules about them.
 
 mod certificates;
 mod envoy;
+mod envoy_http;
 mod meshd;
 mod servers;
 mod world;
@@ -27,6 +28,9 @@ use crate::{
 pub(crate) const HTTP_PORT: u16 = 80;
 /// The server's port for bytes.
 pub(crate) const BULK_PORT: u16 = 5201;
+
+/// What every client of every subject sends with each request: rules about requests ask for it.
+pub(crate) const TEAM_HEADER: &str = "x-team: shop";
 
 /// Where the meshes' programs lie.
 #[derive(Debug, Clone)]
@@ -56,7 +60,11 @@ pub(crate) enum Kind {
     MeshdKernelPath,
     /// The userspace relay in a mesh with so many thousand more workloads.
     MeshdInCrowd(u16),
+    /// Rules about requests, which the server's meshd reads.
+    MeshdHttp,
     Envoy,
+    /// Rules about requests: HTTP connection managers in place of TCP proxies.
+    EnvoyHttp,
     Ztunnel,
 }
 
@@ -72,7 +80,9 @@ impl Kind {
             Self::MeshdInCrowd(1) => "meshd-1k",
             Self::MeshdInCrowd(20) => "meshd-20k",
             Self::MeshdInCrowd(_) => "meshd-100k",
+            Self::MeshdHttp => "meshd-http",
             Self::Envoy => "envoy",
+            Self::EnvoyHttp => "envoy-http",
             Self::Ztunnel => "ztunnel",
         }
     }
@@ -88,7 +98,12 @@ impl Kind {
 
     /// Whether it is another mesh, to which meshd's figures are given as ratios.
     pub(crate) fn is_peer(self) -> bool {
-        matches!(self, Self::Envoy | Self::Ztunnel)
+        matches!(self, Self::Envoy | Self::EnvoyHttp | Self::Ztunnel)
+    }
+
+    /// Whether its rules are about requests. It is measured only where there are requests to read.
+    pub(crate) fn reads_requests(self) -> bool {
+        matches!(self, Self::MeshdHttp | Self::EnvoyHttp)
     }
 }
 
@@ -122,7 +137,11 @@ impl Subject {
                 let crowd = u32::from(thousands) * 1000;
                 meshd::prepare(&ground, &Settings { crowd, ..Settings::of(Relay::Userspace) }, tools)?;
             }
-            Kind::Envoy => envoy::prepare(&ground)?,
+            Kind::MeshdHttp => {
+                let settings = Settings { reads_requests: true, ..Settings::of(Relay::Userspace) };
+                meshd::prepare(&ground, &settings, tools)?;
+            }
+            Kind::Envoy | Kind::EnvoyHttp => envoy::prepare(&ground, kind.reads_requests())?,
             Kind::Ztunnel => ztunnel::prepare(&ground)?,
         }
         let mut subject = Self { kind, ground, proxies: Vec::new(), _servers: servers, tools: tools.clone() };
@@ -142,10 +161,12 @@ impl Subject {
         self.proxies = match self.kind {
             Kind::Plain => Vec::new(),
             Kind::MeshdKernelPath => meshd::start(&self.ground, &[&self.ground.node_a], &self.tools)?,
-            Kind::Meshd(_) | Kind::MeshdListener | Kind::MeshdInCrowd(_) => {
+            Kind::Meshd(_) | Kind::MeshdListener | Kind::MeshdInCrowd(_) | Kind::MeshdHttp => {
                 meshd::start(&self.ground, &[&self.ground.node_a, &self.ground.node_b], &self.tools)?
             }
-            Kind::Envoy => envoy::start(&self.ground, self.tools.envoy.as_deref().context("no Envoy")?)?,
+            Kind::Envoy | Kind::EnvoyHttp => {
+                envoy::start(&self.ground, self.tools.envoy.as_deref().context("no Envoy")?)?
+            }
             Kind::Ztunnel => {
                 ztunnel::start(&self.ground, self.tools.ztunnel.as_deref().context("no ztunnel")?)?
             }
@@ -171,8 +192,26 @@ impl Subject {
     }
 
     fn fetch(&self, url: &str) -> Result<String> {
-        let argv = ["curl", "-sS", "--fail", "--max-time", "3", url];
+        self.curl(&["--fail", "-H", TEAM_HEADER, url])
+    }
+
+    fn curl(&self, words: &[&str]) -> Result<String> {
+        let argv = [&["curl", "-sS", "--max-time", "3"], words].concat();
         self.ground.start(&self.ground.client, "curl", &argv, None)?.finish(Duration::from_secs(5))
+    }
+
+    /// Asks for what the rules about requests forbid. A mesh that does not look at them would win.
+    pub(crate) fn prove_rules(&self) -> Result<()> {
+        if !self.kind.reads_requests() {
+            return Ok(());
+        }
+        let (file, secret) = (self.url("/1k"), self.url("/admin/1k"));
+        for words in [&["-X", "PUT", "-H", TEAM_HEADER, &file][..], &[&file], &["-H", TEAM_HEADER, &secret]] {
+            let status = ["-o", "/dev/null", "-w", "%{http_code}"];
+            let got = self.curl(&[&status, words].concat())?;
+            ensure!(got == "403", "{} answers {got} to curl {}", self.kind.name(), words.join(" "));
+        }
+        Ok(())
     }
 
     /// The server's address for a file.

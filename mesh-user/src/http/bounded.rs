@@ -1,12 +1,12 @@
 //! Texts of a peer's choice, cut to a bound before they are kept for a report.
 
 /// The start of `text`, at most `max` bytes, cut at a character.
-pub(super) fn bounded(text: &str, max: usize) -> String {
+pub(super) fn bounded(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].to_owned()
+    &text[..end]
 }
 
 #[cfg(test)]

@@ -149,6 +149,8 @@ pub struct Edits {
     pub response: Vec<(HeaderName, HeaderValue)>,
     /// The rule that let it through, for the report.
     pub rule: Option<Arc<str>>,
+    /// Whom the sender was taken for, for the report.
+    pub principal: Option<Arc<str>>,
 }
 
 /// A path and query that is safe to write into a request line.
@@ -219,12 +221,14 @@ pub struct Denial {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The rule that denied it, for the report.
     pub rule: Option<Arc<str>>,
+    /// Whom the sender was taken for, for the report.
+    pub principal: Option<Arc<str>>,
 }
 
 impl Denial {
     /// With a status and body of one's own.
     pub fn new(status: StatusCode, body: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, body: body.into(), headers: Vec::new(), rule: None }
+        Self { status, body: body.into(), headers: Vec::new(), rule: None, principal: None }
     }
 
     /// Istio's answer when policy denies.
@@ -274,6 +278,13 @@ impl Denial {
     }
 }
 
+/// The call's end as its response's head or trailers say it; none: they do not, or it is no number that gRPC knows
+/// (grpc/grpc `doc/statuscodes.md`), of which an application could invent any.
+pub(super) fn grpc_status_of(headers: &HeaderMap) -> Option<u8> {
+    let status = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    (0..=16).contains(&status).then_some(status)
+}
+
 /// `grpc-message` as gRPC over HTTP/2 writes it: all but visible ASCII and space, and `%`, as `%XX`.
 fn percent_encoded(text: &str) -> String {
     use std::fmt::Write;
@@ -304,6 +315,20 @@ mod tests {
             let head = RequestHead::new("POST", "/", "/", "a", Version::Http2).fields_from(&map);
             assert_eq!(head.is_grpc(), expected, "{value}");
         }
+    }
+
+    #[test]
+    fn a_calls_end_is_a_number_that_grpc_knows() {
+        for (value, expected) in
+            [("0", Some(0)), ("16", Some(16)), ("17", None), ("-1", None), ("OK", None), ("", None)]
+        {
+            let map = HeaderMap::from_iter([(
+                HeaderName::from_static("grpc-status"),
+                HeaderValue::from_str(value).unwrap(),
+            )]);
+            assert_eq!(grpc_status_of(&map), expected, "{value}");
+        }
+        assert_eq!(grpc_status_of(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -44,6 +44,12 @@ pub struct RequestReport<'a> {
     pub verdict: Verdict,
     /// The rule that the gate named.
     pub rule: Option<&'a str>,
+    /// Whom the gate took the request's sender for, beyond its connection.
+    pub principal: Option<&'a str>,
+    /// Whether it is a gRPC call, by its content type.
+    pub is_grpc: bool,
+    /// `grpc-status` of its response.
+    pub grpc_status: Option<u8>,
     /// Body or tunnel bytes from the client.
     pub bytes_received: u64,
     /// Body or tunnel bytes to the client, those of a denial included.
@@ -68,35 +74,55 @@ impl Observer for () {
 /// The bounded copy of a request's names that outlives its head.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    pub(super) version: Option<Version>,
-    method: String,
-    host: String,
-    path: String,
-    pub(super) rule: Option<Arc<str>>,
+    version: Option<Version>,
+    /// Method, host and path, one behind the other.
+    text: String,
+    host_at: usize,
+    path_at: usize,
+    rule: Option<Arc<str>>,
+    principal: Option<Arc<str>>,
+    is_grpc: bool,
 }
 
 impl Names {
     pub(super) fn of(head: &RequestHead<'_>) -> Self {
         let path = head.path.split_once('?').map_or(head.path, |(path, _)| path);
+        let method = bounded(head.method, MAX_METHOD_BYTES);
+        let host = bounded(head.authority, MAX_HOST_BYTES);
         Self {
             version: Some(head.version),
-            method: bounded(head.method, MAX_METHOD_BYTES),
-            host: bounded(head.authority, MAX_HOST_BYTES),
-            path: bounded(path, MAX_PATH_BYTES),
+            text: [method, host, bounded(path, MAX_PATH_BYTES)].concat(),
+            host_at: method.len(),
+            path_at: method.len() + host.len(),
             rule: None,
+            principal: None,
+            is_grpc: head.is_grpc(),
         }
+    }
+
+    /// What the gate said of it.
+    pub(super) fn decided(&mut self, rule: &Option<Arc<str>>, principal: &Option<Arc<str>>) {
+        self.rule.clone_from(rule);
+        self.principal.clone_from(principal);
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.is_grpc
     }
 
     /// A report with these names, to be completed.
     pub(super) fn report(&self, verdict: Verdict, duration: Duration) -> RequestReport<'_> {
         RequestReport {
             version: self.version,
-            method: &self.method,
-            host: &self.host,
-            path: &self.path,
+            method: self.text.get(..self.host_at).unwrap_or_default(),
+            host: self.text.get(self.host_at..self.path_at).unwrap_or_default(),
+            path: self.text.get(self.path_at..).unwrap_or_default(),
             status: None,
             verdict,
             rule: self.rule.as_deref(),
+            principal: self.principal.as_deref(),
+            is_grpc: self.is_grpc,
+            grpc_status: None,
             bytes_received: 0,
             bytes_sent: 0,
             duration,

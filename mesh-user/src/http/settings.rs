@@ -54,7 +54,7 @@ impl Default for Settings {
             underscores: Underscores::Allow,
             drain_bytes: 64 * 1024,
             drain_timeout: Duration::from_secs(1),
-            body_buffer_bytes: 16 * 1024,
+            body_buffer_bytes: 64 * 1024,
             max_streams: 100,
             stream_window_bytes: 256 * 1024,
             connection_window_bytes: 1024 * 1024,

@@ -15,6 +15,7 @@ use super::{
     rule::{JwtRule, KeyLocation, KeySource, comparable_audience},
     token::Token,
     values,
+    verified::VerifiedSignatures,
 };
 
 /// How far clocks may be apart, in seconds: Envoy's default, which Istio leaves as it is.
@@ -27,6 +28,11 @@ pub trait Keys: Send + Sync {
 
     /// A token named a key that is not among those known: a hint to look again, which anybody can cause.
     fn unknown_key(&self, location: &KeyLocation);
+
+    /// Signatures that were verified before; none: each is verified anew.
+    fn verified(&self) -> Option<&VerifiedSignatures> {
+        None
+    }
 }
 
 /// Decides a request by the rules of its workload, which are in Istio's order (by issuer).
@@ -109,10 +115,10 @@ fn check(rule: &JwtRule, token: &Token, keys: &dyn Keys, now: u64) -> Result<(),
         return Err(Refusal::Audience);
     }
     match &rule.keys {
-        KeySource::Inline(keys) => token.check_signature(keys),
+        KeySource::Inline(own) => token.check_signature(own, keys.verified()),
         KeySource::Remote(source) => {
             let known = keys.keys(&source.location).ok_or(Refusal::KeysUnavailable)?;
-            token.check_signature(&known).inspect_err(|refusal| {
+            token.check_signature(&known, keys.verified()).inspect_err(|refusal| {
                 if matches!(refusal, Refusal::NoMatchingKey | Refusal::NoValidKeys) {
                     keys.unknown_key(&source.location);
                 }

@@ -6,8 +6,9 @@
 
 use std::fmt;
 
-use aws_lc_rs::signature::{
-    self, EcdsaVerificationAlgorithm, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents,
+use aws_lc_rs::{
+    digest::{self, SHA256, SHA256_OUTPUT_LEN},
+    signature::{self, EcdsaVerificationAlgorithm, ParsedPublicKey, RsaParameters, RsaPublicKeyComponents},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
@@ -81,6 +82,7 @@ pub enum KeySetError {
 pub struct KeySet {
     keys: Vec<Key>,
     skipped: usize,
+    fingerprint: [u8; SHA256_OUTPUT_LEN],
 }
 
 impl fmt::Debug for KeySet {
@@ -107,7 +109,7 @@ impl KeySet {
                 keys.push(key);
             }
         }
-        Ok(Self { skipped: listed.len() - keys.len(), keys })
+        Ok(Self { skipped: listed.len() - keys.len(), fingerprint: fingerprint(&keys), keys })
     }
 
     /// Keys that can verify.
@@ -123,6 +125,11 @@ impl KeySet {
     /// Keys that were listed and are not used: unknown, not for signatures, too weak, or repeated.
     pub fn skipped(&self) -> usize {
         self.skipped
+    }
+
+    /// SHA-256 over all that decides which signatures these keys verify.
+    pub(super) fn fingerprint(&self) -> &[u8] {
+        &self.fingerprint
     }
 
     /// Whether one of the keys that may have signed, did. As Envoy: a key that names neither `kid` nor `alg` may sign
@@ -146,6 +153,27 @@ impl KeySet {
         }
         Err(if any { Refusal::Signature } else { Refusal::NoMatchingKey })
     }
+}
+
+/// Each part behind its length, so that two lists of keys never read the same.
+fn fingerprint(keys: &[Key]) -> [u8; SHA256_OUTPUT_LEN] {
+    let mut context = digest::Context::new(&SHA256);
+    let mut put = |part: &[u8]| {
+        context.update(&part.len().to_be_bytes());
+        context.update(part);
+    };
+    for key in keys {
+        put(key.kid.as_deref().unwrap_or_default().as_bytes());
+        put(&key.alg.map(|alg| alg as u8).map_or_else(Vec::new, |alg| vec![alg]));
+        put(&key.public.len().to_be_bytes());
+        for (algorithm, public) in &key.public {
+            put(&[*algorithm as u8]);
+            put(public.as_ref());
+        }
+    }
+    let mut fingerprint = [0; SHA256_OUTPUT_LEN];
+    fingerprint.copy_from_slice(context.finish().as_ref());
+    fingerprint
 }
 
 struct Key {

@@ -18,6 +18,7 @@ pub(crate) mod test_tokens;
 #[cfg(test)]
 mod tests;
 mod token;
+mod verified;
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -31,6 +32,7 @@ pub use refusal::{Refusal, Refused};
 pub use rule::{HeaderLocation, JwksSource, JwtRule, KeyLocation, KeySource};
 pub(crate) use rule::{comparable_audience, fetchable};
 pub use token::MAX_TOKEN_BYTES;
+pub use verified::VerifiedSignatures;
 
 /// The headers of a request, however its parser keeps them.
 pub trait Headers: Sync {

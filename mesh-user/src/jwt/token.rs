@@ -9,6 +9,7 @@ use super::{
     json,
     keys::{Algorithm, KeySet},
     refusal::Refusal,
+    verified::{Digest, VerifiedSignatures},
 };
 
 /// A longer token is refused unread; HTTP servers bound a whole head to 8 to 64 KiB.
@@ -86,7 +87,22 @@ impl Token {
         Ok(())
     }
 
-    pub(super) fn check_signature(&self, keys: &KeySet) -> Result<(), Refusal> {
+    /// `verified` spares the work for a signature that these keys have verified before.
+    pub(super) fn check_signature(
+        &self,
+        keys: &KeySet,
+        verified: Option<&VerifiedSignatures>,
+    ) -> Result<(), Refusal> {
+        let Some(verified) = verified else { return self.verify(keys) };
+        let digest = Digest::of(keys, &self.text);
+        if !verified.knows(&digest) {
+            self.verify(keys)?;
+            verified.remember(digest);
+        }
+        Ok(())
+    }
+
+    fn verify(&self, keys: &KeySet) -> Result<(), Refusal> {
         let signed = self.text.get(..self.payload.1).unwrap_or_default();
         keys.verify(self.kid.as_deref(), self.algorithm, signed.as_bytes(), &self.signature)
     }

@@ -14,7 +14,7 @@ use crate::{
     policy::{DenyReason, Mode, RuleRef, Verdict},
     telemetry::{
         ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction, Metrics,
-        RelayKind, ResponseFlags, ServiceLabels, WorkloadLabels,
+        RelayKind, RequestMetrics, ResponseFlags, ServiceLabels, WorkloadLabels,
     },
     tls::Established,
     world::Workload,
@@ -207,6 +207,11 @@ impl Attempt {
     /// Opens the connection's metrics.
     pub(super) fn open_metrics(&self, relay: RelayKind) -> ConnectionMetrics {
         self.mesh.metrics.connection_opened(&self.labels(), self.record.direction, relay)
+    }
+
+    /// The metrics of requests that are read on it.
+    pub(super) fn request_metrics(&self) -> RequestMetrics {
+        self.mesh.metrics.requests_on(&self.labels())
     }
 
     /// The connection ends without having been relayed.

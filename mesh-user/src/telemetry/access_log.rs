@@ -117,6 +117,11 @@ impl AccessLog {
         self.send(|| Message::Record(Box::new(record())));
     }
 
+    /// Whether anything is written at all.
+    pub fn is_on(&self) -> bool {
+        self.sender.is_some()
+    }
+
     /// Logs a request, likewise.
     pub fn log_request(&self, record: impl FnOnce() -> RequestRecord) {
         self.send(|| Message::Request(Box::new(record())));

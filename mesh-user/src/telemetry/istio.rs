@@ -180,20 +180,9 @@ impl TcpConnections {
         let mut all: Vec<_> = table.values().cloned().collect();
         drop(table);
         // A stable order makes two scrapes comparable by eye.
-        all.sort_by(|a, b| sort_key(&a.labels).cmp(&sort_key(&b.labels)));
+        all.sort_by(|a, b| a.labels.sort_key().cmp(&b.labels.sort_key()));
         all
     }
-}
-
-fn sort_key(labels: &ConnectionLabels) -> (&str, &str, &str, &str, &str, &str) {
-    (
-        labels.reporter.as_str(),
-        &labels.source.namespace,
-        &labels.source.workload,
-        &labels.destination.namespace,
-        &labels.destination.workload,
-        labels.security.as_str(),
-    )
 }
 
 /// The values of one family in one series.
@@ -228,7 +217,7 @@ impl Collector for TcpConnections {
             for series in &all {
                 for (flags, value) in values(series) {
                     family
-                        .encode_family(&IstioLabels(&series.labels, flags))?
+                        .encode_family(&IstioLabels::of_connections(&series.labels, flags))?
                         .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
                 }
             }

@@ -269,14 +269,45 @@ impl ConnectionLabels {
             security,
         }
     }
+
+    /// What series are listed by.
+    pub(crate) fn sort_key(&self) -> impl Ord {
+        (
+            self.reporter.as_str(),
+            Arc::clone(&self.source.namespace),
+            Arc::clone(&self.source.workload),
+            Arc::clone(&self.destination.namespace),
+            Arc::clone(&self.destination.workload),
+            self.security.as_str(),
+        )
+    }
 }
 
-/// A connection's labels with its response flags: what one Istio series carries.
-pub(crate) struct IstioLabels<'a>(pub(crate) &'a ConnectionLabels, pub(crate) ResponseFlags);
+/// A connection's labels with its response flags and protocol: what one Istio series carries.
+pub(crate) struct IstioLabels<'a> {
+    connection: &'a ConnectionLabels,
+    flags: ResponseFlags,
+    protocol: &'static str,
+}
+
+impl<'a> IstioLabels<'a> {
+    pub(crate) fn of_connections(connection: &'a ConnectionLabels, flags: ResponseFlags) -> Self {
+        Self { connection, flags, protocol: "tcp" }
+    }
+
+    /// `protocol` is `http` or `grpc`.
+    pub(crate) fn of_requests(
+        connection: &'a ConnectionLabels,
+        flags: ResponseFlags,
+        protocol: &'static str,
+    ) -> Self {
+        Self { connection, flags, protocol }
+    }
+}
 
 impl EncodeLabelSet for IstioLabels<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), std::fmt::Error> {
-        let Self(c, flags) = self;
+        let Self { connection: c, flags, protocol } = self;
         let (source, destination) = (&c.source, &c.destination);
         let pairs: [(&str, &str); 22] = [
             ("reporter", c.reporter.as_str()),
@@ -299,7 +330,7 @@ impl EncodeLabelSet for IstioLabels<'_> {
             ("destination_canonical_service", &destination.canonical_service),
             ("destination_canonical_revision", &destination.canonical_revision),
             ("destination_cluster", &destination.cluster),
-            ("request_protocol", "tcp"),
+            ("request_protocol", protocol),
             ("response_flags", flags.as_str()),
         ];
         for pair in &pairs {

@@ -3,6 +3,7 @@
 //! to a handle ([`ConnectionMetrics`]); the path that carries bytes only adds to the connection's own atomics.
 
 use std::{
+    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,13 +12,14 @@ use std::{
 };
 
 use prometheus_client::{
-    encoding::EncodeLabelSet,
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
 use super::{
     istio::{ConnectionBytes, TcpConnection, TcpConnections},
+    istio_requests::{HttpRequests, RequestMetrics},
     labels::{ConnectionLabels, Direction, HandshakeSide, RelayKind, ResponseFlags},
     process::ProcessCollector,
 };
@@ -27,6 +29,8 @@ use super::{
 pub struct MetricsLimits {
     /// Label sets of the Istio families.
     pub istio_label_sets: usize,
+    /// Series of the Istio families of requests: a label set has one for each way in which its requests ended.
+    pub istio_request_series: usize,
     /// An Istio label set without connections for this long may be dropped for a new one.
     pub istio_idle: Duration,
     /// Label sets of every other family (policies, SPIFFE IDs).
@@ -35,7 +39,12 @@ pub struct MetricsLimits {
 
 impl Default for MetricsLimits {
     fn default() -> Self {
-        Self { istio_label_sets: 4096, istio_idle: Duration::from_secs(600), other_label_sets: 2048 }
+        Self {
+            istio_label_sets: 4096,
+            istio_request_series: 4096,
+            istio_idle: Duration::from_secs(600),
+            other_label_sets: 2048,
+        }
     }
 }
 
@@ -93,7 +102,25 @@ struct SpiffeIdLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     verdict: &'static str,
-    response_code: String,
+    response_code: ResponseCode,
+}
+
+/// An application may invent any: at most as many values as there are classes beside the registered ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum ResponseCode {
+    None,
+    Status(u16),
+    Other,
+}
+
+impl EncodeLabelValue for ResponseCode {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::None => encoder.write_str("none"),
+            Self::Status(status) => write!(encoder, "{status}"),
+            Self::Other => encoder.write_str("other"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -112,6 +139,7 @@ pub struct Metrics {
     registry: Registry,
     limits: MetricsLimits,
     istio: Arc<TcpConnections>,
+    istio_requests: Arc<HttpRequests>,
     relays: Relays,
     handshakes: Family<HandshakeLabels, Counter>,
     handshake_seconds: Family<SideLabels, Histogram, fn() -> Histogram>,
@@ -152,7 +180,13 @@ impl Metrics {
     pub fn new(node: &str, limits: MetricsLimits) -> Self {
         let mut registry = Registry::default();
         let istio = Arc::new(TcpConnections::new(limits.istio_label_sets, limits.istio_idle));
+        let istio_requests = Arc::new(HttpRequests::new(
+            limits.istio_label_sets,
+            limits.istio_request_series,
+            limits.istio_idle,
+        ));
         registry.register_collector(Box::new(Arc::clone(&istio)));
+        registry.register_collector(Box::new(Arc::clone(&istio_requests)));
         registry.register_collector(Box::new(ProcessCollector::new()));
         let build = BuildLabels { version: env!("CARGO_PKG_VERSION"), node: node.to_owned() };
         registry.register("meshd_build", "Version of meshd and the node's name", Info::new(build));
@@ -175,6 +209,7 @@ impl Metrics {
         let metrics = Self {
             limits,
             istio,
+            istio_requests,
             relays,
             handshakes: register(
                 r,
@@ -279,6 +314,11 @@ impl Metrics {
         }
     }
 
+    /// The handle for the requests of a connection that meshd reads.
+    pub fn requests_on(&self, labels: &ConnectionLabels) -> RequestMetrics {
+        self.istio_requests.open(labels)
+    }
+
     /// A connection ended before any relay carried it: opened and closed in one.
     pub fn connection_refused(&self, labels: &ConnectionLabels, flags: ResponseFlags) {
         self.istio.open(labels).flags = flags;
@@ -321,11 +361,10 @@ impl Metrics {
 
     /// A request has ended; `status` as the client got it, a number that HTTP has room for.
     pub fn request(&self, verdict: &'static str, status: Option<u16>) {
-        // An application may invent any: at most as many label sets as there are classes beside the registered ones.
         let response_code = match status {
-            None => "none".to_owned(),
-            Some(status @ 100..=599) => status.to_string(),
-            Some(_) => "other".to_owned(),
+            None => ResponseCode::None,
+            Some(status @ 100..=599) => ResponseCode::Status(status),
+            Some(_) => ResponseCode::Other,
         };
         self.requests.get_or_create(&RequestLabels { verdict, response_code }).inc();
     }

@@ -35,6 +35,8 @@ pub struct RequestRecord {
     pub destination: Party,
     /// The identity that the client proved.
     pub peer_spiffe_id: Option<Arc<str>>,
+    /// The identity that its token proved, `<iss>/<sub>`.
+    pub request_principal: Option<String>,
     /// `HTTP/1.1` and so on; absent where the head could not be read, and of a connection.
     pub protocol: Option<String>,
     /// Method.
@@ -74,6 +76,7 @@ impl RequestRecord {
             source: connection.source.clone(),
             destination: connection.destination.clone(),
             peer_spiffe_id: connection.peer_spiffe_id.clone(),
+            request_principal: None,
             protocol: None,
             method: None,
             host: None,

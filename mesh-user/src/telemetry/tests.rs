@@ -76,7 +76,12 @@ fn a_connections_life_in_istios_names_and_labels() {
 fn label_sets_are_bounded_and_nothing_is_lost_beyond() {
     let metrics = Metrics::new(
         "node-a",
-        MetricsLimits { istio_label_sets: 3, istio_idle: Duration::from_secs(600), other_label_sets: 2 },
+        MetricsLimits {
+            istio_label_sets: 3,
+            istio_idle: Duration::from_secs(600),
+            other_label_sets: 2,
+            ..MetricsLimits::default()
+        },
     );
     for n in 0..50 {
         let connection = metrics.connection_opened(
@@ -94,9 +99,86 @@ fn label_sets_are_bounded_and_nothing_is_lost_beyond() {
     assert_eq!(sample(&text, "meshd_denials_total", &["policy=\"overflow\""]).as_deref(), Some("48"));
 }
 
+fn outcome(response_code: u16) -> RequestOutcome {
+    RequestOutcome {
+        response_code: Some(response_code),
+        is_grpc: false,
+        grpc_status: None,
+        flags: ResponseFlags::None,
+    }
+}
+
+fn sizes(request_bytes: u64, response_bytes: u64) -> RequestSizes {
+    RequestSizes { duration: Duration::from_millis(7), request_bytes, response_bytes }
+}
+
+#[test]
+fn requests_in_istios_names_and_labels() {
+    let metrics = metrics();
+    let requests = metrics.requests_on(&labels("web", "db"));
+    requests.ended(outcome(200), &sizes(0, 1000));
+    requests.ended(outcome(200), &sizes(30, 4));
+    let denied = RequestOutcome { flags: ResponseFlags::Denied, ..outcome(403) };
+    requests.ended(denied, &sizes(0, 19));
+    let call = RequestOutcome { is_grpc: true, grpc_status: Some(5), ..outcome(200) };
+    requests.ended(call, &sizes(1, 1));
+    let unanswered = RequestOutcome { response_code: None, flags: ResponseFlags::Truncated, ..outcome(0) };
+    requests.ended(unanswered, &sizes(0, 0));
+    let text = metrics.text();
+    let golden = "destination_cluster=\"unknown\",request_protocol=\"http\",response_flags=\"DENY\",\
+        connection_security_policy=\"mutual_tls\",response_code=\"403\"} 1\n";
+    assert!(text.contains(golden), "{text}");
+    let http = ["reporter=\"destination\"", "request_protocol=\"http\"", "response_code=\"200\""];
+    let bucket = |bound: &'static str| [&http[..], &[bound]].concat();
+    for (name, parts, want) in [
+        ("istio_requests_total", &http[..], "2"),
+        ("istio_requests_total", &["request_protocol=\"grpc\"", "grpc_response_status=\"5\""], "1"),
+        ("istio_requests_total", &["response_code=\"0\"", "response_flags=\"TRUNCATED\""], "1"),
+        ("istio_request_duration_milliseconds_sum", &http, "14.0"),
+        ("istio_request_duration_milliseconds_bucket", &bucket("le=\"5.0\""), "0"),
+        ("istio_request_duration_milliseconds_bucket", &bucket("le=\"10.0\""), "2"),
+        ("istio_request_bytes_sum", &http, "30.0"),
+        ("istio_response_bytes_sum", &http, "1004.0"),
+        ("istio_response_bytes_bucket", &bucket("le=\"+Inf\""), "2"),
+        ("istio_response_bytes_count", &http, "2"),
+    ] {
+        assert_eq!(sample(&text, name, parts).as_deref(), Some(want), "{name} {parts:?}\n{text}");
+    }
+}
+
+#[test]
+fn series_of_requests_are_bounded_and_nothing_is_lost_beyond() {
+    let limits = MetricsLimits {
+        istio_label_sets: 2,
+        istio_request_series: 3,
+        istio_idle: Duration::ZERO,
+        ..MetricsLimits::default()
+    };
+    let metrics = Metrics::new("node-a", limits);
+    let all: Vec<_> = ["a", "b", "c", "d"].map(|name| metrics.requests_on(&labels(name, "db"))).into();
+    for code in 200..205 {
+        all.iter().for_each(|requests| requests.ended(outcome(code), &sizes(0, 0)));
+    }
+    let value = |parts: &[&str]| sample(&metrics.text(), "istio_requests_total", parts);
+    assert_eq!(value(&["source_workload=\"a\"", "response_code=\"200\""]).as_deref(), Some("1"));
+    assert_eq!(value(&["source_workload=\"a\"", "response_code=\"other\""]).as_deref(), Some("4"));
+    assert_eq!(value(&["source_workload=\"overflow\"", "response_code=\"200\""]).as_deref(), Some("2"));
+    assert_eq!(value(&["source_workload=\"overflow\"", "response_code=\"other\""]).as_deref(), Some("8"));
+    drop(all);
+    let new = metrics.requests_on(&labels("e", "db"));
+    new.ended(outcome(500), &sizes(0, 0));
+    assert_eq!(value(&["source_workload=\"e\"", "response_code=\"500\""]).as_deref(), Some("1"));
+    assert_eq!(value(&["source_workload=\"a\"", "response_code=\"200\""]), None, "it made room");
+}
+
 #[test]
 fn an_idle_label_set_makes_room_and_a_live_one_stays() {
-    let limits = MetricsLimits { istio_label_sets: 2, istio_idle: Duration::ZERO, other_label_sets: 2 };
+    let limits = MetricsLimits {
+        istio_label_sets: 2,
+        istio_idle: Duration::ZERO,
+        other_label_sets: 2,
+        ..MetricsLimits::default()
+    };
     let metrics = Metrics::new("node-a", limits);
     let open =
         |name: &str| metrics.connection_opened(&labels(name, "db"), Direction::Inbound, RelayKind::Ktls);

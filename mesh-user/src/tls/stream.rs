@@ -32,12 +32,17 @@ pub struct TlsStream {
     /// Sealed or queued by rustls, not yet sent.
     outgoing: Vec<u8>,
     sent: usize,
+    /// The last read took all there was room for.
+    more_waits: bool,
     peer_closed: bool,
     close_sealed: bool,
     failed: Option<rustls::Error>,
     peer: Arc<VerifiedPeer>,
     facts: SessionFacts,
 }
+
+/// Records that are sealed for one write, or received by one read while much comes.
+const RECORDS: usize = 4;
 
 impl From<Established> for TlsStream {
     fn from(established: Established) -> Self {
@@ -60,6 +65,7 @@ impl From<Established> for TlsStream {
             read: 0,
             outgoing,
             sent: 0,
+            more_waits: false,
             peer_closed,
             close_sealed: false,
             failed,
@@ -144,12 +150,11 @@ impl TlsStream {
                 return Poll::Pending;
             }
         }
-        self.ciphertext.reserve(MAX_RECORD_BYTES);
-        match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.ciphertext))? {
-            // A FIN without close_notify is a truncation (RFC 8446 section 6.1).
-            0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-            _ => Poll::Ready(Ok(())),
-        }
+        self.ciphertext.reserve(MAX_RECORD_BYTES * if self.more_waits { RECORDS } else { 1 });
+        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.ciphertext))?;
+        self.more_waits = self.ciphertext.len() == self.ciphertext.capacity();
+        // A FIN without close_notify is a truncation (RFC 8446 section 6.1).
+        Poll::Ready(if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
     }
 
     /// Opens all that was received and sends all that is sealed, after which something may be sealed.
@@ -166,7 +171,9 @@ impl TlsStream {
         room: usize,
         seal: impl FnOnce(&mut Session, &mut [u8], &mut [u8]) -> Result<Option<usize>, rustls::Error>,
     ) -> io::Result<()> {
-        self.outgoing.resize(room + RECORD_OVERHEAD_BYTES, 0);
+        // And for a key update before it.
+        let records = room.div_ceil(MAX_RECORD_PLAINTEXT_BYTES) + 4;
+        self.outgoing.resize(room + records * RECORD_OVERHEAD_BYTES, 0);
         match seal(&mut self.session, &mut self.ciphertext, &mut self.outgoing) {
             Ok(Some(written)) => {
                 self.outgoing.truncate(written);
@@ -237,7 +244,7 @@ impl AsyncWrite for TlsStream {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         ready!(this.poll_ready_to_seal(cx))?;
-        let chunk = &buffer[..buffer.len().min(MAX_RECORD_PLAINTEXT_BYTES)];
+        let chunk = &buffer[..buffer.len().min(RECORDS * MAX_RECORD_PLAINTEXT_BYTES)];
         this.seal(chunk.len(), |session, input, room| session.seal(input, chunk, room))?;
         // It is taken in; what does not fit the socket goes with the next call.
         if let Poll::Ready(Err(error)) = this.poll_send(cx) {

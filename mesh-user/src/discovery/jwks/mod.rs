@@ -31,7 +31,7 @@ pub use schedule::Schedule;
 use crate::{
     ca::{self, CaError},
     config::JwksConfig,
-    jwt::{JwksSource, KeyLocation, KeySet, Keys},
+    jwt::{JwksSource, KeyLocation, KeySet, Keys, VerifiedSignatures},
 };
 use fetch::Fetcher;
 
@@ -90,6 +90,7 @@ pub struct JwksStore {
     places: ArcSwap<HashMap<KeyLocation, Arc<Place>>>,
     /// Counts fetches that ended, of all places.
     attempts: watch::Sender<u64>,
+    verified: VerifiedSignatures,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
 }
@@ -136,6 +137,7 @@ impl JwksStore {
             schedule: settings.schedule,
             places: ArcSwap::default(),
             attempts: watch::Sender::new(0),
+            verified: VerifiedSignatures::default(),
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
         })
@@ -203,6 +205,10 @@ impl Keys for JwksStore {
         if let Some(place) = self.places.load().get(location) {
             place.wanted.notify_one();
         }
+    }
+
+    fn verified(&self) -> Option<&VerifiedSignatures> {
+        Some(&self.verified)
     }
 }
 

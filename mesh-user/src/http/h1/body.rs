@@ -96,10 +96,11 @@ where
     W: AsyncWrite + Unpin,
 {
     while left > 0 {
-        if from.buffer.is_empty() && from.fill(room).await.map_err(CopyError::From)? == 0 {
+        let wanted = usize::try_from(left).unwrap_or(usize::MAX);
+        if from.buffer.is_empty() && from.fill(room.min(wanted)).await.map_err(CopyError::From)? == 0 {
             return Err(CopyError::Truncated);
         }
-        let here = from.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let here = from.buffer.len().min(wanted);
         to.write_all(&from.buffer[..here]).await.map_err(CopyError::To)?;
         to.flush().await.map_err(CopyError::To)?;
         from.buffer.advance(here);

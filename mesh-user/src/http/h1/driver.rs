@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     super::{
         error::{HttpError, Refusal},
-        gate::{Decision, Edits, Gate},
+        gate::{Decision, Edits, Gate, grpc_status_of},
         observe::{Names, Observer, Verdict},
         settings::Settings,
     },
@@ -132,15 +132,15 @@ where
         };
         let started = Instant::now();
         let head = request.parsed.head(&request.bytes);
-        let (mut names, grpc) = (Names::of(&head), head.is_grpc());
+        let mut names = Names::of(&head);
         match self.gate.decide(&head).await {
             Decision::Deny(denial) => {
-                names.rule.clone_from(&denial.rule);
-                let answer = denial.response(grpc);
+                names.decided(&denial.rule, &denial.principal);
+                let answer = denial.response(names.is_grpc());
                 self.answer_instead(&request, &answer, (&names, Verdict::Denied, started), None).await
             }
             Decision::Allow(edits) => {
-                names.rule.clone_from(&edits.rule);
+                names.decided(&edits.rule, &edits.principal);
                 if connection_names(&request, &edits) {
                     return self.refuse(Refusal::Connection, &names, started, &Progress::default()).await;
                 }
@@ -238,6 +238,7 @@ where
         let kept = answer::instead(answer, method, &request.parsed, read, write, self.settings).await;
         let mut report = names.report(verdict, started.elapsed());
         report.status = Some(answer.0);
+        report.grpc_status = grpc_status_of(&answer.1);
         report.bytes_sent = if method == "HEAD" { 0 } else { answer.2.len() as u64 };
         report.error = error.as_ref();
         self.observer.request(&report);

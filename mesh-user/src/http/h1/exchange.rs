@@ -26,8 +26,10 @@ use super::{
     write,
 };
 
-/// Room for a head to arrive in.
+/// Room for a request's head to arrive in.
 pub(super) const HEAD_ROOM: usize = 2048;
+/// Room for a response's head and the start of its body, which then leave in one write.
+const RESPONSE_ROOM: usize = 16 * 1024;
 
 /// What both directions tell of themselves while they run.
 #[derive(Debug, Default)]
@@ -298,7 +300,7 @@ async fn response_head<R: AsyncRead + Unpin>(
             Scanned::Complete(end) => break end,
             Scanned::NeedMore => {}
         }
-        match app.fill(HEAD_ROOM).await {
+        match app.fill(RESPONSE_ROOM).await {
             Ok(0) if app.buffer.is_empty() => return Err(ResponseError::Unanswered),
             Ok(0) => return Err(ResponseError::Broken(HttpError::ResponseTruncated)),
             Ok(_) => {}

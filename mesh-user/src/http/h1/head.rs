@@ -1,7 +1,7 @@
 //! Heads: where one ends, and what it says. Pure functions over bytes; strict for requests, as lenient for responses as is
 //! safe when they are written anew. What they accept has one reading.
 
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
 use http::StatusCode;
 
@@ -241,9 +241,10 @@ pub(in super::super) fn is_request_only(name: &str) -> bool {
 
 /// Reads a head that [`HeadScan`] found complete.
 pub fn parse_request(bytes: &[u8], settings: &Settings) -> Result<ParsedRequest, Refusal> {
-    let mut store = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut store[..settings.max_headers.min(MAX_FIELDS)]);
-    match request.parse(bytes) {
+    let mut store = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    let room = &mut store[..settings.max_headers.min(MAX_FIELDS)];
+    match request.parse_with_uninit_headers(bytes, room) {
         Ok(httparse::Status::Complete(end)) if end == bytes.len() => {}
         // A space in the target makes of its rest a version too.
         Err(httparse::Error::Version) if !has_other_version(bytes) => return Err(Refusal::Malformed),
@@ -355,9 +356,10 @@ fn keep_underscore(name: &str, choice: Underscores) -> Result<bool, Refusal> {
 
 /// Reads a response head that [`HeadScan`] found complete, to a request with that method.
 pub fn parse_response(bytes: &[u8], method: &str, settings: &Settings) -> Result<ParsedResponse, Refusal> {
-    let mut store = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut response = httparse::Response::new(&mut store[..settings.max_headers.min(MAX_FIELDS)]);
-    match response.parse(bytes)? {
+    let mut store = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut []);
+    let room = &mut store[..settings.max_headers.min(MAX_FIELDS)];
+    match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, room)? {
         httparse::Status::Complete(end) if end == bytes.len() => {}
         _ => return Err(Refusal::Malformed),
     }

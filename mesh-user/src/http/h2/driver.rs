@@ -123,7 +123,7 @@ fn server(settings: &Settings) -> Builder {
         .initial_window_size(settings.stream_window_bytes)
         .initial_connection_window_size(settings.connection_window_bytes)
         .max_header_list_size(u32::try_from(settings.max_head_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(settings.body_buffer_bytes * 4)
+        .max_send_buffer_size(settings.body_buffer_bytes)
         // Small messages that wait for a slow application cost memory beyond their bytes: as much as the window again.
         .data_frame_budget(settings.connection_window_bytes as usize);
     builder

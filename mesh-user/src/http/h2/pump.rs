@@ -34,7 +34,7 @@ pub(super) async fn pump(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     count: &AtomicU64,
-    good_trailers: impl Fn(&HeaderMap) -> bool,
+    mut good_trailers: impl FnMut(&HeaderMap) -> bool,
 ) -> Result<(), Stop> {
     loop {
         let data = select! {

@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     super::{
         error::{HttpError, Refusal},
-        gate::{Decision, Denial, Edits, Gate},
+        gate::{Decision, Denial, Edits, Gate, grpc_status_of},
         h1::{NOT_HTTP, UNREACHABLE, is_forbidden_trailer},
         observe::{Names, Observer, Verdict},
         settings::Settings,
@@ -50,6 +50,7 @@ pub(super) struct Shared<'a, O, A, G, B> {
 #[derive(Default)]
 struct Outcome {
     status: Option<StatusCode>,
+    grpc_status: Option<u8>,
     sent_by_us: u64,
     /// The client reset it before it was answered.
     taken_back: bool,
@@ -91,6 +92,7 @@ where
         };
         let mut report = names.report(verdict, started.elapsed());
         report.status = outcome.status;
+        report.grpc_status = outcome.grpc_status;
         report.bytes_received = counts.received.load(Relaxed);
         report.bytes_sent = counts.sent.load(Relaxed) + outcome.sent_by_us;
         report.error = outcome.error.as_ref();
@@ -106,7 +108,8 @@ where
         counts: &Counts,
     ) -> (Names, Verdict, Outcome) {
         let view = head.view();
-        let (mut names, grpc, is_head) = (Names::of(&view), view.is_grpc(), view.method == "HEAD");
+        let (mut names, is_head) = (Names::of(&view), view.method == "HEAD");
+        let grpc = names.is_grpc();
         let decision = select! {
             biased;
             _ = taken_back(&mut respond) => return (names, Verdict::Undecided, Outcome::taken_back()),
@@ -114,12 +117,12 @@ where
         };
         let edits = match decision {
             Decision::Deny(denial) => {
-                names.rule.clone_from(&denial.rule);
+                names.decided(&denial.rule, &denial.principal);
                 return (names, Verdict::Denied, answer(&mut respond, &denial, grpc, is_head));
             }
             Decision::Allow(edits) => edits,
         };
-        names.rule.clone_from(&edits.rule);
+        names.decided(&edits.rule, &edits.principal);
         let outcome = self.allowed(head, &edits, body, respond, counts, (grpc, is_head)).await;
         (names, Verdict::Allowed, outcome)
     }
@@ -193,6 +196,7 @@ async fn taken_back(respond: &mut SendResponse<Bytes>) -> Option<Reason> {
 /// Answers in the application's place.
 fn answer(respond: &mut SendResponse<Bytes>, denial: &Denial, grpc: bool, is_head: bool) -> Outcome {
     let (status, mut headers, body) = denial.response(grpc);
+    let grpc_status = grpc_status_of(&headers);
     if !grpc {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
@@ -206,7 +210,7 @@ fn answer(respond: &mut SendResponse<Bytes>, denial: &Denial, grpc: bool, is_hea
         .send_response(response, body.is_empty())
         .and_then(|mut to| if body.is_empty() { Ok(()) } else { to.send_data(body, true) });
     let error = sent.err().map(HttpError::PeerH2);
-    Outcome { status: Some(status), sent_by_us, error, ..Outcome::default() }
+    Outcome { status: Some(status), grpc_status, sent_by_us, error, ..Outcome::default() }
 }
 
 /// Both directions until both have ended.
@@ -278,17 +282,21 @@ async fn relay_response(
         Ok(Err(error)) => return unanswered(error, &mut respond, grpc, is_head),
     };
     heads::add_to_response(&mut parts.headers, edits);
-    let status = Some(parts.status);
+    let (status, mut grpc_status) = (Some(parts.status), grpc_status_of(&parts.headers));
     let whole = body.is_end_stream();
     let mut to = match respond.send_response(Response::from_parts(parts, ()), whole) {
         Ok(to) => to,
         Err(error) => return Outcome { status, ..Outcome::failed(HttpError::PeerH2(error)) },
     };
     if whole {
-        return Outcome { status, ..Outcome::default() };
+        return Outcome { status, grpc_status, ..Outcome::default() };
     }
-    match pump(&mut body, &mut to, &counts.sent, |_| true).await {
-        Ok(()) | Err(Stop::Trailer) => Outcome { status, ..Outcome::default() },
+    let good = |trailers: &HeaderMap| {
+        grpc_status = grpc_status.or(grpc_status_of(trailers));
+        true
+    };
+    match pump(&mut body, &mut to, &counts.sent, good).await {
+        Ok(()) | Err(Stop::Trailer) => Outcome { status, grpc_status, ..Outcome::default() },
         Err(Stop::From(error)) => {
             to.send_reset(error.reason().filter(|_| error.is_reset()).unwrap_or(Reason::INTERNAL_ERROR));
             Outcome { status, ..Outcome::failed(HttpError::ApplicationH2(error)) }

@@ -55,6 +55,6 @@ fn client(settings: &Settings) -> Builder {
         .initial_window_size(settings.stream_window_bytes)
         .initial_connection_window_size(settings.connection_window_bytes)
         .max_header_list_size(u32::try_from(settings.max_head_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(settings.body_buffer_bytes * 4);
+        .max_send_buffer_size(settings.body_buffer_bytes);
     builder
 }

@@ -187,6 +187,6 @@ async fn each_request_is_reported_without_its_query() {
     let found = talk(&[input.as_bytes()], OK, false, Settings::default()).await;
     assert_eq!(
         found.lines,
-        ["Allowed POST shop:80 /edit/x 200 in=3 out=2", "Denied GET a /deny 403 in=0 out=19"]
+        ["Allowed POST shop:80 /edit/x 200 in=3 out=2 by=issuer/alice", "Denied GET a /deny 403 in=0 out=19"]
     );
 }

@@ -129,6 +129,29 @@ async fn grpc_is_denied_with_trailers_only() {
         assert_eq!(response.headers()["grpc-status"], status);
     }
     assert_eq!(between.opened.load(Relaxed), 0);
+    let lines = between.lines.0.lock().unwrap();
+    assert!(lines[0].ends_with("grpc=7") && lines[1].ends_with("grpc=16"), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_grpc_call_is_reported() {
+    let between = between(Settings::default());
+    serve_h2(between.applications, echo);
+    let (mut sender, _connection) = client(between.client).await;
+    for (content_type, status) in [("application/grpc", "5"), ("application/grpc", "99"), ("text/plain", "5")]
+    {
+        let mut request = request("POST", "/call");
+        request.headers_mut().insert("content-type", HeaderValue::from_static(content_type));
+        sender = sender.ready().await.unwrap();
+        let (response, mut to) = sender.send_request(request, false).unwrap();
+        // It comes back as it is.
+        let status = HeaderValue::from_static(status);
+        to.send_trailers(HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), status)])).unwrap();
+        collect(response.await.unwrap().into_body()).await.unwrap();
+    }
+    let lines = between.lines.0.lock().unwrap();
+    let ends = lines.iter().map(|line| line.split_once(" grpc=").map(|(_, status)| status));
+    assert_eq!(ends.collect::<Vec<_>>(), [Some("5"), None, None], "{lines:?}");
 }
 
 #[tokio::test(start_paused = true)]

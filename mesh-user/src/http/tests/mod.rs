@@ -54,7 +54,8 @@ impl Gate for Rules {
                 set: vec![(name("x-user"), value("alice"))],
                 append: vec![(name("x-seen"), value("2"))],
                 response: vec![(name("x-checked"), value("yes"))],
-                rule: None,
+                principal: Some("issuer/alice".into()),
+                ..Edits::default()
             }),
             _ => Decision::Allow(Edits::default()),
         }
@@ -68,14 +69,20 @@ struct Lines(Mutex<Vec<String>>);
 impl Observer for Lines {
     fn request(&self, report: &RequestReport<'_>) {
         let status = report.status.map_or(0, |status| status.as_u16());
+        let told = |name: &str, value: Option<&dyn std::fmt::Display>| {
+            value.map_or(String::new(), |value| format!(" {name}={value}"))
+        };
+        let grpc = report.grpc_status.filter(|_| report.is_grpc);
         let line = format!(
-            "{:?} {} {} {} {status} in={} out={}{}",
+            "{:?} {} {} {} {status} in={} out={}{}{}{}",
             report.verdict,
             report.method,
             report.host,
             report.path,
             report.bytes_received,
             report.bytes_sent,
+            told("by", report.principal.as_ref().map(|by| by as _)),
+            told("grpc", grpc.as_ref().map(|status| status as _)),
             if report.error.is_some() { " error" } else { "" },
         );
         self.0.lock().unwrap().push(line);

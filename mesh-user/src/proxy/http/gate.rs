@@ -16,7 +16,7 @@ use crate::{
         http::{HttpRequest, Normalization, NormalizedPath},
     },
     proxy::{Live, Mesh, attempt::count_denial},
-    telemetry::{Direction, RequestEvent, RequestRecord},
+    telemetry::{Direction, RequestEvent, RequestRecord, escape::truncate},
 };
 
 pub(super) struct PolicyGate<'a> {
@@ -53,6 +53,10 @@ impl PolicyGate<'_> {
         let path = normalized(head)?;
         let mut edits = Edits::default();
         let claims = self.authenticate(policy, head, path.as_ref(), &mut edits)?;
+        let is_told = self.mesh.access_log.is_on();
+        // An issuer may write any name.
+        let who = claims.as_deref().filter(|_| is_told);
+        edits.principal = who.and_then(|token| Some(truncate(&token.principal()?).into()));
         if edits.path.is_none()
             && let Some(path) = path.as_ref().filter(|path| path.is_changed())
         {
@@ -69,16 +73,22 @@ impl PolicyGate<'_> {
             remote_ip: connection.src.ip().to_canonical(),
         };
         if policy.observes() {
-            self.tell_observed(head, &policy.observe(&connection, Some(&request)));
+            self.tell_observed(
+                head,
+                edits.principal.as_deref(),
+                &policy.observe(&connection, Some(&request)),
+            );
         }
         match policy.decide_http(&connection, &request) {
             HttpVerdict::Allow { rule } => {
-                edits.rule = rule.map(|rule| rule.to_string().into());
+                edits.rule = rule.filter(|_| is_told).map(|rule| rule.to_string().into());
                 Ok(edits)
             }
-            HttpVerdict::Deny { reason } => Err(self.deny(&reason)),
+            HttpVerdict::Deny { reason } => Err(self.deny(&reason, edits.principal)),
             // No provider can be asked yet.
-            HttpVerdict::Custom { rule, .. } => Err(self.deny(&DenyReason::CustomUnavailable(rule))),
+            HttpVerdict::Custom { rule, .. } => {
+                Err(self.deny(&DenyReason::CustomUnavailable(rule), edits.principal))
+            }
         }
     }
 
@@ -121,13 +131,14 @@ impl PolicyGate<'_> {
         Ok(token)
     }
 
-    fn deny(&self, reason: &DenyReason) -> Denial {
+    fn deny(&self, reason: &DenyReason, principal: Option<Arc<str>>) -> Denial {
         count_denial(&self.mesh.metrics, reason, Direction::Inbound);
-        because(Denial::forbidden(), &reason.to_string())
+        Denial { principal, ..because(Denial::forbidden(), &reason.to_string()) }
     }
 
-    fn tell_observed(&self, head: &RequestHead<'_>, observed: &Observed) {
+    fn tell_observed(&self, head: &RequestHead<'_>, principal: Option<&str>, observed: &Observed) {
         tell_observed(self.mesh, &self.live.record, observed, |record| {
+            record.request_principal = principal.map(str::to_owned);
             record.protocol = Some(head.version.to_string());
             record.method = Some(head.method.to_owned());
             record.host = Some(head.authority.to_owned());

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     capture::PeerViewGuard,
-    proxy::{Live, stage::Wire},
+    proxy::{Live, relay::Vigil, stage::Wire},
     sys::socket::reset_on_close,
     tls::TlsStream,
 };
@@ -43,15 +43,16 @@ pub(super) struct PeerLeg {
     /// None once it was given away.
     inner: Option<Inner>,
     reset: ResetSwitch,
+    vigil: Vigil,
 }
 
 impl PeerLeg {
-    pub(super) fn new(wire: Wire) -> Self {
+    pub(super) fn new(wire: Wire, vigil: Vigil) -> Self {
         let inner = match wire {
             Wire::Plain(stream) => Inner::Plain(stream),
             Wire::Tls(established) => Inner::Tls(Box::new(TlsStream::from(*established))),
         };
-        Self { inner: Some(inner), reset: ResetSwitch(Arc::default()) }
+        Self { inner: Some(inner), reset: ResetSwitch(Arc::default()), vigil }
     }
 
     pub(super) fn reset_switch(&self) -> ResetSwitch {
@@ -76,14 +77,35 @@ impl PeerLeg {
     }
 }
 
+impl PeerLeg {
+    fn socket(&self) -> Option<&TcpStream> {
+        match self.inner.as_ref()? {
+            Inner::Plain(stream) => Some(stream),
+            Inner::Tls(stream) => Some(stream.socket()),
+        }
+    }
+
+    /// What has to wait waits no longer for a client that is gone.
+    fn waited<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let socket = match &self.inner {
+            Some(Inner::Plain(stream)) => stream,
+            Some(Inner::Tls(stream)) => stream.socket(),
+            None => return outcome,
+        };
+        if outcome.is_pending() && self.vigil.poll(socket, context).is_ready() {
+            self.reset.pull();
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client's node is silent")));
+        }
+        outcome
+    }
+}
+
 impl Drop for PeerLeg {
     fn drop(&mut self) {
-        if self.reset.0.load(Ordering::Relaxed) {
-            match &self.inner {
-                Some(Inner::Plain(stream)) => reset_on_close(stream),
-                Some(Inner::Tls(stream)) => reset_on_close(stream.socket()),
-                None => {}
-            }
+        if self.reset.0.load(Ordering::Relaxed)
+            && let Some(socket) = self.socket()
+        {
+            reset_on_close(socket);
         }
     }
 }
@@ -94,29 +116,35 @@ fn gone() -> io::Error {
 
 impl AsyncRead for PeerLeg {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
+        let this = self.get_mut();
+        let read = match &mut this.inner {
             Some(Inner::Plain(stream)) => Pin::new(stream).poll_read(cx, buf),
             Some(Inner::Tls(stream)) => Pin::new(stream).poll_read(cx, buf),
-            None => Poll::Ready(Err(gone())),
-        }
+            None => return Poll::Ready(Err(gone())),
+        };
+        this.waited(read, cx)
     }
 }
 
 impl AsyncWrite for PeerLeg {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().inner {
+        let this = self.get_mut();
+        let written = match &mut this.inner {
             Some(Inner::Plain(stream)) => Pin::new(stream).poll_write(cx, buf),
             Some(Inner::Tls(stream)) => Pin::new(stream).poll_write(cx, buf),
-            None => Poll::Ready(Err(gone())),
-        }
+            None => return Poll::Ready(Err(gone())),
+        };
+        this.waited(written, cx)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
+        let this = self.get_mut();
+        let flushed = match &mut this.inner {
             Some(Inner::Plain(stream)) => Pin::new(stream).poll_flush(cx),
             Some(Inner::Tls(stream)) => Pin::new(stream).poll_flush(cx),
-            None => Poll::Ready(Err(gone())),
-        }
+            None => return Poll::Ready(Err(gone())),
+        };
+        this.waited(flushed, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

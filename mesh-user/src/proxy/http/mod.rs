@@ -26,7 +26,7 @@ use super::{
     connections::{Candidate, Requests},
     inbound::connected,
     recheck::recheck_one,
-    relay::CloseReason,
+    relay::{CloseReason, Vigil},
     stage::{Ends, Entered, Wire, carry},
 };
 use crate::{
@@ -57,7 +57,7 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
     };
     let limits = mesh.view().snapshot.config.limits.clone();
     let settings = Settings { detect_timeout: Some(limits.detect_timeout()), ..Settings::default() };
-    let mut leg = PeerLeg::new(wire);
+    let mut leg = PeerLeg::new(wire, Vigil::new(limits.keepalive_idle(), limits.user_timeout()));
     let mut read = BytesMut::new();
     match look(&mut leg, &mut read, &settings).await {
         Ok(Detected::Http1 | Detected::Http2) => {}
@@ -99,7 +99,7 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
         Ok::<_, io::Error>(AppLeg::new(stream, guard, Arc::clone(&live)))
     };
     let gate = PolicyGate { mesh, live: &live };
-    let reporter = Reporter { mesh, live: &live };
+    let reporter = Reporter { mesh, live: &live, requests: attempt.request_metrics() };
     let reset = leg.reset_switch();
     let ended = tokio::select! {
         served = serve(leg, read, open, &gate, &reporter, &settings) => Some(served),
@@ -173,14 +173,18 @@ async fn reach(
 }
 
 fn ending(error: Option<HttpError>) -> (ResponseFlags, Option<String>) {
-    let flags = match &error {
+    (flags_of(error.as_ref()), error.map(|error| error.to_string()))
+}
+
+/// Why a connection or a request ended.
+fn flags_of(error: Option<&HttpError>) -> ResponseFlags {
+    match error {
         None => ResponseFlags::None,
         Some(HttpError::Open(_)) => ResponseFlags::ConnectFailure,
         Some(HttpError::RequestTruncated | HttpError::ResponseTruncated) => ResponseFlags::Truncated,
         Some(HttpError::Peer(_) | HttpError::Application(_)) => ResponseFlags::Reset,
         Some(_) => ResponseFlags::Failed,
-    };
-    (flags, error.map(|error| error.to_string()))
+    }
 }
 
 fn closed(live: &Live) -> (ResponseFlags, Option<String>) {

@@ -23,6 +23,7 @@ pub use handover::{Handover, HandoverState};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use ktls::fuzz;
+pub(super) use patience::Vigil;
 pub use stats::{CloseReason, EndedBy, LiveStats, RelayOptions, RelayOutcome};
 
 use crate::tls::{Established, KernelTls, Offloaded};

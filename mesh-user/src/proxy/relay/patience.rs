@@ -4,10 +4,15 @@
 use std::{
     convert::Infallible,
     future::pending,
+    pin::Pin,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
 
 use super::stats::LiveStats;
 use crate::sys::socket::{self, Owed, owed};
@@ -55,6 +60,60 @@ pub(super) async fn silent(wire: &TcpStream, limit: Duration) {
     }
 }
 
+/// [`keep_alive`] and [`silent`] for a socket that belongs to a stream: to be asked whenever that one waits.
+pub(in crate::proxy) struct Vigil {
+    timer: Pin<Box<Sleep>>,
+    /// When the kernel is to probe, and after how long a quiet.
+    keep_alive: Option<(Instant, Duration)>,
+    /// When to look whether the peer is silent, and how long it may be.
+    look: Option<(Instant, Duration)>,
+    question: Question,
+}
+
+impl Vigil {
+    /// Zero: not at all.
+    pub(in crate::proxy) fn new(keepalive_idle: Duration, user_timeout: Duration) -> Self {
+        let now = Instant::now();
+        let half = |limit: Duration| (!limit.is_zero()).then(|| (now + limit / 2, limit));
+        let mut vigil = Self {
+            timer: Box::pin(sleep(Duration::ZERO)),
+            keep_alive: half(keepalive_idle),
+            look: half(user_timeout),
+            question: Question::default(),
+        };
+        vigil.set_timer();
+        vigil
+    }
+
+    fn set_timer(&mut self) {
+        let next = self.keep_alive.iter().chain(&self.look).map(|(due, _)| *due).min();
+        if let Some(next) = next {
+            self.timer.as_mut().reset(next.into());
+        }
+    }
+
+    /// Ready when the peer has been silent for too long.
+    pub(in crate::proxy) fn poll(&mut self, wire: &TcpStream, context: &mut Context<'_>) -> Poll<()> {
+        while self.keep_alive.is_some() || self.look.is_some() {
+            ready!(self.timer.as_mut().poll(context));
+            let now = Instant::now();
+            if let Some((_, idle)) = self.keep_alive.take_if(|(due, _)| *due <= now) {
+                // Only a socket that has ended refuses; its error is seen elsewhere.
+                let _ = socket::keep_alive(wire, idle);
+            }
+            if let Some((due, limit)) = self.look.as_mut().filter(|(due, _)| *due <= now) {
+                // A socket that cannot be asked has ended; its error is seen elsewhere.
+                if owed(wire).is_ok_and(|owed| self.question.open_for(&owed, now) >= *limit) {
+                    return Poll::Ready(());
+                }
+                *due = now + *limit / 2;
+            }
+            self.set_timer();
+        }
+        Poll::Pending
+    }
+}
+
 /// The kernel's clock for these times ticks so seldom at most.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -94,6 +153,26 @@ mod tests {
             open = question.open_for(&owed, begun + Duration::from_secs(30) * turn);
         }
         open.as_secs()
+    }
+
+    #[tokio::test]
+    async fn a_quiet_peer_is_probed_and_one_that_is_well_is_not_silent() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let wire = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let probed = || socket2::SockRef::from(&wire).keepalive().unwrap();
+        let mut vigil = Vigil::new(Duration::from_millis(4), Duration::from_millis(2));
+        assert!(!probed());
+        std::future::poll_fn(|context| {
+            assert!(vigil.poll(&wire, context).is_pending(), "it owes nothing");
+            if probed() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let mut never = Vigil::new(Duration::ZERO, Duration::ZERO);
+        std::future::poll_fn(|context| {
+            assert!(never.poll(&wire, context).is_pending());
+            Poll::Ready(())
+        })
+        .await;
     }
 
     #[test]
