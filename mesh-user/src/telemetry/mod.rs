@@ -5,6 +5,7 @@
 pub mod access_log;
 pub mod escape;
 pub mod istio;
+pub mod jwks;
 pub mod labels;
 pub mod logging;
 pub mod metrics;
@@ -17,6 +18,7 @@ mod tests;
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogSettings};
 pub use istio::{ConnectionBytes, TcpConnections};
+pub use jwks::KeyPlace;
 pub use labels::{
     ConnectionLabels, ConnectionSecurityPolicy, Direction, HandshakeSide, RelayKind, Reporter, ResponseFlags,
     ServiceLabels, WorkloadLabels,
