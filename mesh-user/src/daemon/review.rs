@@ -76,6 +76,16 @@ fn seen(mesh: &Mesh, view: &View) -> Vec<Seen> {
     mesh.memory.seen()
 }
 
+/// What about keys of token issuers an operator must act on.
+pub(super) fn key_problems(places: &[JwksStatus]) -> Vec<String> {
+    let failing = places.iter().filter(|place| place.keys == 0);
+    let problem = |place: &JwksStatus| {
+        let error = place.last_error.as_ref()?;
+        Some(format!("there are no keys from {}, so tokens that need them are refused: {error}", place.url))
+    };
+    failing.filter_map(problem).collect()
+}
+
 pub(super) fn jwks_row(status: JwksStatus) -> JwksRow {
     JwksRow {
         url: status.url,

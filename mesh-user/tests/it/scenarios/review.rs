@@ -239,6 +239,8 @@ spec:
     let error = rows[0]["last_error"].as_str().unwrap_or_default();
     ensure!(rows[0]["url"] == "http://127.0.0.1:9/keys" && error.contains("jwks.allowAddresses"), "{rows}");
     ensure!(rows[0]["keys"] == 0 && rows[0]["fetched_unix_s"].is_null(), "{rows}");
+    let status = mesh.b.ctl_json(&["status"])?;
+    ensure!(status["problems"].to_string().contains("no keys from http://127.0.0.1:9/keys"), "{status}");
     ensure!(
         mesh.b.metric("meshd_jwks_failures", &["url=\"http://127.0.0.1:9/keys\""])? > 0,
         "no failure is counted"
