@@ -15,7 +15,8 @@ use std::{
 use fake::Fake;
 use mesh_user::admin::{
     AdminLimits, AdminServer, AdminSource, CertRow, CheckRow, ConnectionRow, ExplainError, ExplainQuery,
-    Explanation, Mode, PolicyRow, ReloadReport, Status, WorkloadRow,
+    Explanation, ImpactReport, JwksRow, LintRow, Mode, PolicyFile, PolicyFiles, PolicyRow, ReloadReport,
+    Status, WorkloadRow,
 };
 use tokio_util::sync::CancellationToken;
 

@@ -11,8 +11,8 @@ use std::sync::{
 use libfuzzer_sys::fuzz_target;
 use mesh_fuzz::{Input, block_on};
 use mesh_user::admin::{
-    AdminSource, CertRow, CheckRow, ConnectionRow, ExplainError, ExplainQuery, Explanation, PolicyRow,
-    ReloadReport, Status, WorkloadRow, fuzz::serve,
+    AdminSource, CertRow, CheckRow, ConnectionRow, ExplainError, ExplainQuery, Explanation, ImpactReport,
+    JwksRow, LintRow, PolicyFiles, PolicyRow, ReloadReport, Status, WorkloadRow, fuzz::serve,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
@@ -84,6 +84,16 @@ impl AdminSource for Source {
     }
     fn check(&self) -> Vec<CheckRow> {
         Vec::new()
+    }
+    fn jwks(&self) -> Vec<JwksRow> {
+        Vec::new()
+    }
+    fn lint(&self, files: &PolicyFiles) -> Result<Vec<LintRow>, String> {
+        assert!(files.files.iter().map(|file| file.text.len()).sum::<usize>() < 4 << 20);
+        Ok(Vec::new())
+    }
+    fn impact(&self, _files: &PolicyFiles) -> Result<ImpactReport, String> {
+        Ok(ImpactReport::default())
     }
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
         assert!(query.port > 0 || matches!(query.to, mesh_user::admin::ExplainTarget::Address(_)));

@@ -204,6 +204,8 @@ pub struct PolicyRow {
     pub workloads: u64,
     /// What of it is not enforced and why; one sentence each.
     pub not_enforced: Vec<String>,
+    /// Documents of its level that it competes with, and which counts.
+    pub conflicts: Vec<String>,
 }
 
 /// One element of `GET /v1/check`: a capability of the node.
@@ -248,6 +250,51 @@ pub struct Explanation {
     pub tls: bool,
     /// How the decision came about, in order.
     pub steps: Vec<String>,
+    /// What was asked about a request; none: a connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<ExplainedRequest>,
+    /// Rules of AUDIT policies that match.
+    pub audit: Vec<String>,
+    /// What dry-run policies would do; none: there are none.
+    pub dry_run: Option<String>,
+}
+
+/// A request that was decided.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExplainedRequest {
+    /// Its method.
+    pub method: String,
+    /// As rules see it, without its query.
+    pub path: String,
+    /// As rules see it.
+    pub host: String,
+    /// What became of its token, in words; empty where requests are not read.
+    pub token: String,
+    /// `iss/sub` of the token that was believed.
+    pub principal: Option<String>,
+    /// What meshd answers; none: the request goes on to the application.
+    pub status: Option<u16>,
+}
+
+/// One element of `GET /v1/jwks`: a place that keys of a token issuer are fetched from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JwksRow {
+    /// A key set, or an issuer's discovery document.
+    pub url: String,
+    /// Keys in use.
+    pub keys: u64,
+    /// Keys of the set that are not used.
+    pub skipped: u64,
+    /// When the keys were last had; none: never.
+    pub fetched_unix_s: Option<u64>,
+    /// Until they are fetched again; none: now.
+    pub next_in_s: Option<u64>,
+    /// Fetches that failed since the last that did not.
+    pub failures: u64,
+    /// Why the last fetch failed; empty: it did not.
+    pub last_error: String,
 }
 
 /// `POST /v1/reload`.

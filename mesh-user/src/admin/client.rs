@@ -8,10 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
@@ -88,6 +88,16 @@ impl AdminClient {
         parse(&self.request(Method::POST, path).await?)
     }
 
+    /// `POST` of a JSON document.
+    pub async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::BadAnswer(error.to_string()))?;
+        parse(&self.request_with(Method::POST, path, body.into()).await?)
+    }
+
     /// `GET` of plain text.
     pub async fn text(&self, path: &str) -> Result<String, ClientError> {
         let body = self.request(Method::GET, path).await?;
@@ -95,13 +105,27 @@ impl AdminClient {
     }
 
     async fn request(&self, method: Method, path_and_query: &str) -> Result<Bytes, ClientError> {
-        let exchange = self.exchange(method, path_and_query);
+        self.request_with(method, path_and_query, Bytes::new()).await
+    }
+
+    async fn request_with(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
+        let exchange = self.exchange(method, path_and_query, body);
         tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_elapsed| ClientError::TimedOut)?
     }
 
-    async fn exchange(&self, method: Method, path_and_query: &str) -> Result<Bytes, ClientError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.connect_error(source))?;
-        exchange_over(stream, method, path_and_query).await
+        exchange_over(stream, method, path_and_query, body).await
     }
 
     fn connect_error(&self, source: io::Error) -> ClientError {
@@ -121,6 +145,7 @@ pub(super) async fn exchange_over<S>(
     stream: S,
     method: Method,
     path_and_query: &str,
+    body: Bytes,
 ) -> Result<Bytes, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -133,7 +158,7 @@ where
         .uri(path_and_query)
         .header(header::HOST, "meshd")
         .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(|error| ClientError::NoAnswer(error.to_string()))?;
     let response = sender.send_request(request).await.map_err(no_answer)?;
     let status = response.status();

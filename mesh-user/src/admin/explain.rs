@@ -1,15 +1,23 @@
 //! Answers `policy explain` from a world and its compiled policies. Pure: the daemon calls it with what is in
 //! force, meshctl with what lies in files, and both say the same.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{
-    api::{Explanation, Mode},
+    api::{ExplainedRequest, Explanation, Mode},
+    explain_request,
     source::{ExplainError, ExplainQuery, ExplainSource, ExplainTarget},
 };
 use crate::{
     identity::SpiffeId,
-    policy::{self, CompiledPolicies, L4Request, Verdict},
+    jwt::{KeyLocation, KeySet, Keys},
+    policy::{
+        self, CompiledPolicies, HttpVerdict, L4Request, Observed, PolicyExplanation, WorkloadPolicy,
+        http::Normalization,
+    },
     world::{Destination, Workload, World},
 };
 
@@ -25,12 +33,67 @@ struct Server<'a> {
     steps: Vec<String>,
 }
 
-/// Decides the connection that `query` describes.
-pub fn explain(
-    world: &World,
-    policies: &CompiledPolicies,
-    query: &ExplainQuery,
-) -> Result<Explanation, ExplainError> {
+/// What an answer rests on.
+#[derive(Clone, Copy)]
+pub struct Knowledge<'a> {
+    /// Workloads, services, addresses.
+    pub world: &'a World,
+    /// Compiled for that world.
+    pub policies: &'a CompiledPolicies,
+    /// What is made of paths before rules see them.
+    pub normalization: Normalization,
+    /// Keys of token issuers.
+    pub keys: &'a dyn Keys,
+    /// Unix time, for tokens.
+    pub now_seconds: u64,
+}
+
+/// Without a daemon nobody has fetched any.
+#[derive(Debug)]
+pub struct NoKeys;
+
+impl Keys for NoKeys {
+    fn keys(&self, _location: &KeyLocation) -> Option<Arc<KeySet>> {
+        None
+    }
+
+    fn unknown_key(&self, _location: &KeyLocation) {}
+}
+
+/// A connection or request with its verdict.
+#[derive(Default)]
+pub(super) struct Decided {
+    pub(super) allowed: bool,
+    pub(super) by: String,
+    /// What happened before rules were asked.
+    pub(super) before: Vec<String>,
+    pub(super) policies: Vec<PolicyExplanation>,
+    pub(super) mode_sources: Vec<String>,
+    pub(super) observed: Observed,
+    pub(super) request: Option<ExplainedRequest>,
+}
+
+impl Decided {
+    pub(super) fn connection(policy: &WorkloadPolicy, connection: &L4Request<'_>) -> Self {
+        let explained = policy.explain(connection);
+        Self {
+            allowed: explained.verdict.is_allowed(),
+            by: decided_by(&explained.verdict.into()),
+            before: Vec::new(),
+            policies: explained.policies,
+            mode_sources: explained.mode_sources,
+            observed: explained.observed,
+            request: None,
+        }
+    }
+}
+
+/// Decides the connection, or the request on it, that `query` describes.
+///
+/// # Errors
+/// When it names nobody, or nothing that meshd decides.
+pub fn explain(known: &Knowledge<'_>, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
+    let Knowledge { world, policies, .. } = *known;
     let client = client(world, &query.from)?;
     let Server { workload, address, mut steps } = server(world, &query.to, query.port)?;
     let policy = policies.for_workload(workload.id);
@@ -50,7 +113,12 @@ pub fn explain(
         ));
     }
     let src = SocketAddr::new(client.address, 0);
-    let decided = policy.explain(&L4Request { peer, src, dst: address, sni: None });
+    let connection = L4Request { peer, src, dst: address, sni: None };
+    let decided = match &query.request {
+        None => Decided::connection(policy, &connection),
+        Some(request) => explain_request::judge(known, policy, &connection, request),
+    };
+    steps.extend(decided.before);
     for considered in &decided.policies {
         let dry_run = if considered.dry_run { " (dry run)" } else { "" };
         let name =
@@ -64,8 +132,8 @@ pub fn explain(
         }
     }
     Ok(Explanation {
-        allowed: decided.verdict.is_allowed(),
-        decided_by: decided_by(&decided.verdict),
+        allowed: decided.allowed,
+        decided_by: decided.by,
         source: client.shown,
         source_spiffe_id: peer.map(ToString::to_string),
         destination: workload.name.to_string(),
@@ -75,6 +143,12 @@ pub fn explain(
         mode_set_by: decided.mode_sources.join(", "),
         tls,
         steps,
+        request: decided.request,
+        audit: decided.observed.audit.iter().map(ToString::to_string).collect(),
+        dry_run: decided.observed.dry_run.map(|dry_run| {
+            let matched: Vec<_> = dry_run.matched.iter().map(ToString::to_string).collect();
+            format!("{}; matched: [{}]", dry_run.verdict, matched.join(", "))
+        }),
     })
 }
 
@@ -88,11 +162,12 @@ impl From<policy::Mode> for Mode {
     }
 }
 
-fn decided_by(verdict: &Verdict) -> String {
+pub(super) fn decided_by(verdict: &HttpVerdict) -> String {
     match verdict {
-        Verdict::Allow { rule: Some(rule) } => rule.to_string(),
-        Verdict::Allow { rule: None } => "no ALLOW policy applies".to_owned(),
-        Verdict::Deny { reason } => reason.to_string(),
+        HttpVerdict::Allow { rule: Some(rule) } => rule.to_string(),
+        HttpVerdict::Allow { rule: None } => "no ALLOW policy applies".to_owned(),
+        HttpVerdict::Deny { reason } => reason.to_string(),
+        HttpVerdict::Custom { .. } => verdict.to_string(),
     }
 }
 

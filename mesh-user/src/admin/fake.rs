@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::{
-    AdminSource, CertRow, CheckRow, ConnectionRow, ExplainError, ExplainQuery, Explanation, Mode, PolicyRow,
-    ReloadReport, Status, WorkloadRow,
+    AdminSource, CertRow, CheckRow, ConnectionRow, ExplainError, ExplainQuery, Explanation, ImpactReport,
+    JwksRow, LintRow, Mode, PolicyFile, PolicyFiles, PolicyRow, ReloadReport, Status, WorkloadRow,
 };
 
 #[derive(Default)]
@@ -37,6 +37,16 @@ impl AdminSource for Fake {
     }
     fn check(&self) -> Vec<CheckRow> {
         Vec::new()
+    }
+    fn jwks(&self) -> Vec<JwksRow> {
+        Vec::new()
+    }
+    fn lint(&self, files: &PolicyFiles) -> Result<Vec<LintRow>, String> {
+        let row = |file: &PolicyFile| LintRow { file: file.name.clone(), ..LintRow::default() };
+        Ok(files.files.iter().map(row).collect())
+    }
+    fn impact(&self, files: &PolicyFiles) -> Result<ImpactReport, String> {
+        if files.files.is_empty() { Err("p.yaml:1:1: nothing".into()) } else { Ok(ImpactReport::default()) }
     }
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
         if query.port == 1 {

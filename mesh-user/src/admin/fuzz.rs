@@ -24,5 +24,5 @@ pub async fn get<T: DeserializeOwned, S>(stream: S, path: &str) -> Result<T, Cli
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    client::parse(&client::exchange_over(stream, Method::GET, path).await?)
+    client::parse(&client::exchange_over(stream, Method::GET, path, bytes::Bytes::new()).await?)
 }

@@ -5,10 +5,15 @@
 pub mod api;
 pub mod client;
 pub mod explain;
+mod explain_request;
+#[cfg(test)]
+mod explain_tests;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod peer;
+pub mod question;
+pub mod review;
 mod routes;
 pub mod server;
 pub mod source;
@@ -16,10 +21,12 @@ pub mod source;
 mod tests;
 
 pub use api::{
-    API_VERSION, CertRow, CheckRow, ConnectionList, ConnectionRow, Explanation, Mode, PolicyRow,
-    ReloadReport, Status, WorkloadRow,
+    API_VERSION, CertRow, CheckRow, ConnectionList, ConnectionRow, ExplainedRequest, Explanation, JwksRow,
+    Mode, PolicyRow, ReloadReport, Status, WorkloadRow,
 };
 pub use client::{AdminClient, ClientError};
-pub use explain::explain;
+pub use explain::{Knowledge, NoKeys, explain};
+pub use question::{ExplainBody, RequestQuery};
+pub use review::{ImpactReport, ImpactRow, LintRow, PolicyFile, PolicyFiles};
 pub use server::{AdminLimits, AdminServer, MetricsServer, ServerError};
 pub use source::{AdminSource, ExplainError, ExplainQuery, ExplainSource, ExplainTarget};

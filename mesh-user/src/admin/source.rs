@@ -7,7 +7,11 @@ use std::{
 };
 
 use super::api::{
-    CertRow, CheckRow, ConnectionRow, Explanation, PolicyRow, ReloadReport, Status, WorkloadRow,
+    CertRow, CheckRow, ConnectionRow, Explanation, JwksRow, PolicyRow, ReloadReport, Status, WorkloadRow,
+};
+use super::{
+    question::RequestQuery,
+    review::{ImpactReport, LintRow, PolicyFiles},
 };
 use crate::identity::SpiffeId;
 
@@ -25,7 +29,13 @@ pub trait AdminSource: Send + Sync + 'static {
     fn policies(&self) -> Vec<PolicyRow>;
     /// What the canary proved.
     fn check(&self) -> Vec<CheckRow>;
-    /// Decides a connection that nobody made.
+    /// Where keys of token issuers are fetched from.
+    fn jwks(&self) -> Vec<JwksRow>;
+    /// What in documents bites.
+    fn lint(&self, files: &PolicyFiles) -> Result<Vec<LintRow>, String>;
+    /// What documents would have done to what was seen.
+    fn impact(&self, files: &PolicyFiles) -> Result<ImpactReport, String>;
+    /// Decides a connection, or a request, that nobody made.
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError>;
     /// Reads configuration and policies again; on `Err` the old ones stay.
     fn reload(&self) -> Result<ReloadReport, String>;
@@ -66,7 +76,7 @@ pub enum ExplainTarget {
     Address(IpAddr),
 }
 
-/// `GET /v1/policy/explain?from=...&to=...`.
+/// `GET /v1/policy/explain?from=...&to=...`, or with a request `POST /v1/policy/explain`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExplainQuery {
     /// The client.
@@ -75,6 +85,8 @@ pub struct ExplainQuery {
     pub to: ExplainTarget,
     /// Its port.
     pub port: u16,
+    /// None: the connection is asked about.
+    pub request: Option<RequestQuery>,
 }
 
 /// Why a connection cannot be explained.
@@ -86,6 +98,9 @@ pub enum ExplainError {
     /// `to` does not parse.
     #[error("--to {0:?} is none of: namespace/name:port, 10.0.0.1:port, [fd00::1]:port")]
     BadTo(String),
+    /// Nothing that could be sent.
+    #[error("{0}")]
+    BadRequest(String),
     /// Neither workload nor service.
     #[error("{0} is not known on this node; `meshctl workloads` lists what is")]
     Unknown(String),
@@ -121,13 +136,18 @@ impl ExplainQuery {
     pub fn parse(from: &str, to: &str) -> Result<Self, ExplainError> {
         let from = from.parse()?;
         if let Ok(address) = to.parse::<SocketAddr>() {
-            return Ok(Self { from, to: ExplainTarget::Address(address.ip()), port: address.port() });
+            return Ok(Self {
+                from,
+                to: ExplainTarget::Address(address.ip()),
+                port: address.port(),
+                request: None,
+            });
         }
         let bad = || ExplainError::BadTo(to.to_owned());
         let (target, port) = to.rsplit_once(':').ok_or_else(bad)?;
         let (namespace, name) = namespaced(target).ok_or_else(bad)?;
         let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(bad)?;
-        Ok(Self { from, to: ExplainTarget::Named { namespace, name }, port })
+        Ok(Self { from, to: ExplainTarget::Named { namespace, name }, port, request: None })
     }
 }
 

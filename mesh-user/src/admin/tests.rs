@@ -113,6 +113,37 @@ async fn failures_carry_a_status_and_a_sentence() {
 }
 
 #[tokio::test]
+async fn questions_with_a_body_are_answered_and_bounded() {
+    let running = start(Fake::default(), AdminLimits::default());
+    let client = running.client();
+    let text = "a".repeat(3 << 20);
+    let files = PolicyFiles { files: vec![PolicyFile { name: "p.yaml".into(), text }], replace: false };
+    let rows: Vec<LintRow> = client.post_json("/v1/policy/lint", &files).await.unwrap();
+    assert_eq!(rows[0].file, "p.yaml");
+    let refused = |error: ClientError| match error {
+        ClientError::Refused { status, message } => (status, message),
+        other => panic!("{other}"),
+    };
+    let nothing = PolicyFiles::default();
+    let error = client.post_json::<ImpactReport>("/v1/policy/impact", &nothing).await.unwrap_err();
+    assert_eq!(refused(error), (422, "p.yaml:1:1: nothing".to_owned()));
+    let token = Some("a".repeat(20_000));
+    let request = Some(RequestQuery { token, ..RequestQuery::default() });
+    let body = ExplainBody { from: "a/b".into(), to: "a/c:2".into(), request };
+    let explanation: Explanation = client.post_json("/v1/policy/explain", &body).await.unwrap();
+    assert!(!explanation.decided_by.contains("aaaa"), "{explanation:?}");
+    let error = client.post_json::<Explanation>("/v1/policy/explain", &"s3cret").await.unwrap_err();
+    let (status, message) = refused(error);
+    assert!(status == 400 && !message.contains("s3cret"), "{message}");
+    for (path, length) in [("lint", (4 << 20) + 1), ("impact", (4 << 20) + 1), ("explain", 64 * 1024 + 1)] {
+        let request =
+            format!("POST /v1/policy/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        let answer = running.raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413"), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn oversized_requests_are_refused() {
     let running = start(Fake::default(), AdminLimits::default());
     let long_path = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(20_000));

@@ -1,8 +1,8 @@
 //! meshctl, the operator's tool for meshd: asks the daemon over its admin socket, and does what needs no
-//! daemon (validate, explain from files, clean up) by itself. It never shows a key.
+//! daemon (validate, explain and lint from files, clean up) by itself. It never shows a key or a token.
 //!
-//! Exit codes: 0 success; 1 failure (`check`: a required capability is missing); 2 wrong usage;
-//! 3 `policy explain` said deny.
+//! Exit codes: 0 success; 1 failure (`check`: a required capability is missing; `policy lint`: something was
+//! found); 2 wrong usage; 3 `policy explain` said deny.
 
 #[path = "meshctl/args.rs"]
 mod args;
@@ -10,8 +10,12 @@ mod args;
 mod offline;
 #[path = "meshctl/online.rs"]
 mod online;
+#[path = "meshctl/policy.rs"]
+mod policy;
 #[path = "meshctl/render.rs"]
 mod render;
+#[path = "meshctl/render_policy.rs"]
+mod render_policy;
 
 use std::{
     io::{self, Write},
@@ -20,7 +24,7 @@ use std::{
 
 use clap::Parser;
 
-use args::{Arguments, CaCommand, Command, ConfigCommand, PolicyCommand};
+use args::{Arguments, CaCommand, Command, ConfigCommand};
 
 /// `policy explain` said deny.
 const EXIT_DENIED: u8 = 3;
@@ -64,10 +68,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Ca(CaCommand::Bundle { config, format }) => {
             writeln!(out, "{}", offline::bundle(config, *format)?)?;
         }
-        Command::Policy(PolicyCommand::Explain { from, to, config: Some(config), policies }) => {
-            let explanation = offline::explain(config, policies.as_deref(), from, to)?;
-            render::explanation(&mut out, format, &explanation)?;
-            return Ok(verdict_code(explanation.allowed));
+        Command::Policy(command) => {
+            if let Some(code) = policy::offline(arguments, command, &mut out)? {
+                return Ok(code);
+            }
+            return online::run(arguments, &mut out);
         }
         _ => return online::run(arguments, &mut out),
     }

@@ -17,6 +17,8 @@ relay: ktls-splice
 ca: { directory: /var/lib/meshd/ca, svidLifetimeSeconds: 86400 }
 trustBundles: [ { trustDomain: other.example, file: /etc/meshd/other.pem } ]
 jwks: { allowAddresses: [127.0.0.1/32, "fd00::/8"], extraRoots: [/etc/meshd/idp.pem] }
+pathNormalization: { normalization: DECODE_AND_MERGE_SLASHES }
+observation: { entries: 0 }
 workloads:
   - name: web
     namespace: shop
@@ -49,6 +51,25 @@ fn the_documented_file_is_read() {
     assert_eq!(config.workloads[1].service_account, "default");
     assert_eq!(config.limits, Limits { drain_time_ms: 1, ..Limits::default() });
     assert_eq!(config.ca_directory(), Path::new("/var/lib/meshd/ca"));
+    assert_eq!(config.path_normalization.normalization, PathNormalization::DecodeAndMergeSlashes);
+    assert_eq!(config.observation.entries, 0);
+}
+
+#[test]
+fn paths_are_normalized_in_the_words_of_istio() {
+    for (text, wanted) in [
+        ("DEFAULT", PathNormalization::Default),
+        ("NONE", PathNormalization::None),
+        ("BASE", PathNormalization::Base),
+        ("MERGE_SLASHES", PathNormalization::MergeSlashes),
+        ("DECODE_AND_MERGE_SLASHES", PathNormalization::DecodeAndMergeSlashes),
+    ] {
+        let text = format!("node: a\npathNormalization: {{ normalization: {text} }}\n");
+        assert_eq!(Config::parse(&text, "node.yaml").unwrap().path_normalization.normalization, wanted);
+    }
+    let error = error("node: a\npathNormalization: { normalization: base }\n");
+    assert!(error.contains("node.yaml:2:") && error.contains("MERGE_SLASHES"), "{error}");
+    assert!(super::Config::parse("node: a\nobservation: { entries: 65537 }\n", "node.yaml").is_err());
 }
 
 #[test]

@@ -63,6 +63,12 @@ pub struct Config {
     /// How the keys of token issuers are fetched, for `RequestAuthentication`.
     #[serde(default)]
     pub jwks: JwksConfig,
+    /// What is made of a request's path before rules look at it, as Istio's `meshConfig.pathNormalization`.
+    #[serde(default)]
+    pub path_normalization: PathNormalizationConfig,
+    /// What is remembered of connections and requests, for `meshctl policy impact` and `lint`.
+    #[serde(default)]
+    pub observation: ObservationConfig,
     /// Workloads on this node.
     #[serde(default)]
     pub workloads: Vec<WorkloadConfig>,
@@ -237,6 +243,45 @@ pub struct JwksConfig {
     pub allow_addresses: Vec<IpNet>,
     /// PEM bundles of authorities that are believed beside the system's.
     pub extra_roots: Vec<PathBuf>,
+}
+
+/// Istio's `meshConfig.pathNormalization`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PathNormalizationConfig {
+    /// How far it goes; `DEFAULT` is `BASE`.
+    pub normalization: PathNormalization,
+}
+
+/// `MeshConfig.ProxyPathNormalization.NormalizationType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PathNormalization {
+    /// As `BASE`.
+    #[default]
+    Default,
+    /// Nothing is changed.
+    None,
+    /// `\` to `/`, dot segments resolved, unreserved characters decoded.
+    Base,
+    /// And runs of slashes become one.
+    MergeSlashes,
+    /// And before all of it `%2F` and `%5C` are decoded.
+    DecodeAndMergeSlashes,
+}
+
+/// What is remembered of connections and requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ObservationConfig {
+    /// Different connections and requests that are remembered, for an hour and in at most 4 KiB each; 0: none.
+    pub entries: u32,
+}
+
+impl Default for ObservationConfig {
+    fn default() -> Self {
+        Self { entries: 4096 }
+    }
 }
 
 /// A workload on this node.

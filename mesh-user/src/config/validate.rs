@@ -11,6 +11,8 @@ use crate::identity::SpiffeId;
 
 /// Their ring buffer takes 128 MiB.
 const MAX_HELD_CONNECTS: u32 = 1 << 20;
+/// At 4 KiB each they take 256 MiB.
+const MAX_OBSERVED: u32 = 1 << 16;
 
 struct Check<'a> {
     text: &'a str,
@@ -102,6 +104,9 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     }
     if limits.held_connects > MAX_HELD_CONNECTS {
         check.wrong("limits.heldConnects", format!("must be at most {MAX_HELD_CONNECTS}"));
+    }
+    if config.observation.entries > MAX_OBSERVED {
+        check.wrong("observation.entries", format!("must be at most {MAX_OBSERVED}; 0 remembers nothing"));
     }
     if limits.pre_handshake_bytes < 4096 {
         check.wrong("limits.preHandshakeBytes", "must be at least 4096, or no ClientHello fits");

@@ -6,6 +6,7 @@ mod error;
 mod lifecycle;
 mod plan;
 mod reload;
+mod review;
 mod source;
 
 pub use error::DaemonError;

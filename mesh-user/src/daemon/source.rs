@@ -6,22 +6,21 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::reload::Runtime;
+use super::{reload::Runtime, review};
 use crate::{
     admin::{
-        AdminSource, ExplainError, ExplainQuery,
+        AdminSource, ExplainError, ExplainQuery, ImpactReport, LintRow, PolicyFiles,
         api::{
-            BpfMapRow, CertRow, CheckRow, ConnectionRow, Explanation, Mode, PolicyRow, ReloadReport, Status,
-            WorkloadRow,
+            BpfMapRow, CertRow, CheckRow, ConnectionRow, Explanation, JwksRow, Mode, PolicyRow, ReloadReport,
+            Status, WorkloadRow,
         },
-        explain::explain,
     },
     ca::SvidStoreStatus,
     config::Selector,
     discovery::FileSource,
     policy,
     proxy::{Live, Mesh},
-    telemetry::{Direction, RelayKind},
+    telemetry::{Direction, KeyPlace, RelayKind},
     world::{Workload, WorkloadName},
 };
 
@@ -72,6 +71,7 @@ impl AdminSource for Source {
                 .push("sameNode: kernel is not in force: restart meshd, and see meshctl check".to_owned());
         }
         problems.extend(certificate_problems(&mesh.svids.summary(SystemTime::now())));
+        problems.extend(review::key_problems(&mesh.keys.status()));
         let locals = view.world().local_workloads().count();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -153,6 +153,7 @@ impl AdminSource for Source {
             action: p.action.clone(),
             workloads: p.workloads as u64,
             not_enforced: p.not_enforced.clone(),
+            conflicts: p.conflicts.clone(),
         };
         view.snapshot.policy_status.iter().map(row).collect()
     }
@@ -161,9 +162,20 @@ impl AdminSource for Source {
         super::check::rows(&self.runtime)
     }
 
+    fn jwks(&self) -> Vec<JwksRow> {
+        self.runtime.mesh.keys.status().into_iter().map(review::jwks_row).collect()
+    }
+
+    fn lint(&self, files: &PolicyFiles) -> Result<Vec<LintRow>, String> {
+        review::lint(&self.runtime.mesh, files)
+    }
+
+    fn impact(&self, files: &PolicyFiles) -> Result<ImpactReport, String> {
+        review::impact(&self.runtime.mesh, files)
+    }
+
     fn explain(&self, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
-        let view = self.runtime.mesh.view();
-        explain(view.world(), &view.snapshot.policies, query)
+        review::explain(&self.runtime.mesh, query)
     }
 
     fn reload(&self) -> Result<ReloadReport, String> {
@@ -202,6 +214,13 @@ impl AdminSource for Source {
             UNIX_EPOCH + std::time::Duration::from_secs(s.not_after_seconds)
         };
         mesh.metrics.set_svids(svids.iter().map(|s| (s.spiffe_id.as_str(), expiry(s))));
+        let places = mesh.keys.status();
+        mesh.metrics.set_key_places(places.iter().map(|place| KeyPlace {
+            url: &place.url,
+            keys: place.keys,
+            failures: place.failures,
+            fetched_at_seconds: place.fetched_at_seconds,
+        }));
         let summary = mesh.svids.summary(SystemTime::now());
         let states = [("valid", summary.valid), ("missing", summary.missing), ("failing", summary.failing)];
         mesh.metrics.set_svid_states(states, summary.issuer_end_seconds);

@@ -268,6 +268,7 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
         generation,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
         policy_status: set.status_with(&world, true),
+        documents: Arc::new(set),
         world: Arc::new(world),
         config: Arc::new(config),
         bundles,

@@ -18,7 +18,7 @@ use crate::{
     ca::CaError,
     config::{Config, ConfigError},
     identity::TrustBundles,
-    policy::{CompiledPolicies, PolicyError, PolicyStatus},
+    policy::{CompiledPolicies, PolicyError, PolicySet, PolicyStatus},
     world::{World, WorldError},
 };
 
@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub world: Arc<World>,
     /// Policy of each workload of `world`.
     pub policies: Arc<CompiledPolicies>,
+    /// The policy documents.
+    pub documents: Arc<PolicySet>,
     /// What became of each policy document.
     pub policy_status: Vec<PolicyStatus>,
     /// Roots of other trust domains, from files.

@@ -24,6 +24,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         relay => "relay",
         ca => "ca",
         jwks => "jwks",
+        observation => "observation",
         limits.workloads => "limits.workloads",
         limits.destinations => "limits.destinations",
         limits.connections => "limits.connections",

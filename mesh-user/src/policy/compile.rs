@@ -64,6 +64,9 @@ impl CompiledPolicies {
     }
 }
 
+/// Behind a document that sets the mode of single ports.
+const PORTS: &str = " (ports)";
+
 /// Numbers the policies, which are sorted, and says which of them each workload has by `targetRefs`.
 fn attach(
     services: &Services<'_>,
@@ -89,7 +92,7 @@ fn attach(
 }
 
 /// On conflict the oldest counts, then the one whose name sorts first (pilot `sortConfigByCreationTime`).
-fn oldest_first(a: &PeerAuthentication, b: &PeerAuthentication) -> Ordering {
+pub(super) fn oldest_first(a: &PeerAuthentication, b: &PeerAuthentication) -> Ordering {
     (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace))
 }
 
@@ -233,7 +236,7 @@ impl WorkloadPolicy {
             self.port_modes.insert(*port, mode(*mtls).unwrap_or(self.mode));
         }
         if let Some(own) = own.filter(|_| !self.port_modes.is_empty()) {
-            self.mode_sources.push(format!("PeerAuthentication {}/{} (ports)", own.namespace, own.name));
+            self.mode_sources.push(format!("PeerAuthentication {}/{}{PORTS}", own.namespace, own.name));
         }
     }
 
@@ -245,6 +248,13 @@ impl WorkloadPolicy {
     /// All rules on requests' tokens that apply, for [`crate::jwt::authenticate`]; empty: tokens are not looked at.
     pub fn request_authentication(&self) -> &Arc<[Arc<JwtRule>]> {
         &self.requests
+    }
+
+    /// The document that set the port's mode, as `PeerAuthentication namespace/name`; none: the default.
+    pub fn mode_source(&self, port: u16) -> Option<&str> {
+        let of_ports = self.mode_sources.last().and_then(|s| s.strip_suffix(PORTS));
+        let whole = || self.mode_sources.first().map(String::as_str).filter(|s| !s.ends_with(PORTS));
+        if self.port_modes.contains_key(&port) { of_ports } else { whole() }
     }
 
     /// The mode of every port without one of its own.
@@ -267,7 +277,7 @@ fn mode(mtls: Option<MutualTls>) -> Option<Mode> {
     }
 }
 
-fn selector(policy: &PeerAuthentication) -> Option<&BTreeMap<String, String>> {
+pub(super) fn selector(policy: &PeerAuthentication) -> Option<&BTreeMap<String, String>> {
     labels(policy.spec.selector.as_ref())
 }
 

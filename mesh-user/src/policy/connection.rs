@@ -3,8 +3,23 @@
 
 use std::net::IpAddr;
 
-use super::{L4Request, http::HttpRequest, matcher::Test};
+use super::{
+    L4Request,
+    http::{HttpRequest, HttpTest},
+    matcher::Test,
+};
 use crate::identity::SpiffeId;
+
+/// What of a request is not known when remembered traffic is decided, and whether a test of it counts as passed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unseen {
+    /// All is known.
+    Nothing,
+    /// Headers, and claims that are not kept.
+    Unkept(bool),
+    /// All of it.
+    Http(bool),
+}
 
 /// A connection as rules see it.
 #[derive(Debug)]
@@ -19,6 +34,7 @@ pub(super) struct Connection<'a> {
     pub(super) sni: Option<&'a str>,
     /// None: a connection that is decided as TCP.
     pub(super) http: Option<&'a HttpRequest<'a>>,
+    pub(super) unseen: Unseen,
 }
 
 impl<'a> Connection<'a> {
@@ -33,6 +49,19 @@ impl<'a> Connection<'a> {
             destination_port: request.dst.port(),
             sni: request.sni,
             http,
+            unseen: Unseen::Nothing,
+        }
+    }
+
+    /// What a test of the request comes to, its `not` included, where what it asks about is not known.
+    pub(super) fn assumed(&self, test: &HttpTest) -> Option<bool> {
+        match self.unseen {
+            Unseen::Nothing => None,
+            Unseen::Http(assumed) => Some(assumed),
+            Unseen::Unkept(assumed) => {
+                let token = self.http.is_some_and(|http| http.claims.is_some());
+                test.is_unkept(token).then_some(assumed)
+            }
         }
     }
 

@@ -1,7 +1,11 @@
 //! Multi-document YAML -> [`PolicySet`]. Refuses what Istio's own validation refuses and every unknown field,
 //! naming file, place and document; passes over kinds that are not Istio security.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -77,7 +81,17 @@ pub struct PolicySet {
     pub status: Vec<PolicyStatus>,
     /// Documents that were passed over, for the log.
     pub warnings: Vec<String>,
+    /// Of each of `status`.
+    texts: Vec<Text>,
     seen: HashMap<(String, String, String), String>,
+}
+
+/// A document as it was written, to point at its fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Text {
+    text: Arc<str>,
+    /// Of its file.
+    first_line: u64,
 }
 
 /// One document's text and place.
@@ -96,6 +110,10 @@ impl Chunk<'_> {
             None => format!("document {}", self.number),
             Some(item) => format!("document {} items[{item}]", self.number),
         }
+    }
+
+    fn text(&self) -> Text {
+        Text { text: self.text.into(), first_line: self.first_line }
     }
 
     fn error(&self, problem: Problem) -> PolicyError {
@@ -125,6 +143,37 @@ impl PolicySet {
             }
         }
         Ok(set)
+    }
+
+    /// The line of a field such as `spec.rules[0].to`, in the file of the document that `status[document]` is about.
+    pub fn line(&self, document: usize, field: &str) -> Option<u64> {
+        let text = self.texts.get(document)?;
+        let line = Problem::at(&text.text, field, "", None).line?;
+        Some(line + text.first_line - 1)
+    }
+
+    /// This set with the documents of `other`, which take the place of those of the same kind and name.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let key = |s: &PolicyStatus| (s.kind.clone(), s.namespace.clone(), s.name.clone());
+        let replaced: HashSet<_> = other.status.iter().map(key).collect();
+        let stays = |kind: &str, namespace: &str, name: &str| {
+            !replaced.contains(&(kind.to_owned(), namespace.to_owned(), name.to_owned()))
+        };
+        let mut all = self.clone();
+        let mut stay = self.status.iter().map(|s| !replaced.contains(&key(s)));
+        all.texts.retain(|_| stay.next().unwrap_or(true));
+        all.status.retain(|s| !replaced.contains(&key(s)));
+        all.peer_authentications.retain(|p| stays("PeerAuthentication", &p.namespace, &p.name));
+        all.authorization_policies.retain(|p| stays("AuthorizationPolicy", &p.namespace, &p.name));
+        all.request_authentications.retain(|r| stays("RequestAuthentication", &r.namespace, &r.name));
+        all.texts.extend_from_slice(&other.texts);
+        all.status.extend_from_slice(&other.status);
+        all.peer_authentications.extend_from_slice(&other.peer_authentications);
+        all.authorization_policies.extend_from_slice(&other.authorization_policies);
+        all.request_authentications.extend_from_slice(&other.request_authentications);
+        all.warnings.extend_from_slice(&other.warnings);
+        all
     }
 
     /// A set that is already parsed.
@@ -262,6 +311,7 @@ impl PolicySet {
             let what = format!("{kind} {namespace}/{} is already defined in {first}", metadata.name);
             return Err(chunk.invalid(kind, metadata, "metadata.name", what));
         }
+        self.texts.push(chunk.text());
         self.status.push(PolicyStatus {
             kind: kind.to_owned(),
             namespace: namespace.clone(),
@@ -272,6 +322,7 @@ impl PolicySet {
             workloads: 0,
             accepted: true,
             not_enforced: Vec::new(),
+            conflicts: Vec::new(),
         });
         Ok(namespace)
     }
@@ -282,6 +333,7 @@ impl PolicySet {
         let part = |get: fn(&super::api::LooseMetadata) -> &Option<String>, default: &str| {
             metadata.and_then(|m| get(m).clone()).unwrap_or_else(|| default.to_owned())
         };
+        self.texts.push(chunk.text());
         self.status.push(PolicyStatus {
             kind: kind.to_owned(),
             namespace: part(|m| &m.namespace, "default"),
@@ -292,6 +344,7 @@ impl PolicySet {
             workloads: 0,
             accepted: false,
             not_enforced: vec![format!("{kind} is not enforced yet")],
+            conflicts: Vec::new(),
         });
         Ok(())
     }

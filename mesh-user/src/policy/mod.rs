@@ -8,12 +8,15 @@
 mod aliases;
 pub mod api;
 mod compile;
+mod conflicts;
 mod connection;
 mod decide;
 mod documents;
 mod explain;
 pub mod http;
+pub mod impact;
 mod jwt_rules;
+pub mod lint;
 mod list;
 mod matcher;
 mod namespaces;
@@ -22,12 +25,14 @@ mod observe;
 mod ports;
 #[cfg(test)]
 mod reference;
+mod replay;
 pub mod request_authentication;
 mod rule;
 mod status;
 mod targets;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 mod validate;
 mod values;
 
@@ -40,6 +45,7 @@ pub use decide::HttpVerdict;
 pub use documents::{AuthorizationPolicy, PeerAuthentication, PolicyError, PolicySet};
 pub use explain::{Explanation, PolicyExplanation, RuleExplanation};
 pub use observe::{DryRun, Observed};
+pub use replay::Outcome;
 pub use request_authentication::RequestAuthentication;
 
 use crate::identity::SpiffeId;
@@ -199,4 +205,6 @@ pub struct PolicyStatus {
     pub accepted: bool,
     /// What of it is not enforced, and what happens instead. Empty: all of it is enforced.
     pub not_enforced: Vec<String>,
+    /// Documents of its level that it competes with, and which counts.
+    pub conflicts: Vec<String>,
 }

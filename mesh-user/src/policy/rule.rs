@@ -128,7 +128,14 @@ fn ports(terms: &[Term]) -> PortSet {
 impl Term {
     /// A negated list matches when none of its values does: also when the connection lacks the attribute.
     pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
-        let ignored = connection.http.is_none() && matches!(self.test, Test::Http(_));
-        ignored || self.test.matches(connection) != self.negated
+        if let Test::Http(test) = &self.test {
+            if connection.http.is_none() {
+                return true;
+            }
+            if let Some(assumed) = connection.assumed(test) {
+                return assumed;
+            }
+        }
+        self.test.matches(connection) != self.negated
     }
 }

@@ -7,6 +7,7 @@ use super::{
     PolicyScope, PolicySet, PolicyStatus,
     api::{Action, ApiMode},
     compile::labels,
+    conflicts::Conflicts,
     notes,
     targets::{self, Services},
 };
@@ -25,11 +26,16 @@ impl PolicySet {
         let mut requests = self.request_authentications.iter();
         let locals: Vec<_> = world.local_workloads().collect();
         let services = Services::new(world, self);
+        let conflicts = Conflicts::new(self, world);
         let each = |status: &PolicyStatus| {
             let mut status = status.clone();
             // Statuses and parsed documents are in the same order.
             let selector = match status.kind.as_str() {
-                "PeerAuthentication" => peers.next().and_then(|p| p.spec.selector.as_ref()),
+                "PeerAuthentication" => {
+                    let peer = peers.next();
+                    status.conflicts = peer.map(|peer| conflicts.of(peer)).unwrap_or_default();
+                    peer.and_then(|p| p.spec.selector.as_ref())
+                }
                 "AuthorizationPolicy" => {
                     let policy = policies.next();
                     if let Some(policy) = policy {

@@ -14,7 +14,7 @@ pub(super) fn refs(spec: &AuthorizationPolicySpec) -> impl Iterator<Item = &Targ
     spec.target_ref.iter().chain(spec.target_refs.iter().flatten())
 }
 
-fn is_service(target: &TargetRef) -> bool {
+pub(super) fn is_service(target: &TargetRef) -> bool {
     target.kind == "Service" && matches!(target.group.as_deref(), None | Some("" | "core"))
 }
 

@@ -3,6 +3,7 @@
 mod documents;
 mod http;
 mod http_policies;
+mod impact;
 mod normalization;
 mod random;
 mod random_http;

@@ -9,9 +9,12 @@ use std::{
     },
 };
 
-use super::relay::{CloseReason, LiveStats};
+use super::{
+    memory::{Noted, NotedContent},
+    relay::{CloseReason, LiveStats},
+};
 use crate::{
-    policy::L4Request,
+    policy::{L4Request, Mode},
     telemetry::{ConnectionBytes, ConnectionRecord},
     tls::{PeerRole, VerifiedPeer},
     world::WorkloadName,
@@ -74,6 +77,12 @@ impl Live {
             dst: self.record.destination.address,
             sni: self.sni.as_deref(),
         }
+    }
+
+    /// What is remembered of an inbound connection, or of a request on it.
+    pub fn noted<'a>(&'a self, mode: Mode, content: NotedContent<'a>) -> Noted<'a> {
+        let (server, client) = (&self.workload, self.remote.as_ref());
+        Noted { server, client, connection: self.request(), mode, content }
     }
 
     /// Application bytes so far: (client to server, server to client).

@@ -12,6 +12,7 @@ use super::{
     detect::{Opening, opening},
     http::{self, Inspected},
     kernel_path,
+    memory::{Noted, NotedContent},
     mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
 };
@@ -121,6 +122,9 @@ impl Inbound<'_> {
             sni: sni.as_deref(),
         };
         let inspects = policy.inspects_requests(self.local.port());
+        if !inspects {
+            self.note(mode, request);
+        }
         if !inspects && policy.observes() {
             http::tell_observed(self.mesh, &attempt.record, &policy.observe(&request, None), |_| {});
         }
@@ -148,6 +152,16 @@ impl Inbound<'_> {
                 Err(failure)
             }
         }
+    }
+
+    fn note(&self, mode: Mode, connection: L4Request<'_>) {
+        self.mesh.memory.note(&Noted {
+            server: &self.workload.name,
+            client: self.source.map(|source| &source.name),
+            connection,
+            mode,
+            content: NotedContent::Unread,
+        });
     }
 
     /// Where the client is the local workload that its address says.
@@ -214,6 +228,10 @@ impl Inbound<'_> {
             }
             Ok(Ok(_)) => {
                 self.mesh.metrics.handshake_ended(HandshakeSide::Server, Err("not_tls"));
+                self.note(
+                    Mode::Strict,
+                    L4Request { peer: None, src: self.client, dst: self.local, sni: None },
+                );
                 attempt.deny(&DenyReason::StrictPlaintext)
             }
             Ok(Err(error)) => Failure::new(ResponseFlags::Reset, &error),

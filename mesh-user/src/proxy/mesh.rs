@@ -9,6 +9,7 @@ use super::{
     Connections, View,
     handshakes::Handshakes,
     kernel_path::{self, Kernel},
+    memory::Memory,
     numbers::Numbers,
     relay::{self, RelayChoice, RelayKind, RelayOptions},
     shares::Shares,
@@ -63,6 +64,8 @@ pub struct Mesh {
     pub(super) kernel: Option<Kernel>,
     /// Keys of token issuers.
     pub keys: Arc<JwksStore>,
+    /// What was seen lately.
+    pub memory: Memory,
     pub(super) handshakes: Handshakes,
     /// Of inbound connections whose client has yet to say or prove who it is.
     pub(super) unproven: Shares,
@@ -73,6 +76,7 @@ impl Mesh {
     /// Puts the parts together.
     pub fn new(parts: MeshParts) -> Self {
         let limits = &parts.snapshot.config.limits;
+        let memory = Memory::new(parts.snapshot.config.observation.entries);
         let (handshakes, connections) = (limits.concurrent_handshakes as usize, limits.connections as usize);
         Self {
             view: ArcSwap::from_pointee(View::new(parts.snapshot)),
@@ -85,6 +89,7 @@ impl Mesh {
             numbers: Numbers::default(),
             kernel: parts.kernel_path.map(Kernel::new),
             keys: parts.keys,
+            memory,
             handshakes: Handshakes::new(handshakes),
             unproven: Shares::new(connections.max(FEWEST_CONNECTIONS)),
             accepted: AtomicUsize::new(0),

@@ -12,6 +12,7 @@ mod http;
 mod inbound;
 mod kernel_path;
 mod listeners;
+pub mod memory;
 mod mesh;
 mod numbers;
 mod outbound;

@@ -20,6 +20,7 @@ use prometheus_client::{
 use super::{
     istio::{ConnectionBytes, TcpConnection, TcpConnections},
     istio_requests::{HttpRequests, RequestMetrics},
+    jwks::{KeyPlace, KeyPlaces},
     labels::{ConnectionLabels, Direction, HandshakeSide, RelayKind, ResponseFlags},
     process::ProcessCollector,
 };
@@ -162,6 +163,7 @@ pub struct Metrics {
     workloads: Gauge,
     admin_refused: Family<ReasonLabels, Counter>,
     access_log_lines: Family<ResultLabels, Counter>,
+    key_places: KeyPlaces,
 }
 
 #[derive(Debug, Clone)]
@@ -267,6 +269,7 @@ impl Metrics {
                 "meshd_access_log_lines",
                 "Access log lines written, suppressed by rate, dropped",
             ),
+            key_places: KeyPlaces::new(r),
             registry,
         };
         metrics.start_at_zero();
@@ -406,6 +409,11 @@ impl Metrics {
         if let Some(end) = issuer_end_seconds {
             self.ca_expiry.get_or_create(&Vec::new()).set(as_gauge(end));
         }
+    }
+
+    /// Replaces the places that keys of token issuers are fetched from.
+    pub fn set_key_places<'a>(&self, places: impl IntoIterator<Item = KeyPlace<'a>>) {
+        self.key_places.set(places.into_iter().take(self.limits.other_label_sets));
     }
 
     /// An SVID was issued or renewed, or that failed.

@@ -6,6 +6,7 @@ pub mod access_log;
 pub mod escape;
 pub mod istio;
 pub mod istio_requests;
+pub mod jwks;
 pub mod labels;
 pub mod logging;
 pub mod metrics;
@@ -19,6 +20,7 @@ mod tests;
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogSettings};
 pub use istio::{ConnectionBytes, TcpConnections};
 pub use istio_requests::{HttpRequests, RequestMetrics, RequestOutcome, RequestSizes};
+pub use jwks::KeyPlace;
 pub use labels::{
     ConnectionLabels, ConnectionSecurityPolicy, Direction, HandshakeSide, RelayKind, Reporter, ResponseFlags,
     ServiceLabels, WorkloadLabels,

@@ -143,6 +143,7 @@ fn service(config: &ServiceConfig, labels: &LabelIndex<'_>) -> Service {
         name: name(&config.namespace, &config.name),
         addresses: canonical(&config.addresses),
         ports: config.ports.iter().map(|p| (p.port, p.target())).collect(),
+        port_names: config.ports.iter().map(|p| p.name.as_deref().map(Into::into)).collect(),
         workloads: labels.select(&config.namespace, &config.selector),
     }
 }

@@ -116,6 +116,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Port on the virtual address and on the workload.
     pub ports: Vec<(u16, u16)>,
+    /// What each of `ports` is called: by Istio's rules it begins with the protocol.
+    pub port_names: Vec<Option<Arc<str>>>,
     /// Workloads that the selector picked in its namespace.
     pub workloads: Vec<WorkloadId>,
 }

@@ -11,7 +11,8 @@ use clap::{Parser, Subcommand, ValueEnum};
     version,
     max_term_width = 110,
     after_help = "\
-Exit codes: 0 success; 1 failure (check: a required capability is missing); 2 wrong usage; 3 policy explain: deny."
+Exit codes: 0 success; 1 failure (check: a required capability is missing; policy lint: something was found); \
+2 wrong usage; 3 policy explain: deny."
 )]
 pub(crate) struct Arguments {
     /// How to print.
@@ -50,8 +51,10 @@ pub(crate) enum Command {
     },
     /// SVIDs and roots with their validity.
     Certs,
-    /// Policy documents in force, and what of them is not enforced.
+    /// Policy documents in force, what of them is not enforced, and which count where several compete.
     Policies,
+    /// Where keys of token issuers are fetched from, and how that goes.
+    Jwks,
     /// Questions about policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -73,21 +76,58 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// Would a connection be allowed, and which rule says so? Exits 3 for deny.
-    Explain {
-        /// The client: SPIFFE ID, namespace/name, or IP address.
-        #[arg(long, value_name = "WHO")]
-        from: String,
-        /// The server: namespace/name:port or address:port; a service's name or address will do.
-        #[arg(long, value_name = "WHERE")]
-        to: String,
-        /// Decide from this node's file instead of asking the daemon.
+    /// Would a connection, or a request, be allowed, and which rule says so? Exits 3 for deny.
+    Explain(ExplainArguments),
+    /// What in policy documents bites, with file and line, and what to do. Exits 1 when something does.
+    Lint {
+        /// A file of documents that are new or changed, or a folder of all there are to be; without it: those in force.
+        #[arg(value_name = "FILE|DIR")]
+        path: Option<PathBuf>,
+        /// Look with this node's file instead of asking the daemon; what the daemon has seen of traffic is then not known.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// With --config: the policies folder, instead of the file's policiesDir.
-        #[arg(long, value_name = "DIR", requires = "config")]
-        policies: Option<PathBuf>,
     },
+    /// What documents would have done to the connections and requests of the last hour.
+    Impact {
+        /// A file of documents that are new or changed, or a folder of all there are to be.
+        #[arg(value_name = "FILE|DIR")]
+        path: PathBuf,
+    },
+}
+
+/// Of `policy explain`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExplainArguments {
+    /// The client: SPIFFE ID, namespace/name, or IP address.
+    #[arg(long, value_name = "WHO")]
+    pub(crate) from: String,
+    /// The server: namespace/name:port or address:port; a service's name or address will do.
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) to: String,
+    /// A request is asked about, with this method; GET where another of its parts is given.
+    #[arg(long, help_heading = "Request")]
+    pub(crate) method: Option<String>,
+    /// Its path, with the query if there is one; / unless given.
+    #[arg(long, help_heading = "Request")]
+    pub(crate) path: Option<String>,
+    /// Its Host or :authority; the server's address and port unless given.
+    #[arg(long, help_heading = "Request")]
+    pub(crate) host: Option<String>,
+    /// One of its headers; may be repeated.
+    #[arg(long, value_name = "NAME: VALUE", help_heading = "Request")]
+    pub(crate) header: Vec<String>,
+    /// A file with its token, or - for standard input; sent where the server's documents look for one.
+    #[arg(long, value_name = "FILE|-", help_heading = "Request")]
+    pub(crate) token: Option<PathBuf>,
+    /// Claims that count as those of a token that was believed.
+    #[arg(long, value_name = "JSON", conflicts_with = "token", help_heading = "Request")]
+    pub(crate) claims: Option<String>,
+    /// Decide from this node's file instead of asking the daemon; keys from a jwksUri are not fetched.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// With --config: the policies folder, instead of the file's policiesDir.
+    #[arg(long, value_name = "DIR", requires = "config")]
+    pub(crate) policies: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

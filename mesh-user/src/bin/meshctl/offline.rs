@@ -2,21 +2,23 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
 use mesh_user::{
-    admin::{self, ExplainQuery, Explanation, server::SOCKET_NAME},
+    admin::{
+        self, ExplainQuery, Explanation, Knowledge, LintRow, NoKeys, PolicyFiles, review, server::SOCKET_NAME,
+    },
     ca::{EmbeddedCa, OwnBundle},
     capture,
     config::Config,
-    policy::{CompiledPolicies, PolicySet},
+    policy::{CompiledPolicies, PolicySet, lint::Facts},
     world::World,
 };
 use serde::Serialize;
 
-use crate::args::BundleFormat;
+use crate::{args::BundleFormat, policy};
 
 /// What `config validate` found in valid files.
 #[derive(Debug, Serialize)]
@@ -66,35 +68,64 @@ pub(crate) fn schema() -> serde_json::Value {
     Config::schema()
 }
 
-/// Decides a connection from files.
+/// Decides a connection or a request from files.
 pub(crate) fn explain(
     file: &Path,
     policies: Option<&Path>,
-    from: &str,
-    to: &str,
+    query: &ExplainQuery,
 ) -> anyhow::Result<Explanation> {
-    let query = ExplainQuery::parse(from, to)?;
     let config = Config::load(file)?;
     let world = World::build(&config)?;
     let set = read_policies(policies.unwrap_or(&config.policies_dir), policies.is_some())?;
-    Ok(admin::explain(&world, &CompiledPolicies::compile(&world, &set), &query)?)
+    let known = Knowledge {
+        world: &world,
+        policies: &CompiledPolicies::compile(&world, &set),
+        normalization: config.path_normalization.normalization.into(),
+        keys: &NoKeys,
+        now_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+    };
+    Ok(admin::explain(&known, query)?)
+}
+
+/// Looks through documents with a node's file; without documents, through those of its folder.
+pub(crate) fn lint(file: &Path, given: &PolicyFiles) -> anyhow::Result<Vec<LintRow>> {
+    let (config, in_force) = policy::load(file)?;
+    let world = World::build(&config)?;
+    let texts = in_force.files.iter().map(|file| (file.name.as_str(), file.text.as_str()));
+    let facts = Facts {
+        world: &world,
+        normalization: config.path_normalization.normalization.into(),
+        seen: &[],
+        providers: None,
+    };
+    Ok(review::lint(&PolicySet::parse(texts)?, given, facts)?)
+}
+
+/// The documents of a folder, as the daemon finds them.
+pub(crate) fn policy_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    let entries = std::fs::read_dir(dir)
+        .with_context(|| format!("the policies folder {} cannot be read", dir.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 fn read_policies(dir: &Path, must_exist: bool) -> anyhow::Result<PolicySet> {
     let mut files = Vec::new();
     if must_exist || dir.exists() {
-        let entries = std::fs::read_dir(dir)
-            .with_context(|| format!("the policies folder {} cannot be read", dir.display()))?;
-        for entry in entries {
-            let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-                let text = std::fs::read_to_string(&path)
-                    .with_context(|| format!("{} cannot be read", path.display()))?;
-                files.push((path.display().to_string(), text));
-            }
+        for path in policy_files(dir)? {
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("{} cannot be read", path.display()))?;
+            files.push((path.display().to_string(), text));
         }
     }
-    files.sort();
     Ok(PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?)
 }
 

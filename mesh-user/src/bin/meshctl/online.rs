@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use mesh_user::admin::{AdminClient, ConnectionList, Explanation, ReloadReport, Status, client::query_value};
+use mesh_user::admin::{AdminClient, ConnectionList, ReloadReport, Status};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    args::{Arguments, Command, Output, PolicyCommand},
-    render, verdict_code,
+    args::{Arguments, Command, Output},
+    policy, render,
 };
 
 /// Runs one of them to its exit code.
@@ -33,12 +33,8 @@ async fn ask(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<ExitC
         Command::Connections { watch, limit } => connections(&client, format, *watch, *limit, out).await?,
         Command::Certs => render::certs(out, format, &list(&client, "/v1/certs").await?, unix_now())?,
         Command::Policies => render::policies(out, format, &list(&client, "/v1/policies").await?)?,
-        Command::Policy(PolicyCommand::Explain { from, to, .. }) => {
-            let path = format!("/v1/policy/explain?from={}&to={}", query_value(from), query_value(to));
-            let explanation: Explanation = client.get(&path).await?;
-            render::explanation(out, format, &explanation)?;
-            return Ok(verdict_code(explanation.allowed));
-        }
+        Command::Jwks => render::jwks(out, format, &list(&client, "/v1/jwks").await?, unix_now())?,
+        Command::Policy(command) => return policy::online(&client, arguments, command, out).await,
         Command::Check => {
             let rows = list(&client, "/v1/check").await?;
             render::check(out, format, &rows)?;
@@ -84,7 +80,7 @@ async fn connections(
     }
 }
 
-fn unix_now() -> i64 {
+pub(crate) fn unix_now() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or_default()
 }

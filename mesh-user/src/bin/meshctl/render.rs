@@ -4,17 +4,17 @@
 use std::io::{Result, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use mesh_user::admin::{
-    CertRow, CheckRow, ConnectionList, Explanation, PolicyRow, ReloadReport, Status, WorkloadRow,
-};
+use mesh_user::admin::{CertRow, CheckRow, ConnectionList, PolicyRow, ReloadReport, Status, WorkloadRow};
 use serde::Serialize;
 
 use crate::{args::Output, offline::Validation};
 
-type Out<'a> = &'a mut dyn Write;
+pub(crate) use crate::render_policy::{explanation, impact, jwks, lint};
+
+pub(crate) type Out<'a> = &'a mut dyn Write;
 
 /// Writes the document, or lets `table` write it for people.
-fn either<T: Serialize + ?Sized>(
+pub(crate) fn either<T: Serialize + ?Sized>(
     out: Out<'_>,
     format: Output,
     document: &T,
@@ -30,7 +30,7 @@ fn either<T: Serialize + ?Sized>(
 }
 
 /// Printable text only.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c) { '\u{fffd}' } else { c })
         .collect()
@@ -40,7 +40,7 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { clean(text) }
 }
 
-fn table<const N: usize>(
+pub(crate) fn table<const N: usize>(
     out: Out<'_>,
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -59,7 +59,7 @@ fn table<const N: usize>(
     writeln!(out, "{}", table.trim_fmt())
 }
 
-fn empty(out: Out<'_>, nothing: bool, sentence: &str) -> Result<bool> {
+pub(crate) fn empty(out: Out<'_>, nothing: bool, sentence: &str) -> Result<bool> {
     if nothing {
         writeln!(out, "{sentence}")?;
     }
@@ -94,7 +94,7 @@ pub(crate) fn duration(seconds: u64) -> String {
 }
 
 /// `in 23h 10m`, `2m 0s ago`.
-fn relative(at: i64, now: i64) -> String {
+pub(crate) fn relative(at: i64, now: i64) -> String {
     let text = duration(at.abs_diff(now));
     if at >= now { format!("in {text}") } else { format!("{text} ago") }
 }
@@ -223,7 +223,8 @@ pub(crate) fn policies(out: Out<'_>, format: Output, rows: &[PolicyRow]) -> Resu
         )? {
             return Ok(());
         }
-        let header = ["KIND", "NAMESPACE", "NAME", "SCOPE", "ACTION", "WORKLOADS", "NOT ENFORCED"];
+        let header =
+            ["KIND", "NAMESPACE", "NAME", "SCOPE", "ACTION", "WORKLOADS", "CONFLICTS", "NOT ENFORCED"];
         let row = |p: &PolicyRow| {
             [
                 p.kind.clone(),
@@ -232,6 +233,7 @@ pub(crate) fn policies(out: Out<'_>, format: Output, rows: &[PolicyRow]) -> Resu
                 p.scope.clone(),
                 p.action.clone(),
                 p.workloads.to_string(),
+                p.conflicts.join("; "),
                 p.not_enforced.join("; "),
             ]
         };
@@ -245,28 +247,6 @@ pub(crate) fn check(out: Out<'_>, format: Output, rows: &[CheckRow]) -> Result<(
             [c.name.clone(), yes(c.proven), yes(c.required), c.meaning.clone(), c.detail.clone()]
         };
         table(out, ["CAPABILITY", "PROVEN", "REQUIRED", "MEANING", "DETAIL"], rows.iter().map(row))
-    })
-}
-
-pub(crate) fn explanation(out: Out<'_>, format: Output, e: &Explanation) -> Result<()> {
-    either(out, format, e, |out| {
-        let verdict = if e.allowed { "ALLOW" } else { "DENY" };
-        writeln!(
-            out,
-            "{verdict}: {} -> {} ({})",
-            clean(&e.source),
-            clean(&e.destination),
-            clean(&e.destination_address)
-        )?;
-        writeln!(out, "  decided by  {}", clean(&e.decided_by))?;
-        let set_by = if e.mode_set_by.is_empty() { "the default" } else { &e.mode_set_by };
-        writeln!(out, "  mode        {}, set by {}", e.mode, clean(set_by))?;
-        let identity = e.source_spiffe_id.as_deref().unwrap_or("none: plaintext");
-        writeln!(out, "  identity    {}", clean(identity))?;
-        for step in &e.steps {
-            writeln!(out, "  - {}", clean(step))?;
-        }
-        Ok(())
     })
 }
 
@@ -384,25 +364,6 @@ mod tests {
             "KIND  SUBJECT       STATE  EXPIRES    SERIAL\n\
              svid  spiffe://a/b  valid  in 1d 0h   0f\n\
              svid  spiffe://a/b  valid  1m 0s ago  0f\n"
-        );
-    }
-
-    #[test]
-    fn a_verdict_names_its_rule_and_the_way_to_it() {
-        let explanation = Explanation {
-            source: "10.9.9.9".into(),
-            destination: "shop/db".into(),
-            destination_address: "10.0.1.3:5432".into(),
-            decided_by: "STRICT: plaintext".into(),
-            mode: Mode::Strict,
-            steps: vec!["10.9.9.9 is no enrolled workload".into()],
-            ..Explanation::default()
-        };
-        assert_eq!(
-            shown(|out| super::explanation(out, Output::Table, &explanation)),
-            "DENY: 10.9.9.9 -> shop/db (10.0.1.3:5432)\n  decided by  STRICT: plaintext\n  \
-             mode        STRICT, set by the default\n  identity    none: plaintext\n  \
-             - 10.9.9.9 is no enrolled workload\n"
         );
     }
 

@@ -18,6 +18,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    sync::OnceCell,
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
@@ -95,32 +96,38 @@ pub enum FetchError {
 
 /// Fetches key sets.
 pub(super) struct Fetcher {
-    tls: TlsConnector,
+    /// Made at the first fetch over https: a node without token issuers has no need of the system's roots.
+    tls: OnceCell<TlsConnector>,
+    extra_roots: Vec<CertificateDer<'static>>,
     allowed: Vec<IpNet>,
 }
 
 impl Fetcher {
-    /// Believes the system's roots and `extra_roots`; the number of roots comes with it.
+    /// Believes the system's roots and `extra_roots`.
+    ///
+    /// # Errors
+    /// When one of `extra_roots` is no certificate.
     pub(super) fn new(
         allowed: Vec<IpNet>,
-        extra_roots: &[CertificateDer<'static>],
-    ) -> Result<(Self, usize), rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        let system = rustls_native_certs::load_native_certs();
-        for error in &system.errors {
-            tracing::warn!(%error, "a system root certificate cannot be read, key servers it vouches for are not believed");
-        }
-        roots.add_parsable_certificates(system.certs);
-        for root in extra_roots {
-            roots.add(root.clone())?;
-        }
-        let count = roots.len();
-        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok((Self { tls: Arc::new(config).into(), allowed }, count))
+        extra_roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, rustls::Error> {
+        let mut checked = RootCertStore::empty();
+        extra_roots.iter().try_for_each(|root| checked.add(root.clone()))?;
+        Ok(Self { tls: OnceCell::new(), extra_roots, allowed })
+    }
+
+    async fn tls(&self) -> io::Result<&TlsConnector> {
+        let connector = || async {
+            let extra_roots = self.extra_roots.clone();
+            // It reads some hundred files.
+            tokio::task::spawn_blocking(move || connector(extra_roots)).await.map_err(io::Error::other)?
+        };
+        self.tls.get_or_try_init(connector).await
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_read_roots(&self) -> bool {
+        self.tls.initialized()
     }
 
     pub(super) async fn fetch(&self, source: &JwksSource) -> Result<KeySet, FetchError> {
@@ -150,7 +157,8 @@ impl Fetcher {
         }
         let failed = |source| FetchError::Tls { host: host.to_owned(), source };
         let name = ServerName::try_from(host.to_owned()).map_err(|e| failed(io::Error::other(e)))?;
-        ask(self.tls.connect(name, stream).await.map_err(failed)?, uri).await
+        let tls = self.tls().await.map_err(failed)?;
+        ask(tls.connect(name, stream).await.map_err(failed)?, uri).await
     }
 
     /// Connects to the first address that may be and answers. The address that was checked is the one that is used: a
@@ -173,6 +181,28 @@ impl Fetcher {
         }
         Err(failure)
     }
+}
+
+fn connector(extra_roots: Vec<CertificateDer<'static>>) -> io::Result<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::warn!(%error, "a system root certificate cannot be read, key servers it vouches for are not believed");
+    }
+    roots.add_parsable_certificates(system.certs);
+    for root in extra_roots {
+        roots.add(root).map_err(io::Error::other)?;
+    }
+    if roots.is_empty() {
+        tracing::warn!("no root certificates: keys cannot be fetched over https; install ca-certificates");
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config).into())
 }
 
 /// One request on a connection of its own.

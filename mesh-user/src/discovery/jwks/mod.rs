@@ -21,7 +21,7 @@ use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -75,6 +75,8 @@ pub struct JwksStatus {
     pub fetched_at_seconds: Option<u64>,
     /// How old the keys are now.
     pub age_seconds: Option<u64>,
+    /// Until the next fetch, unless a token asks for one before; none: one is under way.
+    pub next_in_seconds: Option<u64>,
     /// Fetches so far.
     pub attempts: u64,
     /// Fetches that failed since the last that did not.
@@ -114,23 +116,20 @@ struct Place {
 #[derive(Debug, Clone, Default)]
 struct History {
     fetched: Option<(SystemTime, Instant)>,
+    /// None while it is asked.
+    next: Option<Instant>,
     attempts: u64,
     failures: u32,
     last_error: Option<String>,
 }
 
 impl JwksStore {
-    /// A store without places; reads the system's root certificates.
+    /// A store without places; the system's root certificates are read once keys are fetched over https.
     ///
     /// # Errors
     /// When one of `extra_roots` is no certificate.
     pub fn open(settings: JwksSettings) -> Result<Self, rustls::Error> {
-        let (fetcher, roots) = Fetcher::new(settings.allow_addresses, &settings.extra_roots)?;
-        if roots == 0 {
-            tracing::warn!(
-                "no root certificates: keys cannot be fetched over https; install ca-certificates"
-            );
-        }
+        let fetcher = Fetcher::new(settings.allow_addresses, settings.extra_roots)?;
         let stop = CancellationToken::new();
         Ok(Self {
             fetcher: Arc::new(fetcher),
@@ -226,6 +225,8 @@ async fn keep_fresh(
             outcome = fetcher.fetch(&place.source) => outcome,
         };
         let failures = place.record(outcome, &schedule);
+        let next = Instant::now() + schedule.delay(failures, rand::random());
+        place.plan(Some(next));
         attempts.send_modify(|count| *count += 1);
         let hinted = async {
             place.wanted.notified().await;
@@ -233,15 +234,20 @@ async fn keep_fresh(
         };
         tokio::select! {
             () = place.stop.cancelled() => return,
-            () = sleep(schedule.delay(failures, rand::random())) => {}
+            () = sleep_until(next) => {}
             () = hinted => {}
         }
+        place.plan(None);
     }
 }
 
 impl Place {
     fn history(&self) -> History {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn plan(&self, next: Option<Instant>) {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).next = next;
     }
 
     /// Returns how often it failed in a row.
@@ -286,6 +292,7 @@ impl Place {
             skipped: keys.as_ref().map_or(0, |keys| keys.skipped()),
             fetched_at_seconds: history.fetched.map(|(at, _)| unix(at)),
             age_seconds: history.fetched.map(|(_, at)| at.elapsed().as_secs()),
+            next_in_seconds: history.next.map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
             attempts: history.attempts,
             failures: history.failures,
             last_error: history.last_error,

@@ -183,6 +183,19 @@ async fn keys_are_fetched_and_a_rotation_is_seen_when_a_token_asks() {
 }
 
 #[tokio::test]
+async fn the_systems_roots_are_read_only_where_keys_are_fetched_over_https() {
+    let (plain, encrypted) = (Server::start(false).await, Server::start(true).await);
+    let store = JwksStore::open(settings()).unwrap();
+    store.set_sources(&[source(&plain.location())]);
+    let status = until(&store, |s| s.keys == 1).await;
+    assert!(status.next_in_seconds.is_some_and(|seconds| seconds <= 20 * 60), "{status:?}");
+    assert!(!store.fetcher.has_read_roots());
+    store.set_sources(&[source(&encrypted.location())]);
+    until(&store, |s| s.failures > 0).await;
+    assert!(store.fetcher.has_read_roots());
+}
+
+#[tokio::test]
 async fn without_a_hint_keys_are_fetched_again_when_their_time_comes() {
     let server = Server::start(false).await;
     let schedule = Schedule { refresh: Duration::from_millis(10), ..settings().schedule };

@@ -8,7 +8,7 @@ use super::{
     claims::{self, PrincipalMatch},
     template,
 };
-use crate::policy::values::StringMatch;
+use crate::policy::{traffic::KEPT_CLAIMS, values::StringMatch};
 
 /// What of a request a list of values is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +152,18 @@ impl HttpTest {
                 request.claims.is_some_and(|claims| claims::matches(claims, way, patterns))
             }
             Self::Unsupported => false,
+        }
+    }
+
+    /// Whether it asks about what [`crate::policy::traffic`] does not keep of a request that came with or without a token.
+    pub(in crate::policy) fn is_unkept(&self, token: bool) -> bool {
+        match self {
+            // The query is not kept either.
+            Self::Header(name, _) => !matches!(name.as_str(), ":method" | ":authority" | "host"),
+            Self::Claim(way, _) => {
+                token && !matches!(way.as_slice(), [name] if KEPT_CLAIMS.contains(&name.as_str()))
+            }
+            _ => false,
         }
     }
 

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config;
+
 /// `meshConfig.pathNormalization.normalization`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -23,6 +25,17 @@ pub enum Normalization {
     MergeSlashes,
     /// And `%2F` and `%5C` decoded before everything else.
     DecodeAndMergeSlashes,
+}
+
+impl From<config::PathNormalization> for Normalization {
+    fn from(setting: config::PathNormalization) -> Self {
+        match setting {
+            config::PathNormalization::None => Self::None,
+            config::PathNormalization::Default | config::PathNormalization::Base => Self::Base,
+            config::PathNormalization::MergeSlashes => Self::MergeSlashes,
+            config::PathNormalization::DecodeAndMergeSlashes => Self::DecodeAndMergeSlashes,
+        }
+    }
 }
 
 /// Why a request's path cannot be judged. The request is to be refused with 400.
@@ -83,6 +96,19 @@ impl<'a> NormalizedPath<'a> {
             None => Self { text: Cow::Borrowed(as_sent), query_at: path.len() },
             Some(path) => Self { query_at: path.len(), text: Cow::Owned(path + query) },
         })
+    }
+
+    /// The same of a request's target, which is empty for `CONNECT`: then there is none.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_request(as_sent: &'a str, normalization: Normalization) -> Result<Option<Self>, PathError> {
+        match as_sent {
+            "" => Ok(None),
+            // `OPTIONS *` (RFC 9112 section 3.2.4) is about the server as a whole.
+            "*" => Self::new("/*", Normalization::None).map(Some),
+            path => Self::new(path, normalization).map(Some),
+        }
     }
 
     /// What `paths` is compared with: without the query.

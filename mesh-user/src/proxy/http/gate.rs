@@ -13,9 +13,9 @@ use crate::{
     jwt::{self, Outcome},
     policy::{
         DenyReason, HttpVerdict, Observed, WorkloadPolicy,
-        http::{HttpRequest, Normalization, NormalizedPath},
+        http::{HttpRequest, NormalizedPath},
     },
-    proxy::{Live, Mesh, attempt::count_denial},
+    proxy::{Live, Mesh, attempt::count_denial, memory::NotedContent},
     telemetry::{Direction, RequestEvent, RequestRecord, escape::truncate},
 };
 
@@ -50,7 +50,9 @@ impl PolicyGate<'_> {
             return Err(because(Denial::forbidden(), "its workload is no longer enrolled"));
         };
         let policy = view.snapshot.policies.for_workload(workload.id);
-        let path = normalized(head)?;
+        let normalization = view.snapshot.config.path_normalization.normalization.into();
+        // A path that cannot be made normal is nobody's.
+        let path = NormalizedPath::of_request(head.path, normalization).map_err(|_| bad_path())?;
         let mut edits = Edits::default();
         let claims = self.authenticate(policy, head, path.as_ref(), &mut edits)?;
         let is_told = self.mesh.access_log.is_on();
@@ -72,6 +74,8 @@ impl PolicyGate<'_> {
             claims: claims.as_deref().map(|token| &token.claims),
             remote_ip: connection.src.ip().to_canonical(),
         };
+        let mode = policy.mode(connection.dst.port());
+        self.mesh.memory.note(&self.live.noted(mode, NotedContent::Request(&request)));
         if policy.observes() {
             self.tell_observed(
                 head,
@@ -167,16 +171,6 @@ pub(in crate::proxy) fn tell_observed(
         complete(&mut record);
         record
     });
-}
-
-/// None: the request has no path. A path that cannot be made normal is nobody's.
-fn normalized<'h>(head: &RequestHead<'h>) -> Result<Option<NormalizedPath<'h>>, Denial> {
-    match head.path {
-        "" => Ok(None),
-        // `OPTIONS *` (RFC 9112 section 3.2.4) is about the server as a whole.
-        "*" => NormalizedPath::new("/*", Normalization::None).map(Some).map_err(|_| bad_path()),
-        path => NormalizedPath::new(path, Normalization::default()).map(Some).map_err(|_| bad_path()),
-    }
 }
 
 fn bad_path() -> Denial {

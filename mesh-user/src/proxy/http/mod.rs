@@ -25,6 +25,7 @@ use super::{
     attempt::{Attempt, Failure},
     connections::{Candidate, Requests},
     inbound::connected,
+    memory::{Noted, NotedContent},
     recheck::recheck_one,
     relay::{CloseReason, Vigil},
     stage::{Ends, Entered, Wire, carry},
@@ -147,6 +148,13 @@ async fn as_tcp(
     let decided = match workload {
         Some(workload) => {
             let policy = view.snapshot.policies.for_workload(workload.id);
+            mesh.memory.note(&Noted {
+                server: &ends.workload,
+                client: ends.remote.as_ref(),
+                connection: request,
+                mode: policy.mode(local.port()),
+                content: NotedContent::NotHttp,
+            });
             attempt.set_verdict(&policy.decide(&request))
         }
         None => Err(Failure::new(ResponseFlags::Denied, "its workload is no longer enrolled")),

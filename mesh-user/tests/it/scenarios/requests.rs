@@ -39,7 +39,7 @@ spec:
 ";
 
 /// What curl says of several requests on one connection: status and body of each.
-fn curl(place: &Place, options: &[&str], urls: &[String]) -> anyhow::Result<Vec<(u16, String)>> {
+pub(super) fn curl(place: &Place, options: &[&str], urls: &[String]) -> anyhow::Result<Vec<(u16, String)>> {
     let mut argv =
         vec!["curl", "-sS", "--path-as-is", "--max-time", "20", "-w", "\\n%{http_code} %{num_connects}\\n"];
     argv.extend(options);
@@ -133,13 +133,13 @@ fn http2_requests_are_decided_one_by_one(ground: &Ground) -> anyhow::Result<()> 
 }
 
 /// A key pair of the story's own, as openssl makes it.
-struct Issuer {
+pub(super) struct Issuer {
     key: String,
-    jwks: Value,
+    pub(super) jwks: Value,
 }
 
 impl Issuer {
-    fn new(place: &Place) -> anyhow::Result<Self> {
+    pub(super) fn new(place: &Place) -> anyhow::Result<Self> {
         let key = place.dir().join("issuer.pem").display().to_string();
         place.run(&["openssl", "genrsa", "-out", &key, "2048"])?.succeeded()?;
         let modulus = place.run(&["openssl", "rsa", "-in", &key, "-noout", "-modulus"])?.succeeded()?;
@@ -149,7 +149,7 @@ impl Issuer {
         Ok(Self { key, jwks: json!({ "keys": [ { "kty": "RSA", "kid": "k", "n": modulus, "e": "AQAB" } ] }) })
     }
 
-    fn token(&self, place: &Place, claims: &Value) -> anyhow::Result<String> {
+    pub(super) fn token(&self, place: &Place, claims: &Value) -> anyhow::Result<String> {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", part(&json!({ "alg": "RS256", "kid": "k" })), part(claims));
         let (text, signature) = (place.dir().join("signed"), place.dir().join("signature"));
