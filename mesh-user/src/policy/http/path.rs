@@ -165,7 +165,7 @@ fn canonical(path: &str) -> Result<Option<String>, PathError> {
             byte => out.push(char::from(byte)),
         }
     }
-    Ok(Some(out))
+    Ok((out != path).then_some(out))
 }
 
 /// Whether a segment that starts at `at` is `.` or `..` (true), escaped or not, and where the next one starts.
