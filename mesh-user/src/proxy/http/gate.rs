@@ -15,7 +15,7 @@ use crate::{
         DenyReason, HttpVerdict, Observed, WorkloadPolicy,
         http::{HttpRequest, Normalization, NormalizedPath},
     },
-    proxy::{Live, Mesh, attempt::count_denial},
+    proxy::{Live, Mesh, attempt::count_denial, http::AskedTunnel},
     telemetry::{Direction, RequestEvent, RequestRecord},
 };
 
@@ -73,6 +73,7 @@ impl PolicyGate<'_> {
         }
         match policy.decide_http(&connection, &request) {
             HttpVerdict::Allow { rule } => {
+                self.live.asked_tunnel(AskedTunnel::of(head, claims.as_deref()));
                 edits.rule = rule.map(|rule| rule.to_string().into());
                 Ok(edits)
             }
@@ -159,7 +160,7 @@ pub(in crate::proxy) fn tell_observed(
 }
 
 /// None: the request has no path. A path that cannot be made normal is nobody's.
-fn normalized<'h>(head: &RequestHead<'h>) -> Result<Option<NormalizedPath<'h>>, Denial> {
+pub(super) fn normalized<'h>(head: &RequestHead<'h>) -> Result<Option<NormalizedPath<'h>>, Denial> {
     match head.path {
         "" => Ok(None),
         // `OPTIONS *` (RFC 9112 section 3.2.4) is about the server as a whole.
