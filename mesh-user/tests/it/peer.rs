@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+mod ask;
 mod bulk;
 mod many;
 mod ring;
@@ -68,6 +69,7 @@ fn play(args: &Args) -> anyhow::Result<()> {
     match args.0.first().map(String::as_str) {
         Some("serve") => serve::serve(args),
         Some("probe") => probe(args),
+        Some("ask") => ask::ask(args),
         Some("mptcp") => {
             mptcp();
             Ok(())

@@ -20,6 +20,7 @@ mod operating;
 mod policy;
 mod requests;
 mod requests_documents;
+mod requests_envoy;
 mod selectors;
 mod selfcheck;
 mod servers_first;
@@ -28,7 +29,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 30] = [
+    let topics: [(&str, &'static [Story]); 31] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -37,6 +38,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("http", http::STORIES),
         ("requests", requests::STORIES),
         ("requests_documents", requests_documents::STORIES),
+        ("requests_envoy", requests_envoy::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
