@@ -21,6 +21,7 @@ mod policy;
 mod requests;
 mod requests_documents;
 mod requests_envoy;
+pub(crate) mod requests_openid;
 mod selectors;
 mod selfcheck;
 mod servers_first;
@@ -29,7 +30,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 31] = [
+    let topics: [(&str, &'static [Story]); 32] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -39,6 +40,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests", requests::STORIES),
         ("requests_documents", requests_documents::STORIES),
         ("requests_envoy", requests_envoy::STORIES),
+        ("requests_openid", requests_openid::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
