@@ -13,9 +13,11 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 mod ask;
 mod bulk;
+mod grpc;
 mod many;
 mod ring;
 mod serve;
+mod web_socket;
 
 pub(crate) const VERB: &str = "__peer";
 
@@ -76,6 +78,10 @@ fn play(args: &Args) -> anyhow::Result<()> {
         }
         Some("ring-serve") => ring::serve(args),
         Some("ring-probe") => ring::probe(args),
+        Some("grpc-serve") => grpc::serve(args),
+        Some("grpc-call") => grpc::call(args),
+        Some("ws-serve") => web_socket::serve(args),
+        Some("ws-talk") => web_socket::talk(args),
         Some("bulk-serve") => bulk::serve(args),
         Some("bulk-probe") => bulk::probe(args),
         Some("short") => many::short(args),

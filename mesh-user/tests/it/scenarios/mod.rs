@@ -22,6 +22,7 @@ mod requests;
 mod requests_documents;
 mod requests_envoy;
 pub(crate) mod requests_openid;
+mod requests_streams;
 mod selectors;
 mod selfcheck;
 mod servers_first;
@@ -30,7 +31,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 32] = [
+    let topics: [(&str, &'static [Story]); 33] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests_documents", requests_documents::STORIES),
         ("requests_envoy", requests_envoy::STORIES),
         ("requests_openid", requests_openid::STORIES),
+        ("requests_streams", requests_streams::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
