@@ -79,7 +79,7 @@ impl<'a> NormalizedPath<'a> {
                 }
             },
         };
-        Ok(match changed {
+        Ok(match changed.filter(|changed| changed != path) {
             None => Self { text: Cow::Borrowed(as_sent), query_at: path.len() },
             Some(path) => Self { query_at: path.len(), text: Cow::Owned(path + query) },
         })
@@ -165,7 +165,7 @@ fn canonical(path: &str) -> Result<Option<String>, PathError> {
             byte => out.push(char::from(byte)),
         }
     }
-    Ok((out != path).then_some(out))
+    Ok(Some(out))
 }
 
 /// Whether a segment that starts at `at` is `.` or `..` (true), escaped or not, and where the next one starts.
