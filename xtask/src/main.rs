@@ -25,6 +25,7 @@ mod leftovers;
 mod libtest;
 mod lint;
 mod machines;
+mod openid;
 mod packages;
 mod paths;
 mod process;
@@ -145,6 +146,7 @@ fn run(task: Task) -> Result<ExitCode> {
             toolchain::ensure()?;
             deny::ensure()?;
             envoy::ensure();
+            openid::ensure();
             story_programs::ensure();
             if !no_vm {
                 for series in kernels::ALL {

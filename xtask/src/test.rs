@@ -16,7 +16,7 @@ use crate::{
     ebpf, envoy, fuzz, host,
     kernels::{self, Series},
     libtest::Summary,
-    lint, machines, paths,
+    lint, machines, openid, paths,
     report::{self, Level},
     setup, story_programs,
     verdicts::{ANY_KERNEL, Verdicts},
@@ -38,6 +38,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     }
     setup::for_tests()?;
     envoy::ensure();
+    openid::ensure();
     story_programs::ensure();
     ebpf::build()?;
     let mut levels = Vec::new();

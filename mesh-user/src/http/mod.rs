@@ -21,6 +21,9 @@ mod tests;
 pub use detect::{Detected, detect};
 pub use error::{HttpError, Refusal};
 pub use gate::{Decision, Denial, Edits, Gate, PathEdit, RequestHead, Version};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use h1::fuzz;
 pub use h1::{
     chunked::{ChunkedDecoder, Piece},
     head::{HeadScan, ParsedRequest, ParsedResponse, Scanned, parse_request, parse_response},

@@ -10,11 +10,12 @@ use std::{
 };
 
 use super::{
+    http::AskedTunnel,
     memory::{Noted, NotedContent},
     relay::{CloseReason, LiveStats},
 };
 use crate::{
-    policy::{L4Request, Mode},
+    policy::{L4Request, Mode, WorkloadPolicy, http::Normalization},
     telemetry::{ConnectionBytes, ConnectionRecord},
     tls::{PeerRole, VerifiedPeer},
     world::WorkloadName,
@@ -55,6 +56,8 @@ pub struct Live {
     pub stats: LiveStats,
     pub(super) metric_bytes: Arc<ConnectionBytes>,
     reported: Mutex<(u64, u64)>,
+    /// The last request that was allowed, where it asked for a tunnel.
+    tunnel: Mutex<Option<AskedTunnel>>,
 }
 
 /// What a connection is known by before it enters the table.
@@ -94,6 +97,20 @@ impl Live {
         }
     }
 
+    /// Notes what the last request asked for; one that is no tunnel takes the place of one that did not become one.
+    pub(super) fn asked_tunnel(&self, tunnel: Option<AskedTunnel>) {
+        *lock(&self.tunnel) = tunnel;
+    }
+
+    /// Why a tunnel that its requests opened is no longer allowed.
+    pub(super) fn tunnel_denied(
+        &self,
+        policy: &WorkloadPolicy,
+        normalization: Normalization,
+    ) -> Option<String> {
+        lock(&self.tunnel).as_ref()?.denied(policy, normalization, &self.request())
+    }
+
     /// Carries the relay's counters over to the metrics. Called at every scrape and at the end.
     pub fn report_bytes(&self) {
         let mut reported = lock(&self.reported);
@@ -125,6 +142,7 @@ impl Connections {
             stats: LiveStats::default(),
             metric_bytes: candidate.metric_bytes,
             reported: Mutex::default(),
+            tunnel: Mutex::default(),
         });
         lock(self.shard(id)).insert(id, Arc::clone(&live));
         live

@@ -63,8 +63,11 @@ fn inbound_denied(view: &View, workload: &Workload, live: &Live) -> Option<Close
         Requests::Inspected if live.peer.is_none() && policy.mode(port) == Mode::Strict => {
             return Some(CloseReason::Policy(DenyReason::StrictPlaintext.to_string()));
         }
-        // Each of its requests is decided anew.
-        Requests::Inspected => return None,
+        // Each of its requests is decided anew, but in a tunnel none is seen.
+        Requests::Inspected => {
+            let normalization = view.snapshot.config.path_normalization.normalization.into();
+            return live.tunnel_denied(policy, normalization).map(CloseReason::Policy);
+        }
         Requests::Uninspected if policy.inspects_requests(port) => {
             return Some(CloseReason::Policy("its requests have to be read from now on".to_owned()));
         }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
 
 use super::netns::Place;
 use super::pki::Files;
@@ -153,6 +154,21 @@ fn start(place: &Place, listen: u16, chain: &str, to: SocketAddr, upstream: &str
         to.port(),
         indented(upstream, 4),
     );
+    launch(place, &envoy, &dir, admin, &config)
+}
+
+/// An Envoy of a configuration of one's own, with its admin endpoint on `admin`; what it says is in a file called `name`.
+pub(crate) fn run(place: &Place, name: &str, admin: u16, config: &Value) -> anyhow::Result<Program> {
+    let envoy = executable().context("no Envoy: cargo xtask test installs it")?;
+    let dir = place.dir().join(format!("{}-{name}", place.name));
+    fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let mut config = config.clone();
+    config["admin"] =
+        json!({ "address": { "socket_address": { "address": "127.0.0.1", "port_value": admin } } });
+    launch(place, &envoy, &dir, admin, &config.to_string())
+}
+
+fn launch(place: &Place, envoy: &Path, dir: &Path, admin: u16, config: &str) -> anyhow::Result<Program> {
     let file = dir.join("envoy.yaml");
     fs::write(&file, config)?;
     let argv = [

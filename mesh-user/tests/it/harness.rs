@@ -23,6 +23,8 @@ pub(crate) enum Needs {
     EveryRelay,
     /// `meshd` and Envoy, once, on this machine's own kernel.
     Envoy,
+    /// `meshd` and an OpenID provider, once, on this machine's own kernel.
+    OpenIdProvider,
     /// `meshd`, once, where the processor has `cmpxchg16b`: haproxy does not run without it.
     WideCompare,
     /// `meshd`, once, where the kernel lets programs use `io_uring`.
@@ -107,18 +109,14 @@ fn say_slowest(took: &Took) {
 fn trials(topic: &str, story: Story, skipped: &Skipped, took: &Took) -> Vec<Trial> {
     let relays: &[Relay] = match story.needs {
         Needs::EveryRelay => &Relay::ALL,
-        Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::WideCompare => {
-            &[Relay::Userspace]
-        }
+        _ => &[Relay::Userspace],
     };
     relays
         .iter()
         .map(|&relay| {
             let name = match story.needs {
                 Needs::EveryRelay => format!("{topic}::{}::{relay}", story.name),
-                Needs::Daemon | Needs::NoDaemon | Needs::Envoy | Needs::IoUring | Needs::WideCompare => {
-                    format!("{topic}::{}", story.name)
-                }
+                _ => format!("{topic}::{}", story.name),
             };
             let (skipped, took) = (Arc::clone(skipped), Arc::clone(took));
             let label = name.clone();
@@ -155,6 +153,18 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
         }
         if super::envoy::executable().is_none() {
             return Some("no Envoy under target/tools: cargo xtask test installs it".to_owned());
+        }
+    }
+    if story.needs == Needs::OpenIdProvider {
+        if ground::Scale::from_environment().is_vm() {
+            return Some(
+                "the OpenID provider does not depend on the kernel: its stories are told natively".to_owned(),
+            );
+        }
+        if scenarios::requests_openid::module().is_none() {
+            return Some(
+                "no oidc-provider under target/tools: cargo xtask test installs it where npm is".to_owned(),
+            );
         }
     }
     if story.needs == Needs::WideCompare && !has_wide_compare() {

@@ -11,10 +11,13 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+mod ask;
 mod bulk;
+mod grpc;
 mod many;
 mod ring;
 mod serve;
+mod web_socket;
 
 pub(crate) const VERB: &str = "__peer";
 
@@ -68,12 +71,17 @@ fn play(args: &Args) -> anyhow::Result<()> {
     match args.0.first().map(String::as_str) {
         Some("serve") => serve::serve(args),
         Some("probe") => probe(args),
+        Some("ask") => ask::ask(args),
         Some("mptcp") => {
             mptcp();
             Ok(())
         }
         Some("ring-serve") => ring::serve(args),
         Some("ring-probe") => ring::probe(args),
+        Some("grpc-serve") => grpc::serve(args),
+        Some("grpc-call") => grpc::call(args),
+        Some("ws-serve") => web_socket::serve(args),
+        Some("ws-talk") => web_socket::talk(args),
         Some("bulk-serve") => bulk::serve(args),
         Some("bulk-probe") => bulk::probe(args),
         Some("short") => many::short(args),

@@ -7,6 +7,8 @@ pub(super) mod chunked;
 mod driver;
 mod exchange;
 mod framing;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub(super) mod head;
 mod reading;
 mod target;

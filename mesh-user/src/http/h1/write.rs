@@ -47,6 +47,10 @@ pub(in super::super) fn request(out: &mut BytesMut, bytes: &[u8], parsed: &Parse
     out.put_u8(b' ');
     out.put_slice(version(parsed.version));
     out.put_slice(b"\r\n");
+    // HTTP/1.0 may name the host in the target alone, which is not written in that form (RFC 9112 section 3.2.2).
+    if !head.path.is_empty() && !head.authority.is_empty() && head.values("host").next().is_none() {
+        field(out, b"Host", head.authority.as_bytes());
+    }
     for (name, value) in head.fields().filter(|(name, _)| !edits.drops(name)) {
         let raw = name.as_bytes();
         let is = |other: &str| parsed.upgrade.hiding && name.eq_ignore_ascii_case(other);

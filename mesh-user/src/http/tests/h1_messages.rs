@@ -16,6 +16,8 @@ async fn the_application_gets_what_was_decided() {
         ("GET http://a?q HTTP/1.1\r\nHost: a\r\n\r\n", "GET /?q HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"),
+        // A host that only the target names is not lost: the gate has decided on it.
+        ("GET http://a/b HTTP/1.0\r\n\r\n", "GET /b HTTP/1.0\r\nHost: a\r\n\r\n"),
         (
             "GET /edit?x HTTP/1.1\r\nHost: a\r\nAuthorization: t\r\nx-user: eve\r\nX_User: eve\r\nX-Seen: 1\r\n\r\n",
             "GET /edited HTTP/1.1\r\nHost: a\r\nX-Seen: 1\r\nx-user: alice\r\nx-seen: 2\r\n\r\n",

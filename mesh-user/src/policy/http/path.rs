@@ -92,7 +92,7 @@ impl<'a> NormalizedPath<'a> {
                 }
             },
         };
-        Ok(match changed {
+        Ok(match changed.filter(|changed| changed != path) {
             None => Self { text: Cow::Borrowed(as_sent), query_at: path.len() },
             Some(path) => Self { query_at: path.len(), text: Cow::Owned(path + query) },
         })

@@ -121,6 +121,12 @@ fn what_cannot_be_a_path_is_refused_in_every_mode() {
 fn a_canonical_path_is_not_copied_and_its_query_is_no_part_of_it() {
     let path = NormalizedPath::new("/a/b;c?d=/e", Normalization::DecodeAndMergeSlashes).unwrap();
     assert!(!path.is_changed());
+    for (looked_at, mode) in
+        MODES.into_iter().flat_map(|mode| ["/a%", "/a/.b", "//", "/a/%zz/..;"].map(|path| (path, mode)))
+    {
+        let path = NormalizedPath::new(looked_at, mode).unwrap();
+        assert_eq!(path.is_changed(), path.as_str() != looked_at, "{looked_at} {mode:?}");
+    }
     assert_eq!((path.path(), path.as_str()), ("/a/b;c", "/a/b;c?d=/e"));
     let path = NormalizedPath::new("/x/../a?d", Normalization::Base).unwrap();
     assert!(path.is_changed());

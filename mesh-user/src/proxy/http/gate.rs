@@ -15,7 +15,7 @@ use crate::{
         DenyReason, HttpVerdict, Observed, WorkloadPolicy,
         http::{HttpRequest, NormalizedPath},
     },
-    proxy::{Live, Mesh, attempt::count_denial, memory::NotedContent},
+    proxy::{Live, Mesh, attempt::count_denial, http::AskedTunnel, memory::NotedContent},
     telemetry::{Direction, RequestEvent, RequestRecord, escape::truncate},
 };
 
@@ -85,6 +85,7 @@ impl PolicyGate<'_> {
         }
         match policy.decide_http(&connection, &request) {
             HttpVerdict::Allow { rule } => {
+                self.live.asked_tunnel(AskedTunnel::of(head, claims.as_deref()));
                 edits.rule = rule.filter(|_| is_told).map(|rule| rule.to_string().into());
                 Ok(edits)
             }

@@ -4,6 +4,7 @@
 mod gate;
 mod legs;
 mod report;
+mod tunnel;
 
 use std::{
     io,
@@ -14,12 +15,12 @@ use std::{
 use bytes::BytesMut;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-pub(super) use self::gate::tell_observed;
 use self::{
     gate::PolicyGate,
     legs::{AppLeg, PeerLeg},
     report::Reporter,
 };
+pub(super) use self::{gate::tell_observed, tunnel::AskedTunnel};
 use super::{
     Live, Mesh,
     attempt::{Attempt, Failure},

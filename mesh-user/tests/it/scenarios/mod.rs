@@ -19,6 +19,10 @@ mod neighbours;
 mod operating;
 mod policy;
 mod requests;
+mod requests_documents;
+mod requests_envoy;
+pub(crate) mod requests_openid;
+mod requests_streams;
 mod review;
 mod selectors;
 mod selfcheck;
@@ -28,7 +32,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 30] = [
+    let topics: [(&str, &'static [Story]); 34] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -37,6 +41,10 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("http", http::STORIES),
         ("requests", requests::STORIES),
         ("review", review::STORIES),
+        ("requests_documents", requests_documents::STORIES),
+        ("requests_envoy", requests_envoy::STORIES),
+        ("requests_openid", requests_openid::STORIES),
+        ("requests_streams", requests_streams::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
