@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::selector::Selector;
+use super::{extension_providers::ExtensionProvider, selector::Selector};
 use crate::identity::TrustDomain;
 use std::collections::BTreeMap;
 
@@ -60,6 +60,9 @@ pub struct Config {
     /// How the keys of token issuers are fetched, for `RequestAuthentication`.
     #[serde(default)]
     pub jwks: JwksConfig,
+    /// External authorizers for `CUSTOM` policies, written as in Istio's `meshConfig.extensionProviders`.
+    #[serde(default)]
+    pub extension_providers: Vec<ExtensionProvider>,
     /// Workloads on this node.
     #[serde(default)]
     pub workloads: Vec<WorkloadConfig>,

@@ -17,6 +17,7 @@ use prometheus_client::{
 };
 
 use super::{
+    authorizers::{AuthorizerMetrics, AuthorizerResult},
     istio::{ConnectionBytes, TcpConnection, TcpConnections},
     labels::{ConnectionLabels, Direction, HandshakeSide, RelayKind, ResponseFlags},
     process::ProcessCollector,
@@ -134,6 +135,7 @@ pub struct Metrics {
     workloads: Gauge,
     admin_refused: Family<ReasonLabels, Counter>,
     access_log_lines: Family<ResultLabels, Counter>,
+    authorizers: AuthorizerMetrics,
 }
 
 #[derive(Debug, Clone)]
@@ -232,6 +234,7 @@ impl Metrics {
                 "meshd_access_log_lines",
                 "Access log lines written, suppressed by rate, dropped",
             ),
+            authorizers: AuthorizerMetrics::new(r),
             registry,
         };
         metrics.start_at_zero();
@@ -328,6 +331,16 @@ impl Metrics {
             Some(_) => "other".to_owned(),
         };
         self.requests.get_or_create(&RequestLabels { verdict, response_code }).inc();
+    }
+
+    /// An external authorizer was asked; `provider` is a name from the node's file.
+    pub fn authorizer_asked(&self, provider: &str, result: AuthorizerResult, time: Duration) {
+        self.authorizers.asked(provider, result, time);
+    }
+
+    /// An external authorizer is in force, and no rule asked for it.
+    pub fn authorizer_not_asked(&self, provider: &str) {
+        self.authorizers.count(provider, AuthorizerResult::Disabled);
     }
 
     /// Kernel TLS was refused for a connection that stays on its relay, or ends, because of `reason`.

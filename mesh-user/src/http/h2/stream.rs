@@ -193,7 +193,7 @@ async fn taken_back(respond: &mut SendResponse<Bytes>) -> Option<Reason> {
 /// Answers in the application's place.
 fn answer(respond: &mut SendResponse<Bytes>, denial: &Denial, grpc: bool, is_head: bool) -> Outcome {
     let (status, mut headers, body) = denial.response(grpc);
-    if !grpc {
+    if !grpc && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
     }

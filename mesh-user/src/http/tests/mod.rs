@@ -53,7 +53,7 @@ impl Gate for Rules {
                 remove: vec![name("authorization")],
                 set: vec![(name("x-user"), value("alice"))],
                 append: vec![(name("x-seen"), value("2"))],
-                response: vec![(name("x-checked"), value("yes"))],
+                response: vec![(name("x-checked"), value("yes"), crate::http::ResponsePut::Add)],
                 rule: None,
             }),
             _ => Decision::Allow(Edits::default()),
