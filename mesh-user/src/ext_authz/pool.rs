@@ -32,8 +32,9 @@ const MAX_ANSWER_BYTES: usize = 256 * 1024;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// HTTP/1.1 connections that wait for the next check.
 const MAX_IDLE: usize = 16;
-/// An authorizer's machine that is gone is noticed by then, while checks wait.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long a connection on which checks wait may be silent before its far end is asked for a sign of life, and how long
+/// that may take. gRPC servers take more frequent questions for an attack.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// A connection.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -108,7 +108,12 @@ impl WorkloadPolicy {
         deny_or_allow(&[&self.enforced], &Connection::new(connection, request))
     }
 
-    /// The external authorizers that may have to be asked, by name.
+    /// Whether there are external authorizers that may have to be asked.
+    pub fn asks_authorizers(&self) -> bool {
+        !self.enforced.custom.is_empty()
+    }
+
+    /// These, by name.
     pub fn authorizers(&self) -> BTreeSet<&str> {
         self.enforced.custom.iter().map(|policy| &*policy.provider).collect()
     }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+mod authz;
 mod bulk;
 mod many;
 mod ring;
@@ -67,6 +68,7 @@ impl Args {
 fn play(args: &Args) -> anyhow::Result<()> {
     match args.0.first().map(String::as_str) {
         Some("serve") => serve::serve(args),
+        Some("authz") => authz::serve(args),
         Some("probe") => probe(args),
         Some("mptcp") => {
             mptcp();

@@ -52,13 +52,18 @@ impl PolicyGate<'_> {
         if let Some(path) = path.as_ref().filter(|path| path.is_changed()) {
             edits.path = Some(PathEdit::new(path.as_str()).ok_or_else(bad_path)?);
         }
-        let Self { mesh, net, live } = *self;
-        let asking = Asking { mesh, view: &view, net, workload, policy, connection: live.request() };
-        let passed =
-            asking.about_request(head, path.as_ref(), &mut edits).await.map_err(|(reason, denial)| {
+        let passed = if policy.asks_authorizers() {
+            let Self { mesh, net, live } = *self;
+            let asking = Asking { mesh, view: &view, net, workload, policy, connection: live.request() };
+            // Apart, so that connections that ask nobody are no larger for it.
+            let asked = Box::pin(asking.about_request(head, path.as_ref(), &mut edits)).await;
+            asked.map_err(|(reason, denial)| {
                 count_denial(&self.mesh.metrics, &reason, Direction::Inbound);
                 because(denial, &reason.to_string())
-            })?;
+            })?
+        } else {
+            None
+        };
         let rule = self.decide_authorized(policy, head, path.as_ref(), &mut edits)?;
         let rule = [rule.map(|rule| rule.to_string()), passed].into_iter().flatten().collect::<Vec<_>>();
         edits.rule = (!rule.is_empty()).then(|| rule.join("; ").into());

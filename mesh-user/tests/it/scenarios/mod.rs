@@ -2,6 +2,7 @@
 
 use super::harness::Story;
 
+mod authorizers;
 mod bulk;
 mod bypass;
 mod endings;
@@ -27,7 +28,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 29] = [
+    let topics: [(&str, &'static [Story]); 30] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("programs", transparency::programs::STORIES),
         ("http", http::STORIES),
         ("requests", requests::STORIES),
+        ("authorizers", authorizers::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
