@@ -345,8 +345,8 @@ async fn a_grpc_check_tells_what_envoy_tells() {
     assert_eq!(told(&outcome), "500 an HTTP authorizer cannot be asked about a connection");
 }
 
-fn status(code: i32) -> Option<Status> {
-    Some(Status { code, message: "because\n".to_owned() })
+fn status(code: i32) -> Status {
+    Status { code, message: "because\n".to_owned() }
 }
 
 fn option(key: &str, value: &str, append: Option<bool>, append_action: i32) -> HeaderValueOption {
@@ -356,7 +356,7 @@ fn option(key: &str, value: &str, append: Option<bool>, append_action: i32) -> H
 
 fn ok(headers: Vec<HeaderValueOption>) -> CheckResponse {
     let ok = OkHttpResponse { headers, ..OkHttpResponse::default() };
-    CheckResponse { status: status(0), http_response: Some(HttpResponse::Ok(ok)) }
+    CheckResponse { status: Some(status(0)), http_response: Some(HttpResponse::Ok(ok)) }
 }
 
 fn denied(code: Option<i32>, headers: Vec<HeaderValueOption>) -> DeniedHttpResponse {
@@ -366,7 +366,7 @@ fn denied(code: Option<i32>, headers: Vec<HeaderValueOption>) -> DeniedHttpRespo
 #[tokio::test]
 async fn a_grpc_answer_means_what_envoy_makes_of_it() {
     const OPEN: &str = r#", "failOpen": true"#;
-    let with = |code, response| CheckResponse { status: status(code), http_response: response };
+    let with = |code, response| CheckResponse { status: Some(status(code)), http_response: response };
     let deny = |code| Some(HttpResponse::Denied(denied(code, Vec::new())));
     let fail = |code| Some(HttpResponse::Error(denied(code, Vec::new())));
     for (answer, fields, expected) in [
@@ -408,7 +408,7 @@ async fn a_grpc_answer_changes_what_it_says() {
         query_parameters_to_set: vec![QueryParameter { key: "user".into(), value: "al%20ice".into() }],
         query_parameters_to_remove: vec!["token".to_owned()],
     };
-    let answer = CheckResponse { status: status(0), http_response: Some(HttpResponse::Ok(answer)) };
+    let answer = CheckResponse { status: Some(status(0)), http_response: Some(HttpResponse::Ok(answer)) };
     let fake = Fake::new(over_grpc(move |_| Ok(answer.clone())));
     let Outcome::Allowed { changes, .. } = ask(&grpc(""), &fake).await else { panic!("not allowed") };
     let puts: Vec<_> = changes.request.iter().map(|(name, _, put)| (name.as_str(), *put)).collect();
@@ -513,7 +513,7 @@ async fn grpc_that_is_none_or_fails_denies() {
     assert_eq!(outcome, "403 does not answer: gRPC status PermissionDenied");
     let huge = over_grpc(|_| {
         let body = DeniedHttpResponse { body: "x".repeat(300 * 1024), ..denied(None, Vec::new()) };
-        Ok(CheckResponse { status: status(7), http_response: Some(HttpResponse::Denied(body)) })
+        Ok(CheckResponse { status: Some(status(7)), http_response: Some(HttpResponse::Denied(body)) })
     });
     let outcome = told(&ask(&grpc(""), &Fake::new(huge)).await);
     assert!(outcome.starts_with("403 does not answer: gRPC status"), "{outcome}");

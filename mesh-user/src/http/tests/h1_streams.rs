@@ -287,7 +287,6 @@ async fn what_a_client_sends_while_its_request_is_decided_is_not_lost() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         client.write_all(part).await.unwrap();
     }
-    client.shutdown().await.unwrap();
     let mut read = String::new();
     client.read_to_string(&mut read).await.unwrap();
     assert!(read.contains("[POST /late 5+0]") && read.contains("[GET /next 0+0]"), "{read}");

@@ -82,7 +82,9 @@ fn given(ground: &Ground, policies: &str, providers: Value) -> anyhow::Result<Me
 /// Status and body.
 fn get(place: &Place, url: &str, headers: &[&str]) -> anyhow::Result<(u16, String)> {
     let mut argv = vec!["curl", "-sS", "--max-time", "20", "-w", "\n%{http_code}", url];
-    headers.iter().for_each(|header| argv.extend(["-H", header]));
+    for header in headers {
+        argv.extend(["-H", header]);
+    }
     let said = place.run(&argv)?.succeeded()?;
     let (body, status) = said.rsplit_once('\n').context("curl says no status")?;
     Ok((status.trim().parse()?, body.to_owned()))
@@ -122,10 +124,10 @@ fn an_http_authorizer_of_the_mesh_is_asked_by_mtls_and_followed(ground: &Ground)
         must_get(client, &url("/free"), &[], (200, "team= secret="))
     })?;
     // The connection is still open: both keep it for the next question.
-    let live = mesh.a.ctl_json(&["connections"])?.to_string();
+    let connections = mesh.a.ctl_json(&["connections"])?.to_string();
     ensure!(
-        live.contains("spiffe://cluster.local/ns/shop/sa/server"),
-        "not asked with the server's identity: {live}"
+        connections.contains("spiffe://cluster.local/ns/shop/sa/server"),
+        "not asked with the server's identity: {connections}"
     );
     let line =
         mesh.b.wait_access_log("a denial", |line| line["event"] == "request" && line["status"] == 401)?;
