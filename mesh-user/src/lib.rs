@@ -8,7 +8,7 @@
 //! admin                    HTTP API on a Unix socket, metrics endpoint
 //! proxy      http          outbound, inbound, relay, detection | requests put before a gate
 //! capture                  loading eBPF, maps, listeners inside workload namespaces, enrolment
-//! discovery  ca            sources -> World | the certificate authority
+//! discovery  ca  ext_authz sources -> World | the certificate authority | external authorizers
 //! policy     jwt  tls      pure decisions, no I/O | handshakes, verifiers, offload to the kernel
 //! world      config        one immutable snapshot of workloads, services, addresses | the node's file
 //! identity                 SPIFFE IDs, SVIDs, trust bundles
@@ -21,6 +21,7 @@ pub mod capture;
 pub mod config;
 pub mod daemon;
 pub mod discovery;
+pub mod ext_authz;
 pub mod http;
 pub mod identity;
 pub mod jwt;

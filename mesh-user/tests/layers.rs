@@ -12,7 +12,7 @@ const ROWS: [&[&str]; 9] = [
     &["admin"],
     &["proxy", "http"],
     &["capture"],
-    &["discovery", "ca"],
+    &["discovery", "ca", "ext_authz"],
     &["policy", "jwt", "tls"],
     &["world", "config"],
     &["identity"],

@@ -127,16 +127,25 @@ fn judged(
         remote_ip: connection.src.ip(),
     };
     let explained = policy.explain_http(connection, &request);
-    let mut verdict = explained.verdict.clone();
-    while let HttpVerdict::Custom { provider, rule } = &verdict {
-        let next = policy.decide_http_after(provider, connection, &request);
-        before.push(format!("{rule} asks {provider}; if that allows it: {next}"));
-        verdict = next;
+    // Authorizers are asked before tokens are judged.
+    let unproven = HttpRequest { claims: None, ..request };
+    let next = |asked: Option<&str>| policy.authorizer_after(asked, connection, Some(&unproven));
+    let authorized = HttpVerdict::from(policy.decide_authorized(connection, Some(&request)));
+    let first = next(None);
+    let mut asked = first.clone();
+    while let Some((provider, rule)) = asked {
+        asked = next(Some(&provider));
+        let then = asked.as_ref().map_or_else(|| authorized.to_string(), |(_, rule)| rule.to_string());
+        before.push(format!("{rule} asks {provider}; if that allows it: {then}"));
     }
-    answer.status = (!explained.verdict.is_allowed()).then_some(403);
+    let verdict = match first {
+        Some((provider, rule)) => HttpVerdict::Custom { provider, rule },
+        None => authorized,
+    };
+    answer.status = (!verdict.is_allowed()).then_some(403);
     Decided {
-        allowed: explained.verdict.is_allowed(),
-        by: decided_by(&explained.verdict),
+        allowed: verdict.is_allowed(),
+        by: decided_by(&verdict),
         before,
         policies: explained.policies,
         mode_sources: explained.mode_sources,

@@ -1,6 +1,7 @@
 //! The node's configuration file: its types, its schema, its errors with line and column.
 //! Reads that one file and nothing else; says no to what it does not understand.
 
+mod extension_providers;
 mod locate;
 #[cfg(test)]
 mod reference;
@@ -13,6 +14,9 @@ pub mod yaml;
 
 use std::{fmt, path::Path};
 
+pub use extension_providers::{
+    ExtensionProvider, GrpcAuthorizer, HeaderPattern, HttpAuthorizer, RequestBodyInCheck,
+};
 pub use selector::Selector;
 pub use types::*;
 use yaml::Problem;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::selector::Selector;
+use super::{extension_providers::ExtensionProvider, selector::Selector};
 use crate::identity::TrustDomain;
 use std::collections::BTreeMap;
 
@@ -69,6 +69,9 @@ pub struct Config {
     /// What is remembered of connections and requests, for `meshctl policy impact` and `lint`.
     #[serde(default)]
     pub observation: ObservationConfig,
+    /// External authorizers for `CUSTOM` policies, written as in Istio's `meshConfig.extensionProviders`.
+    #[serde(default)]
+    pub extension_providers: Vec<ExtensionProvider>,
     /// Workloads on this node.
     #[serde(default)]
     pub workloads: Vec<WorkloadConfig>,

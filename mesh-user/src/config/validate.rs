@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Config, Selector, WorkloadConfig, yaml::Problem};
+use super::{Config, Selector, WorkloadConfig, extension_providers, yaml::Problem};
 use crate::identity::SpiffeId;
 
 /// Their ring buffer takes 128 MiB.
@@ -63,6 +63,9 @@ pub(super) fn check(config: &Config, text: &str) -> Vec<Problem> {
     workloads(&mut check, config);
     addresses(&mut check, config);
     services(&mut check, config);
+    for (path, what) in extension_providers::problems(&config.extension_providers) {
+        check.wrong(&path, what);
+    }
     check.problems
 }
 

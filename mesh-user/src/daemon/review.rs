@@ -64,7 +64,7 @@ fn seen(mesh: &Mesh, view: &View) -> Vec<Seen> {
     for live in mesh.connections.list() {
         let content = match live.requests {
             Requests::Uninspected => NotedContent::Unread,
-            Requests::None => NotedContent::NotHttp,
+            Requests::None { .. } => NotedContent::NotHttp,
             Requests::Inspected => continue,
         };
         let workload = view.world().by_name(&live.workload.namespace, &live.workload.name);

@@ -22,7 +22,7 @@ use crate::{
     ca::{self, OwnBundle},
     config::{self, Config},
     identity::TrustBundles,
-    policy::{CompiledPolicies, PolicySet},
+    policy::{AuthorizerKind, CompiledPolicies, PolicySet},
     world::World,
 };
 
@@ -261,13 +261,24 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
     }
     let mut warnings = set.warnings.clone();
     warnings.extend(revoke(&mut bundles, &config, inputs)?);
+    for provider in &config.extension_providers {
+        warnings.extend(
+            provider.ignored().iter().map(|what| format!("extensionProviders {:?}: {what}", provider.name)),
+        );
+    }
+    let mut policy_status = set.status_with(&world, true);
+    set.note_authorizers(&mut policy_status, |name| {
+        let provider = config.extension_providers.iter().find(|provider| provider.name == name)?;
+        let grpc = provider.envoy_ext_authz_grpc.is_some();
+        Some(if grpc { AuthorizerKind::Grpc } else { AuthorizerKind::Http })
+    });
     if inputs.policies.is_none() {
         warnings.push(format!("{}: no such folder, so no policies", config.policies_dir.display()));
     }
     Ok(Snapshot {
         generation,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
-        policy_status: set.status_with(&world, true),
+        policy_status,
         documents: Arc::new(set),
         world: Arc::new(world),
         config: Arc::new(config),

@@ -145,12 +145,25 @@ pub struct Edits {
     pub set: Vec<(HeaderName, HeaderValue)>,
     /// Added after those that are there.
     pub append: Vec<(HeaderName, HeaderValue)>,
-    /// Added to the final response.
-    pub response: Vec<(HeaderName, HeaderValue)>,
+    /// Put among the fields of the final response.
+    pub response: Vec<(HeaderName, HeaderValue, ResponsePut)>,
     /// The rule that let it through, for the report.
     pub rule: Option<Arc<str>>,
     /// Whom the sender was taken for, for the report.
     pub principal: Option<Arc<str>>,
+}
+
+/// How a field is put among those of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponsePut {
+    /// Beside those of its name.
+    Add,
+    /// In their place.
+    Replace,
+    /// Where there is none.
+    AddIfAbsent,
+    /// Where there is one, in its place.
+    ReplaceIfPresent,
 }
 
 /// A path and query that is safe to write into a request line.
@@ -190,8 +203,18 @@ pub(super) fn looks_like(name: &str, other: &str) -> bool {
 }
 
 impl Edits {
+    /// Takes out a field, those that were put by earlier edits too.
+    pub fn take_out(&mut self, name: &HeaderName) {
+        for put in [&mut self.set, &mut self.append] {
+            put.retain(|(own, _)| !looks_like(own.as_str(), name.as_str()));
+        }
+        if !self.remove.contains(name) {
+            self.remove.push(name.clone());
+        }
+    }
+
     /// Whether a field as sent is left out.
-    pub(super) fn drops(&self, name: &str) -> bool {
+    pub fn drops(&self, name: &str) -> bool {
         self.remove
             .iter()
             .chain(self.set.iter().map(|(name, _)| name))
@@ -199,8 +222,25 @@ impl Edits {
     }
 
     /// Fields that are written in addition.
-    pub(super) fn added(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
+    pub fn added(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
         self.set.iter().chain(&self.append).filter(|(name, _)| is_editable(name))
+    }
+
+    /// Which of these edits of a response count for one whose names `has` knows: names whose fields go, and fields that
+    /// come.
+    pub(super) fn of_response(&self, has: impl Fn(&HeaderName) -> bool) -> ResponseEdits<'_> {
+        let mut edits = ResponseEdits::default();
+        for (name, value, put) in self.response.iter().filter(|(name, ..)| is_editable(name)) {
+            let replaces = matches!(put, ResponsePut::Replace | ResponsePut::ReplaceIfPresent);
+            match put {
+                ResponsePut::AddIfAbsent if has(name) => continue,
+                ResponsePut::ReplaceIfPresent if !has(name) => continue,
+                _ if replaces => edits.dropped.push(name),
+                _ => {}
+            }
+            edits.added.push((name, value));
+        }
+        edits
     }
 
     /// Whether the gate speaks of this field at all: then no trailer and no `Connection` may.
@@ -210,13 +250,20 @@ impl Edits {
     }
 }
 
+/// What is changed in one response.
+#[derive(Debug, Default)]
+pub(super) struct ResponseEdits<'a> {
+    pub(super) dropped: Vec<&'a HeaderName>,
+    pub(super) added: Vec<(&'a HeaderName, &'a HeaderValue)>,
+}
+
 /// What a denied client gets.
 #[derive(Debug, Clone)]
 pub struct Denial {
     /// Status for HTTP; gRPC gets 200 with the `grpc-status` that Envoy makes of it.
     pub status: StatusCode,
     /// Body for HTTP, `grpc-message` for gRPC.
-    pub body: Cow<'static, str>,
+    pub body: Bytes,
     /// Added to the response; framing fields are passed over. A `content-type` replaces `text/plain`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The rule that denied it, for the report.
@@ -228,7 +275,11 @@ pub struct Denial {
 impl Denial {
     /// With a status and body of one's own.
     pub fn new(status: StatusCode, body: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, body: body.into(), headers: Vec::new(), rule: None, principal: None }
+        let body = match body.into() {
+            Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+            Cow::Owned(text) => text.into(),
+        };
+        Self { status, body, headers: Vec::new(), rule: None, principal: None }
     }
 
     /// Istio's answer when policy denies.
@@ -268,7 +319,9 @@ impl Denial {
             }
         }
         if !grpc {
-            return (self.status, headers, Bytes::copy_from_slice(self.body.as_bytes()));
+            // These have none (RFC 9110 sections 15.3.5, 15.4.5).
+            let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&self.status);
+            return (self.status, headers, if bodiless { Bytes::new() } else { self.body.clone() });
         }
         headers.insert("grpc-status", HeaderValue::from(u16::from(self.grpc_status())));
         if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.body)) {
@@ -286,9 +339,9 @@ pub(super) fn grpc_status_of(headers: &HeaderMap) -> Option<u8> {
 }
 
 /// `grpc-message` as gRPC over HTTP/2 writes it: all but visible ASCII and space, and `%`, as `%XX`.
-fn percent_encoded(text: &str) -> String {
+fn percent_encoded(text: &[u8]) -> String {
     use std::fmt::Write;
-    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
+    text.iter().fold(String::with_capacity(text.len()), |mut encoded, &byte| {
         match byte {
             0x20..=0x7e if byte != b'%' => encoded.push(char::from(byte)),
             _ => _ = write!(encoded, "%{byte:02X}"),
@@ -362,6 +415,46 @@ mod tests {
             assert_eq!(edits.drops(field), dropped, "{field}");
         }
         assert_eq!(edits.added().count(), 1);
+    }
+
+    #[test]
+    fn what_is_taken_out_is_gone_whoever_put_it() {
+        let name = |text: &'static str| HeaderName::from_static(text);
+        let value = HeaderValue::from_static("1");
+        let mut edits = Edits {
+            set: vec![(name("x-user"), value.clone())],
+            append: vec![(name("x_user"), value.clone()), (name("x-other"), value)],
+            ..Edits::default()
+        };
+        edits.take_out(&name("x-user"));
+        assert!(edits.drops("X-User"));
+        let left: Vec<_> = edits.added().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(left, ["x-other"]);
+    }
+
+    #[test]
+    fn a_field_is_put_into_a_response_as_asked() {
+        use ResponsePut::{Add, AddIfAbsent, Replace, ReplaceIfPresent};
+        for (put, present, added, dropped) in [
+            (Add, true, true, false),
+            (Add, false, true, false),
+            (Replace, true, true, true),
+            (Replace, false, true, true),
+            (AddIfAbsent, true, false, false),
+            (AddIfAbsent, false, true, false),
+            (ReplaceIfPresent, true, true, true),
+            (ReplaceIfPresent, false, false, false),
+        ] {
+            let (name, value) = (HeaderName::from_static("x-a"), HeaderValue::from_static("1"));
+            let framing = (HeaderName::from_static("content-length"), value.clone(), put);
+            let edits = Edits { response: vec![(name, value, put), framing], ..Edits::default() };
+            let edits = edits.of_response(|_| present);
+            assert_eq!(
+                (edits.added.len() == 1, edits.dropped.len() == 1),
+                (added, dropped),
+                "{put:?} {present}"
+            );
+        }
     }
 
     #[test]

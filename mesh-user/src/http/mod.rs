@@ -20,7 +20,7 @@ mod tests;
 
 pub use detect::{Detected, detect};
 pub use error::{HttpError, Refusal};
-pub use gate::{Decision, Denial, Edits, Gate, PathEdit, RequestHead, Version};
+pub use gate::{Decision, Denial, Edits, Gate, PathEdit, RequestHead, ResponsePut, Version};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use h1::fuzz;

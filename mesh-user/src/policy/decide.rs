@@ -1,7 +1,7 @@
 //! The verdict: mode first, then CUSTOM, DENY, ALLOW, as Istio orders them; for a connection that is decided as
 //! TCP, and for a request. Nothing that is to be reported only, AUDIT and dry runs, is looked at here.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use serde::Serialize;
 
@@ -26,7 +26,8 @@ pub enum HttpVerdict {
         /// Why.
         reason: DenyReason,
     },
-    /// Ask an external authorizer. Where it allows the request, [`WorkloadPolicy::decide_http_after`] goes on.
+    /// Ask an external authorizer. Where all of [`WorkloadPolicy::authorizer_after`] allow the request,
+    /// [`WorkloadPolicy::decide_authorized`] goes on.
     Custom {
         /// Its name in `meshConfig.extensionProviders`. A caller that does not know it denies the request.
         provider: Arc<str>,
@@ -71,33 +72,50 @@ impl WorkloadPolicy {
         connection_verdict(&[&self.enforced], &Connection::new(request, None))
     }
 
-    /// Whether a request on a connection may reach the workload. Asks one provider at a time, in the order of
-    /// their names, as Istio chains its filters.
+    /// Whether a request on a connection may reach the workload, or the first external authorizer that has to be asked.
     pub fn decide_http(&self, connection: &L4Request<'_>, request: &HttpRequest<'_>) -> HttpVerdict {
-        self.decide_request(connection, request, None)
-    }
-
-    /// Goes on with the request after `provider`, which a verdict named, allowed it: the next provider, then DENY
-    /// and ALLOW.
-    pub fn decide_http_after(
-        &self,
-        provider: &str,
-        connection: &L4Request<'_>,
-        request: &HttpRequest<'_>,
-    ) -> HttpVerdict {
-        self.decide_request(connection, request, Some(provider))
-    }
-
-    fn decide_request(
-        &self,
-        connection: &L4Request<'_>,
-        request: &HttpRequest<'_>,
-        asked: Option<&str>,
-    ) -> HttpVerdict {
         if self.is_strict_plaintext(connection) {
             return HttpVerdict::Deny { reason: DenyReason::StrictPlaintext };
         }
-        request_verdict(&[&self.enforced], &Connection::new(connection, Some(request)), asked)
+        request_verdict(&[&self.enforced], &Connection::new(connection, Some(request)))
+    }
+
+    /// The external authorizer to ask after `asked`, or first, and the rule that wants it: in the order of their names,
+    /// as Istio chains its filters, each once. Without a request the connection is decided as TCP. None where STRICT
+    /// refuses the connection anyway.
+    pub fn authorizer_after(
+        &self,
+        asked: Option<&str>,
+        connection: &L4Request<'_>,
+        request: Option<&HttpRequest<'_>>,
+    ) -> Option<(Arc<str>, RuleRef)> {
+        if self.enforced.custom.is_empty() || self.is_strict_plaintext(connection) {
+            return None;
+        }
+        let found = next_authorizer(&[&self.enforced], &Connection::new(connection, request), asked);
+        found.map(|(provider, rule)| (Arc::clone(provider), rule.clone()))
+    }
+
+    /// What DENY and ALLOW say once all authorizers have allowed it.
+    pub fn decide_authorized(
+        &self,
+        connection: &L4Request<'_>,
+        request: Option<&HttpRequest<'_>>,
+    ) -> Verdict {
+        if self.is_strict_plaintext(connection) {
+            return Verdict::Deny { reason: DenyReason::StrictPlaintext };
+        }
+        deny_or_allow(&[&self.enforced], &Connection::new(connection, request))
+    }
+
+    /// Whether there are external authorizers that may have to be asked.
+    pub fn asks_authorizers(&self) -> bool {
+        !self.enforced.custom.is_empty()
+    }
+
+    /// These, by name.
+    pub fn authorizers(&self) -> BTreeSet<&str> {
+        self.enforced.custom.iter().map(|policy| &*policy.provider).collect()
     }
 
     pub(super) fn is_strict_plaintext(&self, request: &L4Request<'_>) -> bool {
@@ -113,12 +131,19 @@ pub(super) fn connection_verdict(sets: &[&Actions], connection: &Connection<'_>)
     }
 }
 
-/// The same of a request; `asked` is the last provider that allowed it.
-pub(super) fn request_verdict(
-    sets: &[&Actions],
+/// The same of a request, before any authorizer is asked.
+pub(super) fn request_verdict(sets: &[&Actions], connection: &Connection<'_>) -> HttpVerdict {
+    match next_authorizer(sets, connection, None) {
+        Some((provider, rule)) => HttpVerdict::Custom { provider: Arc::clone(provider), rule: rule.clone() },
+        None => deny_or_allow(sets, connection).into(),
+    }
+}
+
+fn next_authorizer<'a>(
+    sets: &[&'a Actions],
     connection: &Connection<'_>,
     asked: Option<&str>,
-) -> HttpVerdict {
+) -> Option<(&'a Arc<str>, &'a RuleRef)> {
     let mut next: Option<(&Arc<str>, &RuleRef)> = None;
     for policy in sets.iter().flat_map(|set| &set.custom) {
         let waits = asked.is_none_or(|asked| *asked < *policy.provider);
@@ -129,10 +154,7 @@ pub(super) fn request_verdict(
             next = Some((&policy.provider, rule));
         }
     }
-    match next {
-        Some((provider, rule)) => HttpVerdict::Custom { provider: Arc::clone(provider), rule: rule.clone() },
-        None => deny_or_allow(sets, connection).into(),
-    }
+    next
 }
 
 fn deny_or_allow(sets: &[&Actions], connection: &Connection<'_>) -> Verdict {

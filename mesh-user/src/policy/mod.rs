@@ -23,6 +23,7 @@ mod namespaces;
 mod notes;
 mod observe;
 mod ports;
+mod providers;
 #[cfg(test)]
 mod reference;
 mod replay;
@@ -45,6 +46,7 @@ pub use decide::HttpVerdict;
 pub use documents::{AuthorizationPolicy, PeerAuthentication, PolicyError, PolicySet};
 pub use explain::{Explanation, PolicyExplanation, RuleExplanation};
 pub use observe::{DryRun, Observed};
+pub use providers::AuthorizerKind;
 pub use replay::Outcome;
 pub use request_authentication::RequestAuthentication;
 
@@ -115,8 +117,17 @@ pub enum DenyReason {
     StrictPlaintext,
     /// A rule of a DENY policy matched.
     Rule(RuleRef),
-    /// A rule of a CUSTOM policy matched, and its external authorizer cannot be asked.
+    /// A rule of a CUSTOM policy matched, and its external authorizer was not asked.
     CustomUnavailable(RuleRef),
+    /// A rule of a CUSTOM policy matched, and its external authorizer did not allow it.
+    Custom {
+        /// The rule.
+        rule: RuleRef,
+        /// The authorizer's name.
+        provider: Arc<str>,
+        /// Why it could not be asked or followed; none: it denied.
+        error: Option<String>,
+    },
     /// ALLOW policies apply and no rule of theirs matched.
     NoAllowMatched,
 }
@@ -126,7 +137,9 @@ impl fmt::Display for DenyReason {
         match self {
             Self::StrictPlaintext => f.write_str("STRICT: plaintext"),
             Self::Rule(rule) => write!(f, "{rule}"),
-            Self::CustomUnavailable(rule) => write!(f, "{rule}: external authorization is not available"),
+            Self::CustomUnavailable(rule) => write!(f, "{rule}: its external authorizer was not asked"),
+            Self::Custom { rule, provider, error: None } => write!(f, "{rule}: {provider} denies"),
+            Self::Custom { rule, provider, error: Some(error) } => write!(f, "{rule}: {provider} {error}"),
             Self::NoAllowMatched => f.write_str("no ALLOW policy matched"),
         }
     }

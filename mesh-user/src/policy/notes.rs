@@ -28,12 +28,6 @@ pub(super) fn not_enforced(policy: &AuthorizationPolicy, http_path: bool) -> Vec
     if action == Action::Custom && !http_path {
         notes.push("external authorization is not available; what a rule matches is denied".to_owned());
     }
-    if action == Action::Custom && http_path {
-        notes.push(
-            "connections that are not HTTP ask no external authorizer: what a rule matches is denied"
-                .to_owned(),
-        );
-    }
     for (i, rule) in spec.rules.iter().flatten().enumerate() {
         notes.extend(of_rule(i, rule, action, http_path));
     }

@@ -52,7 +52,7 @@ impl WorkloadPolicy {
         let verdict = if self.is_strict_plaintext(connection) {
             HttpVerdict::Deny { reason: DenyReason::StrictPlaintext }
         } else if known.http.is_some() {
-            request_verdict(&sets, known, None)
+            request_verdict(&sets, known)
         } else {
             connection_verdict(&sets, known).into()
         };

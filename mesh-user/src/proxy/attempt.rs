@@ -65,6 +65,8 @@ pub(super) fn count_denial(metrics: &Metrics, reason: &DenyReason, direction: Di
         DenyReason::StrictPlaintext => ("peer-authentication".to_owned(), "strict_plaintext"),
         DenyReason::Rule(rule) => (policy(rule), "deny_rule"),
         DenyReason::CustomUnavailable(rule) => (policy(rule), "custom_unavailable"),
+        DenyReason::Custom { rule, error: None, .. } => (policy(rule), "custom_denied"),
+        DenyReason::Custom { rule, error: Some(_), .. } => (policy(rule), "custom_error"),
         DenyReason::NoAllowMatched => ("none".to_owned(), "no_allow_matched"),
     };
     metrics.denied(&policy, why, direction);

@@ -25,14 +25,17 @@ use crate::{
 const SHARDS: usize = 16;
 
 /// What is done about the requests on a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Requests {
     /// Nothing: it was decided as TCP, and no rule asked about requests.
     Uninspected,
     /// Each is decided by itself.
     Inspected,
     /// It has none: it was looked at, and is not HTTP.
-    None,
+    None {
+        /// External authorizers that allowed it; they are not asked again.
+        allowed_by: Vec<Arc<str>>,
+    },
 }
 
 /// A connection on its relay.

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     discovery::Snapshot,
+    ext_authz::Authorizers,
     identity::SpiffeId,
     telemetry::{Party, ServiceLabels, WorkloadLabels},
     world::{Service, Workload, WorkloadId, World},
@@ -19,6 +20,8 @@ use crate::{
 pub struct View {
     /// World, policies, configuration.
     pub snapshot: Arc<Snapshot>,
+    /// What CUSTOM policies ask.
+    pub(super) authorizers: Authorizers,
     /// By workload id, as the next one.
     labels: Vec<OnceLock<Arc<WorkloadLabels>>>,
     identities: Vec<OnceLock<Arc<BTreeSet<SpiffeId>>>>,
@@ -31,6 +34,7 @@ impl View {
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
         let workloads = snapshot.world.workloads().len();
         Self {
+            authorizers: Authorizers::new(&snapshot.config.extension_providers),
             labels: vec![OnceLock::new(); workloads],
             identities: vec![OnceLock::new(); workloads],
             unknown: Arc::new(WorkloadLabels::unknown(None)),

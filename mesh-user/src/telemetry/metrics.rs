@@ -18,6 +18,7 @@ use prometheus_client::{
 };
 
 use super::{
+    authorizers::{AuthorizerMetrics, AuthorizerResult},
     istio::{ConnectionBytes, TcpConnection, TcpConnections},
     istio_requests::{HttpRequests, RequestMetrics},
     jwks::{KeyPlace, KeyPlaces},
@@ -164,6 +165,7 @@ pub struct Metrics {
     admin_refused: Family<ReasonLabels, Counter>,
     access_log_lines: Family<ResultLabels, Counter>,
     key_places: KeyPlaces,
+    authorizers: AuthorizerMetrics,
 }
 
 #[derive(Debug, Clone)]
@@ -270,6 +272,7 @@ impl Metrics {
                 "Access log lines written, suppressed by rate, dropped",
             ),
             key_places: KeyPlaces::new(r),
+            authorizers: AuthorizerMetrics::new(r),
             registry,
         };
         metrics.start_at_zero();
@@ -370,6 +373,16 @@ impl Metrics {
             Some(_) => ResponseCode::Other,
         };
         self.requests.get_or_create(&RequestLabels { verdict, response_code }).inc();
+    }
+
+    /// An external authorizer was asked; `provider` is a name from the node's file.
+    pub fn authorizer_asked(&self, provider: &str, result: AuthorizerResult, time: Duration) {
+        self.authorizers.asked(provider, result, time);
+    }
+
+    /// An external authorizer is in force, and no rule asked for it.
+    pub fn authorizer_not_asked(&self, provider: &str) {
+        self.authorizers.count(provider, AuthorizerResult::Disabled);
     }
 
     /// Kernel TLS was refused for a connection that stays on its relay, or ends, because of `reason`.

@@ -3,6 +3,7 @@
 //! It never logs a secret and never blocks the thread that carries bytes.
 
 pub mod access_log;
+mod authorizers;
 pub mod escape;
 pub mod istio;
 pub mod istio_requests;
@@ -18,6 +19,7 @@ pub mod systemd;
 mod tests;
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogSettings};
+pub use authorizers::AuthorizerResult;
 pub use istio::{ConnectionBytes, TcpConnections};
 pub use istio_requests::{HttpRequests, RequestMetrics, RequestOutcome, RequestSizes};
 pub use jwks::KeyPlace;

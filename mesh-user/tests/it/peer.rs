@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 mod ask;
+mod authz;
 mod bulk;
 mod grpc;
 mod many;
@@ -70,6 +71,7 @@ impl Args {
 fn play(args: &Args) -> anyhow::Result<()> {
     match args.0.first().map(String::as_str) {
         Some("serve") => serve::serve(args),
+        Some("authz") => authz::serve(args),
         Some("probe") => probe(args),
         Some("ask") => ask::ask(args),
         Some("mptcp") => {

@@ -37,6 +37,28 @@ pub(crate) fn nginx(place: &Place, port: u16, text: &str) -> anyhow::Result<Prog
     Ok(program)
 }
 
+/// nginx that answers HTTP/1.1 on `port` as `locations`, a part of its configuration, says.
+pub(crate) fn nginx_with(place: &Place, port: u16, locations: &str) -> anyhow::Result<Program> {
+    let dir = folder(place, "nginx")?;
+    let here = dir.display();
+    let config = format!(
+        "daemon off; worker_processes 1; pid {here}/pid; error_log {here}/error.log;\n\
+         events {{ }}\n\
+         http {{\n\
+           access_log off;\n\
+           client_body_temp_path {here}/body; proxy_temp_path {here}/proxy; fastcgi_temp_path {here}/fcgi;\n\
+           uwsgi_temp_path {here}/uwsgi; scgi_temp_path {here}/scgi;\n\
+           server {{ listen {port}; listen [::]:{port}; {locations} }}\n\
+         }}\n"
+    );
+    let (conf, log) = (dir.join("nginx.conf"), dir.join("error.log"));
+    fs::write(&conf, config)?;
+    let argv = ["nginx", "-e", &log.to_string_lossy(), "-c", &conf.to_string_lossy()].map(str::to_owned);
+    let program = place.launch("nginx", &argv).start()?;
+    listening(place, port)?;
+    Ok(program)
+}
+
 /// redis without persistence.
 pub(crate) fn redis(place: &Place, port: u16) -> anyhow::Result<Program> {
     let port_text = port.to_string();

@@ -133,7 +133,18 @@ where
         let started = Instant::now();
         let head = request.parsed.head(&request.bytes);
         let mut names = Names::of(&head);
-        match self.gate.decide(&head).await {
+        let decision = select! {
+            biased;
+            decision = self.gate.decide(&head) => decision,
+            error = broken_off(&mut self.read, self.settings) => {
+                let error = HttpError::Peer(error);
+                let mut report = names.report(Verdict::Undecided, started.elapsed());
+                report.error = Some(&error);
+                self.observer.request(&report);
+                return Step::Close(Some(error));
+            }
+        };
+        match decision {
             Decision::Deny(denial) => {
                 names.decided(&denial.rule, &denial.principal);
                 let answer = denial.response(names.is_grpc());
@@ -338,6 +349,19 @@ fn connection_names(request: &Request, edits: &Edits) -> bool {
     let head = request.parsed.head(&request.bytes);
     let mut options = head.values("connection").flat_map(list);
     options.any(|option| std::str::from_utf8(option).is_ok_and(|name| edits.names(name)))
+}
+
+/// Waits until the client's side breaks, while its request is decided. What it sends in the meantime is kept, within
+/// bounds; a client that has merely said all that it has to say still waits for its answer.
+async fn broken_off<R: AsyncRead + Unpin>(read: &mut Reading<R>, settings: &Settings) -> io::Error {
+    while read.buffer.len() < settings.body_buffer_bytes {
+        match read.fill(HEAD_ROOM).await {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+    pending().await
 }
 
 /// Waits until an idle application ends. What it says unasked cannot be an answer to the next request, so that ends it too.

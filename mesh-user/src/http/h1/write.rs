@@ -2,10 +2,10 @@
 //! case in which they were sent.
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::{
-    super::gate::{Edits, FieldSpan, Version, is_editable},
+    super::gate::{Edits, FieldSpan, Version},
     head::{ParsedRequest, ParsedResponse, hides_requests, list},
 };
 
@@ -83,9 +83,18 @@ pub(super) fn response(out: &mut BytesMut, bytes: &[u8], parsed: &ParsedResponse
     out.put_u8(b' ');
     out.put_slice(&bytes[parsed.reason.clone()]);
     out.put_slice(b"\r\n");
-    fields(out, bytes, &parsed.fields);
-    if !parsed.status.is_informational() {
-        for (name, value) in edits.response.iter().filter(|(name, _)| is_editable(name)) {
+    if parsed.status.is_informational() || edits.response.is_empty() {
+        fields(out, bytes, &parsed.fields);
+    } else {
+        let is = |span: &FieldSpan, name: &HeaderName| {
+            bytes[span.name.clone()].eq_ignore_ascii_case(name.as_str().as_bytes())
+        };
+        let edits = edits.of_response(|name| parsed.fields.iter().any(|span| is(span, name)));
+        let kept = |span: &&FieldSpan| !edits.dropped.iter().any(|name| is(span, name));
+        for span in parsed.fields.iter().filter(kept) {
+            field(out, &bytes[span.name.clone()], &bytes[span.value.clone()]);
+        }
+        for (name, value) in edits.added {
             field(out, name.as_str().as_bytes(), value.as_bytes());
         }
     }
@@ -113,7 +122,10 @@ pub(super) fn local(
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
     out.put_slice(b"\r\n");
-    field(out, b"content-length", body.len().to_string().as_bytes());
+    // Of a response that has no body it would tell the length of another one (RFC 9110 section 8.6).
+    if status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
+        field(out, b"content-length", body.len().to_string().as_bytes());
+    }
     for (name, value) in headers {
         field(out, name.as_str().as_bytes(), value.as_bytes());
     }

@@ -12,7 +12,7 @@ use http::{
 
 use super::super::{
     error::Refusal,
-    gate::{Edits, RequestHead, Version, is_editable, is_target, looks_like},
+    gate::{Edits, RequestHead, Version, is_target, looks_like},
     h1::is_host,
     settings::{Settings, Underscores},
 };
@@ -145,7 +145,11 @@ fn check_fields(headers: &mut HeaderMap, settings: &Settings) -> Result<(), Refu
 
 /// Adds what the gate gives to the response.
 pub(super) fn add_to_response(headers: &mut HeaderMap, edits: &Edits) {
-    for (name, value) in edits.response.iter().filter(|(name, _)| is_editable(name)) {
+    let edits = edits.of_response(|name| headers.contains_key(name));
+    for name in edits.dropped {
+        headers.remove(name);
+    }
+    for (name, value) in edits.added {
         headers.append(name, value.clone());
     }
 }

@@ -197,7 +197,7 @@ async fn taken_back(respond: &mut SendResponse<Bytes>) -> Option<Reason> {
 fn answer(respond: &mut SendResponse<Bytes>, denial: &Denial, grpc: bool, is_head: bool) -> Outcome {
     let (status, mut headers, body) = denial.response(grpc);
     let grpc_status = grpc_status_of(&headers);
-    if !grpc {
+    if !grpc && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
     }

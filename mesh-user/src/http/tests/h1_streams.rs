@@ -277,3 +277,40 @@ async fn a_side_that_does_not_read_stops_the_other() {
     let taken = flood(&mut application, b"HTTP/1.1 200 OK\r\n\r\n", &[b'x'; 1024]).await;
     assert!(taken < 64 * 1024, "{taken}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_sends_while_its_request_is_decided_is_not_lost() {
+    let Between { mut client, applications, served, .. } = between(Settings::default());
+    serve_echo(applications);
+    client.write_all(b"POST /late HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe").await.unwrap();
+    for part in [&b"l"[..], b"lo", b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"] {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.write_all(part).await.unwrap();
+    }
+    let mut read = String::new();
+    client.read_to_string(&mut read).await.unwrap();
+    assert!(read.contains("[POST /late 5+0]") && read.contains("[GET /next 0+0]"), "{read}");
+    assert!(matches!(served.await.unwrap(), Served::Ended(None)));
+}
+
+#[tokio::test]
+async fn a_client_that_resets_ends_what_it_asked() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (peer, _) = listener.accept().await.unwrap();
+    let (rules, lines) = (Arc::new(Rules::default()), Arc::new(Lines::default()));
+    let (gate, observer) = (Arc::clone(&rules), Arc::clone(&lines));
+    let served = tokio::spawn(async move {
+        let open = || async { Ok(duplex(1).0) };
+        serve(peer, BytesMut::new(), open, &*gate, &*observer, &Settings::default()).await
+    });
+    client.write_all(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    while rules.seen.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let served = timeout(Duration::from_secs(60), served).await.expect("it ends").unwrap();
+    assert!(matches!(served, Served::Ended(Some(HttpError::Peer(_)))), "{served:?}");
+    assert_eq!(*lines.0.lock().unwrap(), ["Undecided GET a /wait 0 in=0 out=0 error"]);
+}

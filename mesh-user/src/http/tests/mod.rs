@@ -28,7 +28,7 @@ use super::*;
 /// Bytes that a pipe holds.
 const PIPE: usize = 4096;
 
-/// Denies `/deny*`, asks for a token at `/token*`, edits at `/edit*`, never answers at `/wait*`.
+/// Denies `/deny*`, asks for a token at `/token*`, edits at `/edit*`, never answers at `/wait*`, takes its time at `/late*`.
 #[derive(Default)]
 struct Rules {
     seen: Mutex<Vec<String>>,
@@ -48,12 +48,16 @@ impl Gate for Rules {
                 Decision::Deny(Denial::unauthorized("Jwt is expired", value("Bearer realm=\"a\"")))
             }
             path if path.starts_with("/wait") => std::future::pending().await,
+            path if path.starts_with("/late") => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Decision::Allow(Edits::default())
+            }
             path if path.starts_with("/edit") => Decision::Allow(Edits {
                 path: PathEdit::new("/edited"),
                 remove: vec![name("authorization")],
                 set: vec![(name("x-user"), value("alice"))],
                 append: vec![(name("x-seen"), value("2"))],
-                response: vec![(name("x-checked"), value("yes"))],
+                response: vec![(name("x-checked"), value("yes"), crate::http::ResponsePut::Add)],
                 principal: Some("issuer/alice".into()),
                 ..Edits::default()
             }),

@@ -2,7 +2,27 @@
 //! ports need HTTP, `targetRefs`, explanations and statuses.
 
 use super::http::{Request, WEB, custom, document, of, policy, verdict, world};
-use crate::policy::{HttpVerdict, PolicySet, RuleRef, WorkloadPolicy};
+use std::sync::Arc;
+
+use crate::policy::{
+    AuthorizerKind, HttpVerdict, L4Request, PolicySet, RuleRef, WorkloadPolicy, http::HttpRequest,
+};
+
+/// Every answer, as if each external authorizer allowed the request.
+pub(super) fn answers(
+    policy: &WorkloadPolicy,
+    l4: &L4Request<'_>,
+    http: &HttpRequest<'_>,
+) -> Vec<HttpVerdict> {
+    let mut answers = Vec::new();
+    let mut asked = None;
+    while let Some((provider, rule)) = policy.authorizer_after(asked.as_deref(), l4, Some(http)) {
+        answers.push(HttpVerdict::Custom { provider: Arc::clone(&provider), rule });
+        asked = Some(provider);
+    }
+    answers.push(policy.decide_authorized(l4, Some(http)).into());
+    answers
+}
 
 #[test]
 fn custom_comes_before_deny_and_each_provider_is_asked_once() {
@@ -23,10 +43,8 @@ fn custom_comes_before_deny_and_each_provider_is_asked_once() {
     ] {
         let answers = of(&documents, WEB, |policy| {
             Request::parse(request).with(|l4, http| {
-                let mut answers = vec![policy.decide_http(l4, http)];
-                while let Some(HttpVerdict::Custom { provider, .. }) = answers.last() {
-                    answers.push(policy.decide_http_after(provider, l4, http));
-                }
+                let answers = answers(policy, l4, http);
+                assert_eq!(policy.decide_http(l4, http), answers[0]);
                 answers.iter().map(ToString::to_string).collect::<Vec<_>>()
             })
         });
@@ -292,5 +310,28 @@ fn with_the_http_path_a_status_names_only_what_is_still_not_enforced() {
     let with = notes(true);
     assert_eq!((with[0].as_str(), with[2].as_str()), ("", ""));
     assert!(with[1].contains("experimental.envoy.filters.a[b]"), "{}", with[1]);
-    assert!(with[3].contains("not HTTP"), "{}", with[3]);
+    assert_eq!(with[3], "");
+}
+
+#[test]
+fn a_status_says_what_an_authorizer_cannot_be_asked() {
+    let documents = custom("a", "over-grpc", "[{}]")
+        + &custom("b", "over-http", "[{}]")
+        + &custom("c", "missing", "[{}]")
+        + &custom("d", "over-grpc", "[{}, {from: [{source: {requestPrincipals: ['*']}}]}]")
+        + &policy("e", "DENY", "[{from: [{source: {requestPrincipals: ['*']}}]}]");
+    let set = PolicySet::parse([("p.yaml", documents.as_str())]).unwrap();
+    let mut status = set.status_with(&world(), true);
+    set.note_authorizers(&mut status, |name| match name {
+        "over-grpc" => Some(AuthorizerKind::Grpc),
+        "over-http" => Some(AuthorizerKind::Http),
+        _ => None,
+    });
+    let notes: Vec<_> = status.iter().map(|s| s.not_enforced.join("; ")).collect();
+    assert_eq!((notes[0].as_str(), notes[4].as_str()), ("", ""));
+    for (note, what) in
+        notes[1..4].iter().zip(["connections that are not HTTP", "no \"missing\"", "rules[1]"])
+    {
+        assert!(note.contains(what), "{note}");
+    }
 }

@@ -330,7 +330,7 @@ fn rules_match_as_documented() {
             CLIENT,
             "10.0.0.9",
             80,
-            "denied: shop/p rule[0]: external authorization is not available",
+            "denied: shop/p rule[0]: its external authorizer was not asked",
         ),
         (
             "CUSTOM",

@@ -1,4 +1,5 @@
-//! The policy of the moment before each request: its path is made normal, its token is judged, then the rules are asked.
+//! The policy of the moment before each request: its path is made normal, external authorizers are asked, its token is
+//! judged, then the rules are asked.
 //! Never lets anything pass that it could not look at.
 
 use std::{
@@ -8,11 +9,13 @@ use std::{
 
 use http::StatusCode;
 
+use super::asking::{Asking, Edited};
 use crate::{
+    capture::WorkloadNet,
     http::{Decision, Denial, Edits, Gate, PathEdit, RequestHead},
     jwt::{self, Outcome},
     policy::{
-        DenyReason, HttpVerdict, Observed, WorkloadPolicy,
+        DenyReason, Observed, RuleRef, Verdict, WorkloadPolicy,
         http::{HttpRequest, NormalizedPath},
     },
     proxy::{Live, Mesh, attempt::count_denial, http::AskedTunnel, memory::NotedContent},
@@ -21,21 +24,13 @@ use crate::{
 
 pub(super) struct PolicyGate<'a> {
     pub(super) mesh: &'a Mesh,
+    pub(super) net: &'a WorkloadNet,
     pub(super) live: &'a Live,
-}
-
-/// The headers of a head, for policy and tokens.
-struct Sent<'a>(&'a RequestHead<'a>);
-
-impl jwt::Headers for Sent<'_> {
-    fn each_value<'h>(&'h self, name: &str, each: &mut dyn FnMut(&'h [u8])) {
-        self.0.values(name).for_each(each);
-    }
 }
 
 impl Gate for PolicyGate<'_> {
     async fn decide(&self, head: &RequestHead<'_>) -> Decision {
-        match self.judge(head) {
+        match self.judge(head).await {
             Ok(edits) => Decision::Allow(edits),
             Err(denial) => Decision::Deny(denial),
         }
@@ -43,7 +38,9 @@ impl Gate for PolicyGate<'_> {
 }
 
 impl PolicyGate<'_> {
-    fn judge(&self, head: &RequestHead<'_>) -> Result<Edits, Denial> {
+    /// In the order of Istio's filters: external authorizers, tokens, then DENY and ALLOW, each on what those before it
+    /// have made of the request.
+    async fn judge(&self, head: &RequestHead<'_>) -> Result<Edits, Denial> {
         let view = self.mesh.view().clone();
         let name = &self.live.workload;
         let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
@@ -54,23 +51,47 @@ impl PolicyGate<'_> {
         // A path that cannot be made normal is nobody's.
         let path = NormalizedPath::of_request(head.path, normalization).map_err(|_| bad_path())?;
         let mut edits = Edits::default();
-        let claims = self.authenticate(policy, head, path.as_ref(), &mut edits)?;
-        let is_told = self.mesh.access_log.is_on();
-        // An issuer may write any name.
-        let who = claims.as_deref().filter(|_| is_told);
-        edits.principal = who.and_then(|token| Some(truncate(&token.principal()?).into()));
-        if edits.path.is_none()
-            && let Some(path) = path.as_ref().filter(|path| path.is_changed())
-        {
+        if let Some(path) = path.as_ref().filter(|path| path.is_changed()) {
             edits.path = Some(PathEdit::new(path.as_str()).ok_or_else(bad_path)?);
         }
+        let passed = if policy.asks_authorizers() {
+            let Self { mesh, net, live } = *self;
+            let asking = Asking { mesh, view: &view, net, workload, policy, connection: live.request() };
+            // Apart, so that connections that ask nobody are no larger for it.
+            let asked = Box::pin(asking.about_request(head, path.as_ref(), &mut edits)).await;
+            asked.map_err(|(reason, denial)| {
+                count_denial(&self.mesh.metrics, &reason, Direction::Inbound);
+                because(denial, &reason.to_string())
+            })?
+        } else {
+            None
+        };
+        let rule = self.decide_authorized(policy, head, path.as_ref(), &mut edits)?;
+        if self.mesh.access_log.is_on() {
+            let rule = [rule.map(|rule| rule.to_string()), passed];
+            let rule = rule.into_iter().flatten().collect::<Vec<_>>();
+            edits.rule = (!rule.is_empty()).then(|| rule.join("; ").into());
+        }
+        Ok(edits)
+    }
+
+    fn decide_authorized(
+        &self,
+        policy: &WorkloadPolicy,
+        head: &RequestHead<'_>,
+        path: Option<&NormalizedPath<'_>>,
+        edits: &mut Edits,
+    ) -> Result<Option<RuleRef>, Denial> {
+        let claims = self.authenticate(policy, head, path, edits)?;
+        // An issuer may write any name.
+        let who = claims.as_deref().filter(|_| self.mesh.access_log.is_on());
+        edits.principal = who.and_then(|token| Some(truncate(&token.principal()?).into()));
         let connection = self.live.request();
-        let headers = Sent(head);
         let request = HttpRequest {
             method: head.method,
-            path: path.as_ref(),
+            path,
             authority: Some(head.authority).filter(|authority| !authority.is_empty()),
-            headers: &headers,
+            headers: &Edited { head, edits },
             claims: claims.as_deref().map(|token| &token.claims),
             remote_ip: connection.src.ip().to_canonical(),
         };
@@ -83,17 +104,12 @@ impl PolicyGate<'_> {
                 &policy.observe(&connection, Some(&request)),
             );
         }
-        match policy.decide_http(&connection, &request) {
-            HttpVerdict::Allow { rule } => {
+        match policy.decide_authorized(&connection, Some(&request)) {
+            Verdict::Allow { rule } => {
                 self.live.asked_tunnel(AskedTunnel::of(head, claims.as_deref()));
-                edits.rule = rule.filter(|_| is_told).map(|rule| rule.to_string().into());
-                Ok(edits)
+                Ok(rule)
             }
-            HttpVerdict::Deny { reason } => Err(self.deny(&reason, edits.principal)),
-            // No provider can be asked yet.
-            HttpVerdict::Custom { rule, .. } => {
-                Err(self.deny(&DenyReason::CustomUnavailable(rule), edits.principal))
-            }
+            Verdict::Deny { reason } => Err(self.deny(&reason, edits.principal.take())),
         }
     }
 
@@ -108,12 +124,12 @@ impl PolicyGate<'_> {
         if rules.is_empty() {
             return Ok(None);
         }
-        let headers = Sent(head);
+        let headers = Edited { head, edits };
         let request = jwt::RequestHead {
             method: head.method,
             scheme: if self.live.peer.is_some() { "https" } else { "http" },
             authority: head.authority,
-            path_and_query: path.map_or(head.path, NormalizedPath::as_str),
+            path_and_query: headers.path_and_query(path),
             headers: &headers,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
@@ -128,8 +144,8 @@ impl PolicyGate<'_> {
                 return Err(because(denial, &format!("{}: {}", refused.policy, refused.reason)));
             }
         };
-        edits.remove = decision.edits.remove;
-        edits.append = decision.edits.append;
+        decision.edits.remove.iter().for_each(|name| edits.take_out(name));
+        edits.append.extend(decision.edits.append);
         if let Some(path) = decision.edits.path_and_query {
             edits.path = Some(PathEdit::new(path).ok_or_else(bad_path)?);
         }

@@ -1,6 +1,8 @@
 //! An inbound connection to a port where policy asks about requests: TLS has ended, each request is put before the
 //! policy of the moment, and what is allowed goes to the application. What turns out not to be HTTP is decided as TCP.
 
+mod asking;
+mod authorizer;
 mod gate;
 mod legs;
 mod report;
@@ -12,10 +14,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bytes::BytesMut;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use bytes::{BufMut as _, BytesMut};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use self::{
+    asking::Asking,
     gate::PolicyGate,
     legs::{AppLeg, PeerLeg},
     report::Reporter,
@@ -39,6 +45,9 @@ use crate::{
     telemetry::{RelayKind, ResponseFlags},
     tls::VerifiedPeer,
 };
+
+/// Bytes that a client may send while an external authorizer is asked about its connection.
+const MOST_READ_AHEAD: usize = 16 * 1024;
 
 /// What an inbound connection has when its client is known.
 pub(super) struct Inspected<'a> {
@@ -64,10 +73,10 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
     match look(&mut leg, &mut read, &settings).await {
         Ok(Detected::Http1 | Detected::Http2) => {}
         Ok(Detected::NotHttp | Detected::NeedMore) => {
-            let asked = (client, local, peer.as_ref().map(|(peer, _)| &**peer));
-            let carried = as_tcp(mesh, &mut attempt, asked, leg, &read, app, &ends).await;
+            let asked = (client, local, peer.as_ref().map(|(peer, _)| &**peer), net);
+            let carried = as_tcp(mesh, &mut attempt, asked, leg, read, app, &ends).await;
             return match carried {
-                Ok((wire, app)) => carry(mesh, attempt, app, wire, ends, Requests::None).await,
+                Ok((wire, app, requests)) => carry(mesh, attempt, app, wire, ends, requests).await,
                 Err(failure) => attempt.fail(failure),
             };
         }
@@ -100,7 +109,7 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
         };
         Ok::<_, io::Error>(AppLeg::new(stream, guard, Arc::clone(&live)))
     };
-    let gate = PolicyGate { mesh, live: &live };
+    let gate = PolicyGate { mesh, net, live: &live };
     let reporter = Reporter { mesh, live: &live, requests: attempt.request_metrics() };
     let reset = leg.reset_switch();
     let ended = tokio::select! {
@@ -136,39 +145,70 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
 async fn as_tcp(
     mesh: &Mesh,
     attempt: &mut Attempt,
-    (client, local, peer): (SocketAddr, SocketAddr, Option<&VerifiedPeer>),
-    leg: PeerLeg,
-    read: &[u8],
+    (client, local, peer, net): (SocketAddr, SocketAddr, Option<&VerifiedPeer>, &WorkloadNet),
+    mut leg: PeerLeg,
+    mut read: BytesMut,
     mut app: TcpStream,
     ends: &Ends,
-) -> Result<(Wire, TcpStream), Failure> {
-    let view = mesh.view().clone();
-    let workload = view.world().by_name(&ends.workload.namespace, &ends.workload.name);
-    let request =
+) -> Result<(Wire, TcpStream, Requests), Failure> {
+    let connection =
         L4Request { peer: peer.map(|p| &p.spiffe_id), src: client, dst: local, sni: ends.sni.as_deref() };
-    let decided = match workload {
-        Some(workload) => {
-            let policy = view.snapshot.policies.for_workload(workload.id);
-            mesh.memory.note(&Noted {
-                server: &ends.workload,
-                client: ends.remote.as_ref(),
-                connection: request,
-                mode: policy.mode(local.port()),
-                content: NotedContent::NotHttp,
-            });
-            attempt.set_verdict(&policy.decide(&request))
-        }
-        None => Err(Failure::new(ResponseFlags::Denied, "its workload is no longer enrolled")),
+    let decided = tokio::select! {
+        biased;
+        decided = decide_tcp(mesh, attempt, net, connection, ends) => decided,
+        error = broken_off(&mut leg, &mut read) => Err(Failure::new(ResponseFlags::Reset, &error)),
     };
-    if let Err(failure) = decided {
-        leg.reset();
-        reset_on_close(&app);
-        return Err(failure);
-    }
+    let allowed_by = match decided {
+        Ok(allowed_by) => allowed_by,
+        Err(failure) => {
+            leg.reset();
+            reset_on_close(&app);
+            return Err(failure);
+        }
+    };
     let reset = |error: io::Error| Failure::new(ResponseFlags::Reset, &error);
-    let (wire, first) = leg.into_wire(read).map_err(reset)?;
+    let (wire, first) = leg.into_wire(&read).map_err(reset)?;
     app.write_all(first).await.map_err(reset)?;
-    Ok((wire, app))
+    Ok((wire, app, Requests::None { allowed_by }))
+}
+
+/// Says which external authorizers allowed it.
+async fn decide_tcp(
+    mesh: &Mesh,
+    attempt: &mut Attempt,
+    net: &WorkloadNet,
+    connection: L4Request<'_>,
+    ends: &Ends,
+) -> Result<Vec<Arc<str>>, Failure> {
+    let view = mesh.view().clone();
+    let Some(workload) = view.world().by_name(&ends.workload.namespace, &ends.workload.name) else {
+        return Err(Failure::new(ResponseFlags::Denied, "its workload is no longer enrolled"));
+    };
+    let policy = view.snapshot.policies.for_workload(workload.id);
+    mesh.memory.note(&Noted {
+        server: &ends.workload,
+        client: ends.remote.as_ref(),
+        connection,
+        mode: policy.mode(connection.dst.port()),
+        content: NotedContent::NotHttp,
+    });
+    let asking = Asking { mesh, view: &view, net, workload, policy, connection };
+    let allowed_by = asking.about_connection().await.map_err(|reason| attempt.deny(&reason))?;
+    attempt.set_verdict(&policy.decide_authorized(&connection, None))?;
+    Ok(allowed_by)
+}
+
+/// Waits until the client's side breaks, while its connection is decided. What it sends in the meantime is kept, within
+/// bounds; one that only listens from now on is still served.
+async fn broken_off(leg: &mut PeerLeg, read: &mut BytesMut) -> io::Error {
+    while read.len() < MOST_READ_AHEAD {
+        match leg.read_buf(&mut (&mut *read).limit(MOST_READ_AHEAD)).await {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+    std::future::pending().await
 }
 
 async fn reach(

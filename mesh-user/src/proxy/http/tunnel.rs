@@ -8,7 +8,7 @@ use crate::{
     http::{RequestHead, Version},
     jwt,
     policy::{
-        HttpVerdict, L4Request, WorkloadPolicy,
+        L4Request, Verdict, WorkloadPolicy,
         http::{HttpRequest, Normalization, NormalizedPath},
     },
 };
@@ -59,13 +59,9 @@ impl AskedTunnel {
             claims: self.claims.as_deref().map(|token| &token.claims),
             remote_ip: connection.src.ip().to_canonical(),
         };
-        let mut verdict = policy.decide_http(connection, &request);
-        while let HttpVerdict::Custom { provider, .. } = &verdict {
-            verdict = policy.decide_http_after(provider, connection, &request);
-        }
-        match verdict {
-            HttpVerdict::Deny { reason } => Some(reason.to_string()),
-            HttpVerdict::Allow { .. } | HttpVerdict::Custom { .. } => None,
+        match policy.decide_authorized(connection, Some(&request)) {
+            Verdict::Allow { .. } => None,
+            Verdict::Deny { reason } => Some(reason.to_string()),
         }
     }
 }

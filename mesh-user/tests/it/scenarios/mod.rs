@@ -2,6 +2,7 @@
 
 use super::harness::Story;
 
+mod authorizers;
 mod bulk;
 mod bypass;
 mod endings;
@@ -32,7 +33,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 34] = [
+    let topics: [(&str, &'static [Story]); 35] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -45,6 +46,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests_envoy", requests_envoy::STORIES),
         ("requests_openid", requests_openid::STORIES),
         ("requests_streams", requests_streams::STORIES),
+        ("authorizers", authorizers::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
