@@ -251,6 +251,7 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
     let world = World::build(&config)?;
     // The world says it better, and in a large mesh once is enough.
     (config.workloads, config.remote_workloads, config.services) = Default::default();
+    config.external_services = Vec::new();
     let files: Vec<_> =
         inputs.policies.iter().flatten().map(|(p, text)| (p.display().to_string(), text)).collect();
     let set = PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;

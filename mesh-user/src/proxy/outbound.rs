@@ -120,6 +120,10 @@ impl Outbound<'_> {
                 let wire = self.connect(self.destination).await?;
                 return Ok((plain(wire)?, None));
             }
+            Destination::External { addr, .. } => {
+                let wire = self.connect(addr).await?;
+                return Ok((plain(wire)?, None));
+            }
             Destination::Meshed { endpoints, service } => (endpoints, service),
         };
         if let Some(service) = service {
