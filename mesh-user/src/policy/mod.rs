@@ -10,6 +10,7 @@ pub mod api;
 mod compile;
 mod connection;
 mod decide;
+pub mod destination_rule;
 mod documents;
 mod explain;
 pub mod http;
