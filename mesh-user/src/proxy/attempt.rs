@@ -92,6 +92,7 @@ impl Attempt {
             verdict: UNDECIDED,
             rule: None,
             mode: None,
+            tls_mode: None,
             relay: None,
             capture_form,
             tls_version: None,
@@ -139,9 +140,13 @@ impl Attempt {
     /// What the handshake proved.
     pub(super) fn set_tls(&mut self, view: &View, established: &Established) {
         let facts = established.facts();
-        let peer = &established.peer().spiffe_id;
+        let peer = established.peer().map(|peer| &peer.spiffe_id);
         let record = self.record_mut();
-        record.peer_spiffe_id = Some(peer.to_string().into());
+        record.peer_spiffe_id = peer.map(|peer| peer.to_string().into());
+        if peer.is_none() {
+            // Nor was the server told of the workload's own.
+            record.own_spiffe_id = None;
+        }
         record.tls_version = Some(match facts.version {
             rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
             _ => "TLSv1.3",
@@ -149,7 +154,7 @@ impl Attempt {
         record.tls_cipher = facts.cipher_suite.suite().as_str();
         record.resumed = Some(facts.resumed);
         if self.record.direction == Direction::Inbound && self.record.source.workload.is_none() {
-            self.source = view.workload_labels(None, Some(peer));
+            self.source = view.workload_labels(None, peer);
         }
     }
 
@@ -190,7 +195,7 @@ impl Attempt {
     }
 
     fn labels(&self) -> ConnectionLabels {
-        let security = if self.record.tls_version.is_some() {
+        let security = if self.record.tls_version.is_some() && self.record.peer_spiffe_id.is_some() {
             ConnectionSecurityPolicy::MutualTls
         } else {
             ConnectionSecurityPolicy::None
