@@ -17,7 +17,7 @@ use notify::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{DiscoveryError, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
+use super::{DiscoveryError, Origins, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
 use crate::{
     ca,
     config::{self, Config},
@@ -161,7 +161,8 @@ impl FileSource {
         let mut folders = Vec::new();
         let mut watcher = None;
         loop {
-            let now = existing(&inputs::folders(&self.path, &self.snapshot().config));
+            let snapshot = self.snapshot();
+            let now = existing(&inputs::folders(&self.path, &snapshot.config, snapshot.origins.files()));
             if now != folders {
                 watcher = watch(&now, &events);
                 folders = now;
@@ -264,10 +265,14 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
     if inputs.policies.is_none() {
         warnings.push(format!("{}: no such folder, so no policies", config.policies_dir.display()));
     }
+    let origins = Origins::new(&set.destination_rules, &inputs.rule_files);
+    let mut policy_status = set.status_with(&world, true);
+    warnings.extend(origins.report(&set.destination_rules, &mut policy_status));
     Ok(Snapshot {
         generation,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
-        policy_status: set.status_with(&world, true),
+        policy_status,
+        origins,
         world: Arc::new(world),
         config: Arc::new(config),
         bundles,

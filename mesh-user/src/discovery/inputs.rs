@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::DiscoveryError;
+use super::{DiscoveryError, origins::RuleFiles};
 use crate::config::Config;
 
 /// A larger file is a mistake, and not read.
@@ -22,6 +22,8 @@ pub(super) struct Inputs {
     pub(super) policies: Option<Vec<(PathBuf, String)>>,
     /// In the order of `trustBundles`.
     pub(super) bundles: Vec<(PathBuf, String)>,
+    /// What `DestinationRule`s name. One that cannot be read is no reason to refuse the rest.
+    pub(super) rule_files: RuleFiles,
 }
 
 impl Inputs {
@@ -40,9 +42,15 @@ impl Inputs {
                 (Some(config), policies_dir, files)
             };
         let bundles = bundles.into_iter().map(|file| read(&file).map(|text| (file, text)));
+        let policies = read_policies(&policies_dir)?;
+        let rule_files = match known.filter(|known| known.policies == policies) {
+            Some(known) => known.rule_files.read_again(),
+            None => RuleFiles::named_in(policies.as_deref().unwrap_or_default()),
+        };
         let inputs = Self {
             config: text,
-            policies: read_policies(&policies_dir)?,
+            policies,
+            rule_files,
             policies_dir,
             bundles: bundles.collect::<Result<_, DiscoveryError>>()?,
         };
@@ -60,13 +68,18 @@ fn parse(path: &Path, text: &str) -> Result<Config, DiscoveryError> {
 }
 
 /// Folders in which a change can mean a change of the inputs.
-pub(super) fn folders(path: &Path, config: &Config) -> Vec<PathBuf> {
+pub(super) fn folders<'a>(
+    path: &Path,
+    config: &Config,
+    rule_files: impl Iterator<Item = &'a PathBuf>,
+) -> Vec<PathBuf> {
     let parent = |file: &Path| match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
     let mut folders = vec![parent(path), config.policies_dir.clone()];
     folders.extend(config.trust_bundles.iter().map(|b| parent(&b.file)));
+    folders.extend(rule_files.map(|file| parent(file)));
     folders.sort();
     folders.dedup();
     folders

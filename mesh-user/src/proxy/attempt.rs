@@ -11,13 +11,13 @@ use std::{
 use super::{Mesh, View, relay::CloseReason};
 use crate::{
     capture::Refusal,
-    policy::{DenyReason, Mode, RuleRef, Verdict},
+    policy::{DenyReason, Mode, RuleRef, Verdict, destination_rule::Applied},
     telemetry::{
         ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction, Metrics,
         RelayKind, ResponseFlags, ServiceLabels, WorkloadLabels,
     },
     tls::Established,
-    world::Workload,
+    world::{ExternalService, Workload},
 };
 
 /// What the access log says where it never came to a verdict.
@@ -127,6 +127,18 @@ impl Attempt {
     pub(super) fn set_service(&mut self, view: &View, service: &crate::world::Service) {
         self.record_mut().service = Some(view.service_host(service).into());
         self.service = view.service_labels(Some(service));
+    }
+
+    /// A server outside the mesh.
+    pub(super) fn set_outside(&mut self, service: &ExternalService) {
+        self.record_mut().service = Some(Arc::clone(&service.host));
+        self.service = Arc::new(ServiceLabels::new(&service.host, &service.host, &service.namespace));
+    }
+
+    /// The `DestinationRule` that applies.
+    pub(super) fn set_rule(&mut self, applied: &Applied<'_>) {
+        self.record_mut().tls_mode = Some(applied.tls.mode());
+        self.record_mut().rule = Some(format!("DestinationRule {}", applied.rule));
     }
 
     pub(super) fn set_mode(&mut self, mode: Mode) {

@@ -4,6 +4,7 @@ use super::harness::Story;
 
 mod bulk;
 mod bypass;
+mod destination;
 mod endings;
 mod hold;
 mod hostile;
@@ -27,7 +28,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 29] = [
+    let topics: [(&str, &'static [Story]); 30] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -45,6 +46,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("bypass", bypass::moments::STORIES),
         ("modes", modes::STORIES),
         ("policy", policy::STORIES),
+        ("destination", destination::STORIES),
         ("hostile", hostile::STORIES),
         ("hostile", hostile::crowds::STORIES),
         ("hostile", hostile::resources::STORIES),
