@@ -16,7 +16,7 @@ use crate::it::mesh::{
     MARKER, Mesh, PERMISSIVE, STRICT, is_unserved, last_line, probe, serve, start_probe, wait_event,
 };
 use crate::it::netns::Place;
-use crate::it::process::{PATIENCE, Program};
+use crate::it::process::{PATIENCE, Program, wait_until};
 use crate::it::programs::{self, folder, listening, open_to_all};
 
 pub(super) const STORIES: &[Story] = stories![
@@ -27,7 +27,8 @@ pub(super) const STORIES: &[Story] = stories![
         mutual_proves_the_client_to_redis_and_to_openssl,
         disable_is_plaintext_to_permissive_and_nothing_to_strict,
         istio_mutual_takes_only_the_rules_names,
-        a_rule_that_comes_cuts_what_it_does_not_allow;
+        a_rule_that_comes_cuts_what_it_does_not_allow,
+        a_server_that_the_rule_does_not_vouch_for_any_more_is_cut;
 ];
 
 const HOST: &str = "api.example.com";
@@ -205,7 +206,7 @@ fn simple_that_cannot_be_had_sends_not_a_byte(ground: &Ground) -> anyhow::Result
 
 /// A file that a rule names is watched.
 fn outbound_until_refused(mesh: &Mesh, url: &str) -> anyhow::Result<()> {
-    crate::it::process::wait_until(PATIENCE * 2, "a rule whose file has gone to refuse", || {
+    wait_until(PATIENCE * 2, "a rule whose file has gone to refuse", || {
         Ok(!curl(mesh, url)?.status.success())
     })
 }
@@ -300,6 +301,10 @@ fn disable_is_plaintext_to_permissive_and_nothing_to_strict(ground: &Ground) -> 
     tap.find(MARKER.as_bytes()).context("DISABLE is plaintext, and it was not on the wire")?;
     let line = outbound(&mesh, "plaintext", |line| line["tls_mode"] == "DISABLE")?;
     ensure!(line["relay"] == "plaintext" && line["tls_version"].is_null(), "{line}");
+    let asked = ["policy", "explain", "--from", "shop/client", "--to", "10.96.0.10:7000"];
+    let explained = mesh.a.ctl_json(&asked)?;
+    ensure!(explained["tls"] == false, "{explained}");
+    ensure!(explained["steps"].to_string().contains("DestinationRule shop/tls: DISABLE"), "{explained}");
     // The server's own address has no name that a rule could be about.
     mesh.watched("by address", || {
         let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--shutdown"])?;
@@ -338,6 +343,10 @@ fn istio_mutual_takes_only_the_rules_names(ground: &Ground) -> anyhow::Result<()
     ensure!(line["peer_spiffe_id"] == "spiffe://cluster.local/ns/shop/sa/server", "{line}");
     let line = outbound(&mesh, "the refusal", |line| line["verdict"] == "deny")?;
     ensure!(line["error"].as_str().is_some_and(|e| e.contains("subjectAltNames")), "{line}");
+    let asked = ["policy", "explain", "--from", "shop/client", "--to", "shop/echo:7000"];
+    let explained = mesh.a.ctl_json(&asked)?;
+    ensure!(explained["tls"] == true, "{explained}");
+    ensure!(explained["steps"].to_string().contains("DestinationRule shop/tls: ISTIO_MUTUAL"), "{explained}");
     Ok(())
 }
 
@@ -356,5 +365,41 @@ fn a_rule_that_comes_cuts_what_it_does_not_allow(ground: &Ground) -> anyhow::Res
     ensure!(seen["ended"] == "reset" && seen["text"] == "first", "{seen}");
     let line = outbound(&mesh, "the cut", |line| line["response_flags"] == "POLICY_CHANGED")?;
     ensure!(line["rule"].as_str().is_some_and(|why| why.contains("TLS to the server itself")), "{line}");
+    Ok(())
+}
+
+fn a_server_that_the_rule_does_not_vouch_for_any_more_is_cut(ground: &Ground) -> anyhow::Result<()> {
+    let (mesh, files) = (mesh_with_outside(ground, &[(7000, 7443)])?, Files::make(ground)?);
+    let (cert, key) = (files.path("server.crt"), files.path("server.key"));
+    let server = format!(
+        "exec openssl s_server -accept 7443 -rev -cert {} -key {} -tls1_3",
+        cert.display(),
+        key.display()
+    );
+    let _server = mesh.outsider.launch("s_server", &["sh", "-c", &server]).start()?;
+    programs::listening(&mesh.outsider, 7443)?;
+    let by = |authority: &str| {
+        let tls = format!("mode: SIMPLE, caCertificates: {}", files.path(authority).display());
+        in_force(&mesh, &format!("{STRICT}{}", rule(HOST, &tls)))
+    };
+    by("ca.crt")?;
+    let wait = ground.scale().of("15000", "90000");
+    let probing = start_probe(&mesh.client, mesh.outsider.at(7000), &["--send", "abc\n", "--wait-ms", wait])?;
+    let carried = || Ok(mesh.a.ctl(&["-o", "json", "connections"])?.succeeded()?.contains("(SIMPLE)"));
+    wait_until(PATIENCE, "the connection to be listed", carried)?;
+    // What is still as the rule has it stays.
+    in_force(
+        &mesh,
+        &format!(
+            "{PERMISSIVE}{}",
+            rule(HOST, &format!("mode: SIMPLE, caCertificates: {}", files.path("ca.crt").display()))
+        ),
+    )?;
+    ensure!(carried()?, "it was cut without a reason: {}", mesh.a.log());
+    by("stranger.crt")?;
+    let seen = last_line(&probing.finish(PATIENCE * 4)?)?;
+    ensure!(seen["ended"] == "reset" && seen["text"] == "cba\n", "{seen}");
+    let line = outbound(&mesh, "the cut", |line| line["response_flags"] == "POLICY_CHANGED")?;
+    ensure!(line["error"].as_str().is_some_and(|why| why.contains("no path to an authority")), "{line}");
     Ok(())
 }
