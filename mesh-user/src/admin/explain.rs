@@ -16,20 +16,23 @@ use crate::{
     jwt::{KeyLocation, KeySet, Keys},
     policy::{
         self, CompiledPolicies, HttpVerdict, L4Request, Observed, PolicyExplanation, WorkloadPolicy,
-        http::Normalization,
+        destination_rule::Way, http::Normalization,
     },
     world::{Destination, Workload, World},
 };
 
-struct Client {
+struct Client<'a> {
     shown: String,
     identity: Option<SpiffeId>,
     address: IpAddr,
+    /// None: nobody's `DestinationRule`s are about its connections.
+    workload: Option<&'a Workload>,
 }
 
 struct Server<'a> {
     workload: &'a Workload,
     address: SocketAddr,
+    wanted: SocketAddr,
     steps: Vec<String>,
 }
 
@@ -95,13 +98,20 @@ impl Decided {
 pub fn explain(known: &Knowledge<'_>, query: &ExplainQuery) -> Result<Explanation, ExplainError> {
     let Knowledge { world, policies, .. } = *known;
     let client = client(world, &query.from)?;
-    let Server { workload, address, mut steps } = server(world, &query.to, query.port)?;
+    let Server { workload, address, wanted, mut steps } = server(world, &query.to, query.port)?;
     let policy = policies.for_workload(workload.id);
     let mode = policy.mode(address.port());
-    let tls = client.identity.is_some() && mode != policy::Mode::Disable;
+    let rule = client.workload.zip(world.host(wanted));
+    let rule = rule.and_then(|(from, (host, port))| policies.destination_rules().find(from, &host, port));
+    let way = Way::to_workload(rule.map(|rule| rule.tls), mode);
+    let tls = client.identity.is_some() && matches!(way, Way::Mesh { .. });
     let peer = client.identity.as_ref().filter(|_| tls);
+    if let Some(rule) = rule {
+        steps.push(format!("DestinationRule {}: {}", rule.rule, told(&way)));
+    }
     steps.push(match (&client.identity, tls) {
         (Some(identity), true) => format!("{} proves {identity} by mTLS", client.shown),
+        (Some(_), false) if rule.is_some() => "so no identity is proven".to_owned(),
         (Some(_), false) => "mode DISABLE: plaintext, so no identity is proven".to_owned(),
         (None, _) => format!("{} is no enrolled workload: plaintext, so no identity is proven", client.shown),
     });
@@ -152,6 +162,23 @@ pub fn explain(known: &Knowledge<'_>, query: &ExplainQuery) -> Result<Explanatio
     })
 }
 
+/// What a rule has a client do.
+fn told(way: &Way<'_>) -> String {
+    match way {
+        Way::Plaintext => "DISABLE, so plaintext".to_owned(),
+        Way::Mesh { names: None } => "ISTIO_MUTUAL".to_owned(),
+        Way::Mesh { names: Some(names) } => {
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            format!("ISTIO_MUTUAL, with a server that is {}", names.join(" or "))
+        }
+        Way::Originate(origination) => {
+            let mode = if origination.mutual { "MUTUAL" } else { "SIMPLE" };
+            format!("{mode}, TLS to the server itself, which the server's meshd does not look into")
+        }
+        Way::Refused(why) => format!("the client does not connect: {why}"),
+    }
+}
+
 impl From<policy::Mode> for Mode {
     fn from(mode: policy::Mode) -> Self {
         match mode {
@@ -184,18 +211,24 @@ fn first_address(workload: &Workload) -> IpAddr {
     workload.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
-fn client(world: &World, from: &ExplainSource) -> Result<Client, ExplainError> {
-    let enrolled = |workload: &Workload, address| Client {
+fn client<'a>(world: &'a World, from: &ExplainSource) -> Result<Client<'a>, ExplainError> {
+    let enrolled = |workload: &'a Workload, address| Client {
         shown: workload.name.to_string(),
         identity: Some(workload.spiffe_id.clone()),
         address,
+        workload: Some(workload),
     };
     match from {
         ExplainSource::Identity(identity) => {
             // Any workload of that identity gives the address; policies on addresses need one.
             let known = world.workloads().iter().find(|w| w.spiffe_id == *identity);
             let address = known.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), first_address);
-            Ok(Client { shown: identity.to_string(), identity: Some(identity.clone()), address })
+            Ok(Client {
+                shown: identity.to_string(),
+                identity: Some(identity.clone()),
+                address,
+                workload: known,
+            })
         }
         ExplainSource::Workload { namespace, name } => {
             let found = world.by_name(namespace, name).map(|w| enrolled(w, first_address(w)));
@@ -204,7 +237,12 @@ fn client(world: &World, from: &ExplainSource) -> Result<Client, ExplainError> {
         ExplainSource::Address(address) => {
             let sharing: Vec<_> = world.sharing(*address).collect();
             match sharing.as_slice() {
-                [] => Ok(Client { shown: address.to_string(), identity: None, address: *address }),
+                [] => Ok(Client {
+                    shown: address.to_string(),
+                    identity: None,
+                    address: *address,
+                    workload: None,
+                }),
                 [workload] => Ok(enrolled(workload, *address)),
                 several => {
                     let names: Vec<_> = several.iter().map(|w| w.name.to_string()).collect();
@@ -261,5 +299,5 @@ fn server<'a>(world: &'a World, to: &ExplainTarget, port: u16) -> Result<Server<
             first.addr
         ));
     }
-    Ok(Server { workload: first.workload, address: first.addr, steps })
+    Ok(Server { workload: first.workload, address: first.addr, wanted, steps })
 }

@@ -33,6 +33,8 @@ remoteWorkloads:
   - { name: db, namespace: shop, serviceAccount: db, labels: {app: db}, addresses: [10.0.2.2], node: node-b }
 services:
   - { name: db, namespace: shop, addresses: [10.96.0.10], ports: [ { port: 5432, targetPort: 5432, name: tcp } ], selector: { app: db } }
+externalServices:
+  - { host: pay.example.com, addresses: [203.0.113.5], ports: [ { port: 80, targetPort: 443 } ] }
 limits: { workloads: 1024, drainTimeMs: 1 }
 accessLog: { format: text, perSecond: 10 }
 log: info
@@ -107,6 +109,15 @@ fn a_wrong_file_says_where_and_what() {
             format!("{workload}selector: {{ user: b }}, addresses: [10.0.0.1], ports: [90] }}\nmetrics: {{ listen: '0.0.0.0:90' }}\n"),
             "node.yaml:4:20: ",
             "belongs to workload n/w",
+        ),
+        ("node: a\nexternalServices: [{ host: 10.0.0.1, addresses: [192.0.2.1], ports: [{port: 1}] }]\n".to_owned(), "node.yaml:2:28: ", "no DNS name"),
+        ("node: a\nexternalServices: [{ host: '*.a.b', addresses: [192.0.2.1], ports: [{port: 1}] }]\n".to_owned(), "node.yaml:2:28: ", "no DNS name"),
+        ("node: a\nexternalServices: [{ host: a.b, addresses: [], ports: [{port: 1}] }]\n".to_owned(), "node.yaml:2:", "at least one address"),
+        ("node: a\nexternalServices: [{ host: a.b, addresses: [192.0.2.1], ports: [] }]\n".to_owned(), "node.yaml:2:", "at least one port"),
+        (
+            format!("{workload}selector: {{ user: b }}, addresses: [192.0.2.1], ports: [1] }}\nexternalServices: [{{ host: a.b, addresses: [192.0.2.1], ports: [{{port: 1}}] }}]\n"),
+            "node.yaml:4:",
+            "port 1 already belongs",
         ),
         ("node: a\nlimits: { connections: 0 }\n".to_owned(), "node.yaml:2:24: ", "at least 1"),
         ("node: a\nca: { svidLifetimeSeconds: 5 }\n".to_owned(), "node.yaml:2:28: ", "at least 60"),

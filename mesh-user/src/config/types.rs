@@ -81,6 +81,9 @@ pub struct Config {
     /// Virtual addresses in front of workloads.
     #[serde(default)]
     pub services: Vec<ServiceConfig>,
+    /// Servers outside the mesh that a `DestinationRule` may be about.
+    #[serde(default)]
+    pub external_services: Vec<ExternalServiceConfig>,
     /// Bounds on memory, time and counts.
     #[serde(default)]
     pub limits: Limits,
@@ -366,13 +369,28 @@ pub struct ServiceConfig {
     pub selector: BTreeMap<String, String>,
 }
 
+/// A server outside the mesh, known by name: what Istio writes as a `ServiceEntry` with addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalServiceConfig {
+    /// Its DNS name.
+    pub host: String,
+    /// Where rules about it are looked for, besides the client's namespace and the root's.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that applications connect to; `targetPort` is the server's own.
+    pub ports: Vec<ServicePort>,
+}
+
 /// A port of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServicePort {
-    /// On the virtual address.
+    /// What applications connect to.
     pub port: u16,
-    /// On the workload; none: the same.
+    /// The server's own; none: the same.
     #[serde(default)]
     pub target_port: Option<u16>,
     /// For people.
@@ -544,6 +562,10 @@ fn default_runtime_dir() -> PathBuf {
 /// Where policies lie unless the file says otherwise; it may be missing.
 pub fn default_policies_dir() -> PathBuf {
     "/etc/meshd/policies".into()
+}
+
+fn default_namespace() -> String {
+    "default".to_owned()
 }
 
 fn default_service_account() -> String {

@@ -6,7 +6,9 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Config, Selector, WorkloadConfig, extension_providers, yaml::Problem};
+use rustls_pki_types::ServerName;
+
+use super::{Config, Selector, ServicePort, WorkloadConfig, extension_providers, yaml::Problem};
 use crate::identity::SpiffeId;
 
 /// Their ring buffer takes 128 MiB.
@@ -66,6 +68,7 @@ pub(super) fn check(config: &Config, text: &str) -> Vec<Problem> {
     for (path, what) in extension_providers::problems(&config.extension_providers) {
         check.wrong(&path, what);
     }
+    external_services(&mut check, config);
     check.problems
 }
 
@@ -257,7 +260,14 @@ fn addresses(check: &mut Check<'_>, config: &Config) {
     });
     let services = config.services.iter().enumerate();
     let services = services.map(|(i, s)| (format!("services[{i}]"), &s.addresses, Owned::Whole));
-    for (entry, (path, addresses, owned)) in local.chain(remote).chain(services).enumerate() {
+    let external_ports: Vec<Vec<u16>> =
+        config.external_services.iter().map(|s| s.ports.iter().map(|p| p.port).collect()).collect();
+    let external = config.external_services.iter().zip(&external_ports).enumerate();
+    let external = external.map(|(i, (s, ports))| {
+        (format!("externalServices[{i}]"), &s.addresses, Owned::RemotePorts(ports.as_slice()))
+    });
+    let all = local.chain(remote).chain(services).chain(external);
+    for (entry, (path, addresses, owned)) in all.enumerate() {
         for (i, address) in addresses.iter().enumerate() {
             let canonical = address.to_canonical();
             let place = format!("{path}.addresses[{i}]");
@@ -317,20 +327,37 @@ fn services(check: &mut Check<'_>, config: &Config) {
                 "select at least one label, or the service has no workload",
             );
         }
-        if service.ports.is_empty() {
-            check.wrong(&format!("{path}.ports"), "list at least one port");
+        service_ports(check, &path, &service.ports);
+    }
+}
+
+fn external_services(check: &mut Check<'_>, config: &Config) {
+    for (i, service) in config.external_services.iter().enumerate() {
+        let path = format!("externalServices[{i}]");
+        check.name(&format!("{path}.namespace"), &service.namespace);
+        if !matches!(ServerName::try_from(service.host.as_str()), Ok(ServerName::DnsName(_))) {
+            check.wrong(&format!("{path}.host"), format!("{:?} is no DNS name", service.host));
         }
-        for (j, port) in service.ports.iter().enumerate() {
-            if port.port == 0 {
-                check.wrong(&format!("{path}.ports[{j}].port"), "port 0 does not exist");
-            }
-            if port.target_port == Some(0) {
-                check.wrong(&format!("{path}.ports[{j}].targetPort"), "port 0 does not exist");
-            }
-            if service.ports[..j].iter().any(|p| p.port == port.port) {
-                check
-                    .wrong(&format!("{path}.ports[{j}].port"), format!("port {} is listed twice", port.port));
-            }
+        service_ports(check, &path, &service.ports);
+        if service.addresses.is_empty() {
+            check.wrong(&format!("{path}.addresses"), "list at least one address");
+        }
+    }
+}
+
+fn service_ports(check: &mut Check<'_>, path: &str, ports: &[ServicePort]) {
+    if ports.is_empty() {
+        check.wrong(&format!("{path}.ports"), "list at least one port");
+    }
+    for (j, port) in ports.iter().enumerate() {
+        if port.port == 0 {
+            check.wrong(&format!("{path}.ports[{j}].port"), "port 0 does not exist");
+        }
+        if port.target_port == Some(0) {
+            check.wrong(&format!("{path}.ports[{j}].targetPort"), "port 0 does not exist");
+        }
+        if ports[..j].iter().any(|p| p.port == port.port) {
+            check.wrong(&format!("{path}.ports[{j}].port"), format!("port {} is listed twice", port.port));
         }
     }
 }

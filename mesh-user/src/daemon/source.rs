@@ -239,7 +239,9 @@ fn connection(live: &Arc<Live>) -> ConnectionRow {
         Direction::Inbound => &record.source,
         Direction::Outbound => &record.destination,
     };
-    let tls = record.tls_version.map(|v| format!("{v} {}", record.tls_cipher.unwrap_or("unknown cipher")));
+    let by_rule = record.tls_mode.map(|mode| format!(" ({mode})")).unwrap_or_default();
+    let cipher = record.tls_cipher.unwrap_or("unknown cipher");
+    let tls = record.tls_version.map(|version| format!("{version} {cipher}{by_rule}"));
     ConnectionRow {
         id: live.id,
         direction: record.direction,

@@ -17,7 +17,7 @@ use notify::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{DiscoveryError, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
+use super::{DiscoveryError, Origins, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
 use crate::{
     ca::{self, OwnBundle},
     config::{self, Config},
@@ -161,7 +161,8 @@ impl FileSource {
         let mut folders = Vec::new();
         let mut watcher = None;
         loop {
-            let now = existing(&inputs::folders(&self.path, &self.snapshot().config));
+            let snapshot = self.snapshot();
+            let now = existing(&inputs::folders(&self.path, &snapshot.config, snapshot.origins.files()));
             if now != folders {
                 watcher = watch(&now, &events);
                 folders = now;
@@ -251,6 +252,7 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
     let world = World::build(&config)?;
     // The world says it better, and in a large mesh once is enough.
     (config.workloads, config.remote_workloads, config.services) = Default::default();
+    config.external_services = Vec::new();
     let files: Vec<_> =
         inputs.policies.iter().flatten().map(|(p, text)| (p.display().to_string(), text)).collect();
     let set = PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
@@ -275,11 +277,14 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
     if inputs.policies.is_none() {
         warnings.push(format!("{}: no such folder, so no policies", config.policies_dir.display()));
     }
+    let origins = Origins::new(&set.destination_rules, &inputs.rule_files);
+    warnings.extend(origins.report(&set.destination_rules, &mut policy_status));
     Ok(Snapshot {
         generation,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
         policy_status,
         documents: Arc::new(set),
+        origins,
         world: Arc::new(world),
         config: Arc::new(config),
         bundles,

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::DiscoveryError;
+use super::{DiscoveryError, origins::RuleFiles};
 use crate::config::Config;
 
 /// A larger file is a mistake, and not read.
@@ -29,6 +29,8 @@ pub(super) struct Inputs {
     pub(super) revocation_lists: Vec<(PathBuf, String)>,
     /// Where Istio has the list of a CA that is plugged in, and the list if it is there.
     pub(super) own_revocation_list: (PathBuf, Option<String>),
+    /// What `DestinationRule`s name. One that cannot be read is no reason to refuse the rest.
+    pub(super) rule_files: RuleFiles,
 }
 
 impl Inputs {
@@ -48,9 +50,15 @@ impl Inputs {
             Err(DiscoveryError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => None,
             read => Some(read?),
         };
+        let policies = read_policies(&policies_dir)?;
+        let rule_files = match known.filter(|known| known.policies == policies) {
+            Some(known) => known.rule_files.read_again(),
+            None => RuleFiles::named_in(policies.as_deref().unwrap_or_default()),
+        };
         let inputs = Self {
             config: text,
-            policies: read_policies(&policies_dir)?,
+            policies,
+            rule_files,
             policies_dir,
             bundles: read_all(bundles)?,
             revocation_lists: read_all(revocation_lists)?,
@@ -103,7 +111,11 @@ fn parse(path: &Path, text: &str) -> Result<Config, DiscoveryError> {
 }
 
 /// Folders in which a change can mean a change of the inputs.
-pub(super) fn folders(path: &Path, config: &Config) -> Vec<PathBuf> {
+pub(super) fn folders<'a>(
+    path: &Path,
+    config: &Config,
+    rule_files: impl Iterator<Item = &'a PathBuf>,
+) -> Vec<PathBuf> {
     let parent = |file: &Path| match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -112,6 +124,7 @@ pub(super) fn folders(path: &Path, config: &Config) -> Vec<PathBuf> {
     folders.extend(config.trust_bundles.iter().map(|b| parent(&b.file)));
     folders.extend(config.revocation_lists.iter().map(|list| parent(&list.file)));
     folders.push(config.ca_directory());
+    folders.extend(rule_files.map(|file| parent(file)));
     folders.sort();
     folders.dedup();
     folders

@@ -4,6 +4,7 @@
 mod files;
 mod inputs;
 pub mod jwks;
+mod origins;
 mod restart;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use std::{path::PathBuf, sync::Arc};
 use serde::Serialize;
 
 pub use files::FileSource;
+pub use origins::Origins;
 
 use crate::{
     ca::CaError,
@@ -38,6 +40,8 @@ pub struct Snapshot {
     pub documents: Arc<PolicySet>,
     /// What became of each policy document.
     pub policy_status: Vec<PolicyStatus>,
+    /// TLS to servers outside the mesh's identities, from the files that rules name.
+    pub origins: Origins,
     /// Roots of other trust domains, from files.
     pub bundles: TrustBundles,
     /// For the log: documents that were passed over, a missing folder.

@@ -206,3 +206,59 @@ async fn the_poll_sees_what_no_event_tells() {
     shutdown.cancel();
     task.await.unwrap();
 }
+
+const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: r, namespace: shop}\nspec: {host: a.example, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: FILE}}}\n";
+
+#[test]
+fn a_rules_file_is_read_again_and_one_that_cannot_be_refuses_its_own_rule_alone() {
+    let node = Node::new();
+    let file = node.folder.path().join("ca.pem");
+    node.policy("deny");
+    let rule = RULE.replace("FILE", file.to_str().unwrap());
+    std::fs::write(node.policies().join("rule.yaml"), rule).unwrap();
+    let source = node.open();
+    let refused = || {
+        let snapshot = source.snapshot();
+        assert_eq!(snapshot.policy_status.len(), 2, "the other policy is in force");
+        let origination = snapshot.origins.made_for_tests().next().unwrap();
+        let why = snapshot.origins.of(&origination).err().map(str::to_owned);
+        let said = &snapshot.policy_status[1].not_enforced;
+        assert_eq!(said.is_empty(), why.is_none(), "{said:?}");
+        assert_eq!(snapshot.warnings.is_empty(), why.is_none(), "{:?}", snapshot.warnings);
+        why
+    };
+    assert!(refused().unwrap().contains("ca.pem: cannot be read"));
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(&file, certificate.pem()).unwrap();
+    assert!(source.reload().unwrap().changed);
+    assert_eq!(refused(), None);
+    assert!(!source.reload().unwrap().changed, "nothing has changed");
+    for (text, why) in [
+        ("s3cret", "holds no certificate in PEM"),
+        ("-----BEGIN CERTIFICATE-----\ns3cret\n", "is no good PEM"),
+        ("-----BEGIN CERTIFICATE-----\nczNjcmV0\n-----END CERTIFICATE-----\n", "cannot be used"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        assert!(source.reload().unwrap().changed, "{text}");
+        let said = refused().unwrap();
+        assert!(said.contains(why) && !said.contains("s3cret"), "{said}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    source.reload().unwrap();
+    assert!(refused().unwrap().contains("no regular file"));
+}
+
+#[test]
+fn what_a_rules_file_holds_is_not_shown() {
+    let node = Node::new();
+    let file = node.folder.path().join("key.pem");
+    std::fs::write(&file, "s3cret").unwrap();
+    let rule = RULE.replace("FILE", file.to_str().unwrap());
+    std::fs::write(node.policies().join("rule.yaml"), rule).unwrap();
+    let (inputs, _) = Inputs::read(&node.path(), None).unwrap();
+    let shown = format!("{inputs:?}");
+    assert!(shown.contains("6 bytes") && !shown.contains("s3cret"), "{shown}");
+}

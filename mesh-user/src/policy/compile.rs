@@ -10,6 +10,7 @@ use std::{
 use super::{
     AuthorizationPolicy, Mode, PeerAuthentication, PolicySet,
     api::{Action, ApiMode, MutualTls, WorkloadSelector},
+    destination_rule::DestinationRules,
     jwt_rules::{self, Applicable},
     matcher::Scope,
     namespaces::ByNamespace,
@@ -27,6 +28,7 @@ use crate::{
 pub struct CompiledPolicies {
     workloads: Vec<Arc<WorkloadPolicy>>,
     closed: WorkloadPolicy,
+    destination_rules: DestinationRules,
 }
 
 impl CompiledPolicies {
@@ -55,7 +57,16 @@ impl CompiledPolicies {
                 || Arc::new(WorkloadPolicy::compile(workload, attached, &peers, &policies, &requests));
             Arc::clone(known.entry(selected_by).or_insert_with(policy))
         };
-        Self { workloads: world.workloads().iter().map(compile).collect(), closed: WorkloadPolicy::default() }
+        Self {
+            workloads: world.workloads().iter().map(compile).collect(),
+            closed: WorkloadPolicy::default(),
+            destination_rules: DestinationRules::new(world, &set.destination_rules),
+        }
+    }
+
+    /// How clients' connections to hosts are secured.
+    pub fn destination_rules(&self) -> &DestinationRules {
+        &self.destination_rules
     }
 
     /// The policy of a workload of that world. An id of another world gets one that refuses everything.

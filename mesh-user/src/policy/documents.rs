@@ -12,6 +12,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{
     PolicyScope, PolicyStatus,
     api::{AuthorizationPolicySpec, Document, Head, Metadata, PeerAuthenticationSpec},
+    destination_rule::{DestinationRule, DestinationRuleSpec},
     list, notes,
     request_authentication::{RequestAuthentication, RequestAuthenticationSpec},
     status, targets, validate,
@@ -19,7 +20,9 @@ use super::{
 use crate::config::yaml::{self, Problem};
 
 const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
-/// Istio's own group holds kinds that say how clients connect; they are named so that nobody believes in them.
+const NETWORKING: [&str; 3] =
+    ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+/// This group's other kinds say how clients are routed; they are named so that nobody believes in them.
 const NETWORKING_GROUP: &str = "networking.istio.io/";
 /// The annotation of a policy that is to be watched before it is enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -77,6 +80,8 @@ pub struct PolicySet {
     pub authorization_policies: Vec<AuthorizationPolicy>,
     /// In the order they were read.
     pub request_authentications: Vec<RequestAuthentication>,
+    /// In the order they were read.
+    pub destination_rules: Vec<DestinationRule>,
     /// One per document of an Istio kind; [`PolicySet::status_in`] says what it means in a world.
     pub status: Vec<PolicyStatus>,
     /// Documents that were passed over, for the log.
@@ -199,6 +204,14 @@ impl PolicySet {
                 let what = format!("unknown kind {other:?} in {version}");
                 Err(chunk.error(Problem::at("", "", what, None)))
             }
+            (false, "DestinationRule") if NETWORKING.contains(&version.as_str()) => {
+                self.add_destination_rule(chunk)
+            }
+            (false, "DestinationRule") if version.starts_with(NETWORKING_GROUP) => {
+                let what = format!("unknown apiVersion {version:?}");
+                let hint = Some(format!("known: {}", NETWORKING.join(", ")));
+                Err(chunk.error(Problem::at("", "", what, hint)))
+            }
             (false, kind) if version.starts_with(NETWORKING_GROUP) => self.not_enforced(chunk, &head, kind),
             (false, _) if version.starts_with("security.istio.io/") => {
                 let what = format!("unknown apiVersion {version:?}");
@@ -285,6 +298,27 @@ impl PolicySet {
             status.accepted = !parsed.targets_only_proxies();
         }
         self.request_authentications.push(parsed);
+        Ok(())
+    }
+
+    fn add_destination_rule(&mut self, chunk: &Chunk<'_>) -> Result<(), PolicyError> {
+        const KIND: &str = "DestinationRule";
+        let document: Document<DestinationRuleSpec> =
+            yaml::parse(chunk.text, chunk.first_line).map_err(|p| chunk.error(p))?;
+        let metadata = &document.metadata;
+        let created = created(chunk, KIND, metadata)?;
+        let Some(spec) = &document.spec else {
+            return Err(chunk.invalid(KIND, metadata, "spec", "host is required".to_owned()));
+        };
+        let namespace = self.claim(chunk, KIND, metadata)?;
+        let rule = DestinationRule::new(&namespace, &metadata.name, created, spec)
+            .map_err(|(path, what)| chunk.invalid(KIND, metadata, &path, what))?;
+        if let Some(status) = self.status.last_mut() {
+            status.action = rule.modes();
+            status.not_enforced = rule.not_enforced().to_vec();
+            status.accepted = rule.is_enforced();
+        }
+        self.destination_rules.push(rule);
         Ok(())
     }
 

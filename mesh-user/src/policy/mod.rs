@@ -11,6 +11,7 @@ mod compile;
 mod conflicts;
 mod connection;
 mod decide;
+pub mod destination_rule;
 mod documents;
 mod explain;
 pub mod http;

@@ -8,6 +8,7 @@ use super::{
     api::{Action, ApiMode},
     compile::labels,
     conflicts::Conflicts,
+    destination_rule::DestinationRule,
     notes,
     targets::{self, Services},
 };
@@ -24,6 +25,7 @@ impl PolicySet {
         let mut peers = self.peer_authentications.iter();
         let mut policies = self.authorization_policies.iter();
         let mut requests = self.request_authentications.iter();
+        let mut rules = self.destination_rules.iter();
         let locals: Vec<_> = world.local_workloads().collect();
         let services = Services::new(world, self);
         let conflicts = Conflicts::new(self, world);
@@ -63,12 +65,30 @@ impl PolicySet {
                     }
                     request.and_then(|r| r.selector.as_ref())
                 }
+                "DestinationRule" => {
+                    if let Some(rule) = rules.next() {
+                        of_clients(&mut status, world, rule, &locals);
+                    }
+                    return status;
+                }
                 _ => None,
             };
             place(&mut status, world.root_namespace(), &locals, labels(selector));
             status
         };
         self.status.iter().map(each).collect()
+    }
+}
+
+/// A rule is for clients: those whose connections it may be about.
+fn of_clients(status: &mut PolicyStatus, world: &World, rule: &DestinationRule, locals: &[&Workload]) {
+    status.scope = match &rule.selector {
+        Some(_) => PolicyScope::Workload,
+        None if *status.namespace == *world.root_namespace() => PolicyScope::Mesh,
+        None => PolicyScope::Namespace,
+    };
+    if status.accepted {
+        status.workloads = locals.iter().filter(|workload| rule.may_concern(workload)).count();
     }
 }
 

@@ -11,13 +11,13 @@ use std::{
 use super::{Mesh, View, relay::CloseReason};
 use crate::{
     capture::Refusal,
-    policy::{DenyReason, Mode, RuleRef, Verdict},
+    policy::{DenyReason, Mode, RuleRef, Verdict, destination_rule::Applied},
     telemetry::{
         ConnectionLabels, ConnectionMetrics, ConnectionRecord, ConnectionSecurityPolicy, Direction, Metrics,
         RelayKind, RequestMetrics, ResponseFlags, ServiceLabels, WorkloadLabels,
     },
     tls::Established,
-    world::Workload,
+    world::{ExternalService, Workload},
 };
 
 /// What the access log says where it never came to a verdict.
@@ -94,6 +94,7 @@ impl Attempt {
             verdict: UNDECIDED,
             rule: None,
             mode: None,
+            tls_mode: None,
             relay: None,
             capture_form,
             tls_version: None,
@@ -130,6 +131,18 @@ impl Attempt {
         self.service = view.service_labels(Some(service));
     }
 
+    /// A server outside the mesh.
+    pub(super) fn set_outside(&mut self, service: &ExternalService) {
+        self.record_mut().service = Some(Arc::clone(&service.host));
+        self.service = Arc::new(ServiceLabels::new(&service.host, &service.host, &service.namespace));
+    }
+
+    /// The `DestinationRule` that applies.
+    pub(super) fn set_rule(&mut self, applied: &Applied<'_>) {
+        self.record_mut().tls_mode = Some(applied.tls.mode());
+        self.record_mut().rule = Some(format!("DestinationRule {}", applied.rule));
+    }
+
     pub(super) fn set_mode(&mut self, mode: Mode) {
         self.record_mut().mode = Some(match mode {
             Mode::Strict => "STRICT",
@@ -141,9 +154,13 @@ impl Attempt {
     /// What the handshake proved.
     pub(super) fn set_tls(&mut self, view: &View, established: &Established) {
         let facts = established.facts();
-        let peer = &established.peer().spiffe_id;
+        let peer = established.peer().map(|peer| &peer.spiffe_id);
         let record = self.record_mut();
-        record.peer_spiffe_id = Some(peer.to_string().into());
+        record.peer_spiffe_id = peer.map(|peer| peer.to_string().into());
+        if peer.is_none() {
+            // Nor was the server told of the workload's own.
+            record.own_spiffe_id = None;
+        }
         record.tls_version = Some(match facts.version {
             rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
             _ => "TLSv1.3",
@@ -151,7 +168,7 @@ impl Attempt {
         record.tls_cipher = facts.cipher_suite.suite().as_str();
         record.resumed = Some(facts.resumed);
         if self.record.direction == Direction::Inbound && self.record.source.workload.is_none() {
-            self.source = view.workload_labels(None, Some(peer));
+            self.source = view.workload_labels(None, peer);
         }
     }
 
@@ -192,7 +209,7 @@ impl Attempt {
     }
 
     fn labels(&self) -> ConnectionLabels {
-        let security = if self.record.tls_version.is_some() {
+        let security = if self.record.tls_version.is_some() && self.record.peer_spiffe_id.is_some() {
             ConnectionSecurityPolicy::MutualTls
         } else {
             ConnectionSecurityPolicy::None

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     policy::{L4Request, Mode, WorkloadPolicy, http::Normalization},
     telemetry::{ConnectionBytes, ConnectionRecord},
-    tls::{PeerRole, VerifiedPeer},
+    tls::{PeerRole, VerifiedPeer, VerifiedServer},
     world::WorkloadName,
 };
 
@@ -49,8 +49,10 @@ pub struct Live {
     pub workload: WorkloadName,
     /// The workload at the other end, where an address told it.
     pub remote: Option<WorkloadName>,
-    /// The proven peer; none: plaintext.
+    /// The proven peer; none: plaintext, or a server outside the mesh.
     pub peer: Option<(Arc<VerifiedPeer>, PeerRole)>,
+    /// The proven server outside the mesh.
+    pub server: Option<Arc<VerifiedServer>>,
     /// The server name the client sent.
     pub sni: Option<String>,
     /// What is done about its requests.
@@ -69,6 +71,7 @@ pub(super) struct Candidate {
     pub(super) workload: WorkloadName,
     pub(super) remote: Option<WorkloadName>,
     pub(super) peer: Option<(Arc<VerifiedPeer>, PeerRole)>,
+    pub(super) server: Option<Arc<VerifiedServer>>,
     pub(super) sni: Option<String>,
     pub(super) requests: Requests,
     pub(super) metric_bytes: Arc<ConnectionBytes>,
@@ -140,6 +143,7 @@ impl Connections {
             workload: candidate.workload,
             remote: candidate.remote,
             peer: candidate.peer,
+            server: candidate.server,
             sni: candidate.sni,
             requests: candidate.requests,
             stats: LiveStats::default(),

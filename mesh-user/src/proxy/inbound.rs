@@ -113,7 +113,7 @@ impl Inbound<'_> {
         drop(unproven);
         let peer = match &wire {
             Wire::Plain(_) => None,
-            Wire::Tls(established) => Some(Arc::clone(established.peer())),
+            Wire::Tls(established) => established.peer().cloned(),
         };
         let request = L4Request {
             peer: peer.as_ref().map(|p| &p.spiffe_id),
@@ -137,8 +137,8 @@ impl Inbound<'_> {
             Ok((app, guard)) => {
                 let mut opened = Opened { wire, app, sni, guard, inspects };
                 self.confirm(&mut opened).await?;
-                if let Wire::Tls(established) = &opened.wire {
-                    self.offer_kernel_path(&established.peer().spiffe_id);
+                if let Some(peer) = &peer {
+                    self.offer_kernel_path(&peer.spiffe_id);
                 }
                 Ok(opened)
             }

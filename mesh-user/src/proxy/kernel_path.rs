@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use super::{Mesh, View, attempt::Attempt, relay::CloseReason};
+use super::{Mesh, View, attempt::Attempt, destination, relay::CloseReason};
 use crate::{
     capture::{KernelConnectionOf, KernelEnded, KernelEnding, KernelPairOf, KernelPath},
     config::{SameNode, Selector},
@@ -109,6 +109,7 @@ fn verdict(
     if !(owns_namespace(client) && owns_namespace(server) && only && steered)
         || policy.mode(to.port()) == Mode::Disable
         || policy.inspects_requests(to.port())
+        || destination::rule(view, client, to).is_some()
     {
         return None;
     }

@@ -3,6 +3,7 @@
 
 mod attempt;
 mod connections;
+mod destination;
 mod detect;
 #[cfg(fuzzing)]
 #[doc(hidden)]

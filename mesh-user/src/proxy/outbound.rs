@@ -11,6 +11,7 @@ use super::{
     Mesh, View,
     attempt::{Attempt, Failure},
     connections::Requests,
+    destination,
     inbound::{canonical, connected, handshake_failure},
     mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
@@ -19,10 +20,10 @@ use crate::{
     capture::{AppLeg, Captured, Form, Refusal, WorkloadNet},
     config::DeniedConnect,
     identity::SpiffeId,
-    policy::Mode,
+    policy::destination_rule::{ClientTls, Origination, Way, narrowed},
     sys::socket::read_urgent_in_line,
     telemetry::{Direction, HandshakeSide, ResponseFlags},
-    tls::{Established, Unconfirmed},
+    tls::{Established, HandshakeError, TlsContext, Unconfirmed},
     world::{Destination, Endpoint, Workload, WorkloadName},
 };
 
@@ -120,8 +121,13 @@ impl Outbound<'_> {
                 let wire = self.connect(self.destination).await?;
                 return Ok((plain(wire)?, None));
             }
+            Destination::External { addr, service } => {
+                attempt.set_outside(service);
+                return Ok((self.open_outside(attempt, addr).await?, None));
+            }
             Destination::Meshed { endpoints, service } => (endpoints, service),
         };
+        let rule = self.rule(attempt);
         if let Some(service) = service {
             attempt.set_service(self.view, service);
         }
@@ -133,16 +139,74 @@ impl Outbound<'_> {
         let mode = self.view.snapshot.policies.for_workload(endpoint.workload.id).mode(endpoint.addr.port());
         attempt.set_mode(mode);
         let remote = Some(endpoint.workload.name.clone());
-        if mode == Mode::Disable {
-            return Ok((plain(stream)?, remote));
+        let wire = match Way::to_workload(rule, mode) {
+            Way::Plaintext => plain(stream)?,
+            Way::Refused(why) => return Err(Failure::new(ResponseFlags::TlsFailure, why)),
+            Way::Originate(origination) => self.originated(attempt, stream, origination).await?,
+            Way::Mesh { names } => {
+                let expected = self.expected(endpoint.workload, names)?;
+                let mut established = self.handshake(stream, &expected, endpoint.addr).await?;
+                attempt.set_tls(self.view, &established);
+                if self.form == Form::Hold && established.will_be_confirmed() {
+                    self.confirmed(&mut established).await?;
+                }
+                Wire::Tls(Box::new(established))
+            }
+        };
+        Ok((wire, remote))
+    }
+
+    async fn open_outside(&self, attempt: &mut Attempt, addr: SocketAddr) -> Result<Wire, Failure> {
+        if addr != self.destination {
+            attempt.record_mut().original_destination = Some(self.destination);
+            attempt.record_mut().destination.address = addr;
         }
-        let expected = self.view.identities(endpoint.workload.id);
-        let mut established = self.handshake(stream, &expected, endpoint.addr).await?;
+        match Way::to_outside(self.rule(attempt)) {
+            Way::Refused(why) => Err(Failure::new(ResponseFlags::TlsFailure, why)),
+            Way::Originate(origination) => {
+                self.originated(attempt, self.connect(addr).await?, origination).await
+            }
+            Way::Plaintext | Way::Mesh { .. } => plain(self.connect(addr).await?),
+        }
+    }
+
+    /// What the rule that applies says; the access log names it.
+    fn rule(&self, attempt: &mut Attempt) -> Option<&ClientTls> {
+        let applied = destination::rule(self.view, self.workload, self.destination)?;
+        attempt.set_rule(&applied);
+        Some(applied.tls)
+    }
+
+    /// Who may answer for a workload, as far as a rule lets it.
+    fn expected(
+        &self,
+        workload: &Workload,
+        names: Option<&BTreeSet<String>>,
+    ) -> Result<Arc<BTreeSet<SpiffeId>>, Failure> {
+        let identities = self.view.identities(workload.id);
+        let Some(names) = names else { return Ok(identities) };
+        let narrowed = narrowed(&identities, names);
+        if narrowed.is_empty() {
+            let why = format!("{} is not among the rule's subjectAltNames", workload.spiffe_id);
+            return Err(Failure::new(ResponseFlags::TlsFailure, &why));
+        }
+        Ok(Arc::new(narrowed))
+    }
+
+    async fn originated(
+        &self,
+        attempt: &mut Attempt,
+        stream: TcpStream,
+        origination: &Origination,
+    ) -> Result<Wire, Failure> {
+        let refused = |why: &str| Failure::new(ResponseFlags::TlsFailure, why);
+        let originator = self.view.snapshot.origins.of(origination).map_err(refused)?;
+        let name =
+            destination::called(self.view, origination, self.destination).map_err(|why| refused(&why))?;
+        let limits = handshake_limits(&self.view.snapshot.config.limits);
+        let established = self.counted(TlsContext::originate(stream, originator, name, limits)).await?;
         attempt.set_tls(self.view, &established);
-        if self.form == Form::Hold && established.will_be_confirmed() {
-            self.confirmed(&mut established).await?;
-        }
-        Ok((Wire::Tls(Box::new(established)), remote))
+        Ok(Wire::Tls(Box::new(established)))
     }
 
     /// Starts at a random endpoint and goes on to the next where one does not answer.
@@ -205,13 +269,23 @@ impl Outbound<'_> {
             metrics.handshake_ended(HandshakeSide::Client, Err("no_svid"));
             return Err(Failure::new(ResponseFlags::TlsFailure, "the workload has no valid SVID"));
         };
-        let Some(_place) = self.mesh.handshakes.outbound(limits.timeout).await else {
+        self.counted(self.mesh.tls.connect(stream, &svid, expected, to.ip(), limits)).await
+    }
+
+    /// A handshake within the node's limits, in its metrics.
+    async fn counted(
+        &self,
+        handshake: impl Future<Output = Result<Established, HandshakeError>>,
+    ) -> Result<Established, Failure> {
+        let metrics = &self.mesh.metrics;
+        let patience = handshake_limits(&self.view.snapshot.config.limits).timeout;
+        let Some(_place) = self.mesh.handshakes.outbound(patience).await else {
             metrics.handshake_ended(HandshakeSide::Client, Err("too_many"));
             return Err(Failure::new(ResponseFlags::Limit, "limits.concurrentHandshakes is reached"));
         };
         let _in_progress = metrics.handshake_started();
         let began = Instant::now();
-        match self.mesh.tls.connect(stream, &svid, expected, to.ip(), limits).await {
+        match handshake.await {
             Ok(established) => {
                 metrics.handshake_ended(HandshakeSide::Client, Ok(began.elapsed()));
                 Ok(established)

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{Live, Mesh, Requests, View, kernel_path, relay::CloseReason};
+use super::{Live, Mesh, Requests, View, destination, kernel_path, relay::CloseReason};
 use crate::{
     policy::{DenyReason, L4Request, Mode, Verdict, WorkloadPolicy},
     telemetry::Direction,
@@ -49,10 +49,7 @@ fn no_longer_allowed(mesh: &Mesh, view: &View, live: &Live) -> Option<CloseReaso
     };
     match live.record.direction {
         Direction::Inbound => inbound_denied(view, workload, live),
-        Direction::Outbound => {
-            let remote = live.remote.as_ref()?;
-            outbound_denied(view, world.by_name(&remote.namespace, &remote.name), live)
-        }
+        Direction::Outbound => destination::denied(view, workload, live),
     }
 }
 
@@ -98,21 +95,6 @@ fn not_asked(
         asked = Some(provider);
     }
     None
-}
-
-fn outbound_denied(view: &View, remote: Option<&Workload>, live: &Live) -> Option<CloseReason> {
-    let Some(remote) = remote else {
-        return Some(CloseReason::Policy("its destination is no longer a workload of the mesh".to_owned()));
-    };
-    let port = live.record.destination.address.port();
-    match &live.peer {
-        Some((peer, _)) if view.identities(remote.id).contains(&peer.spiffe_id) => None,
-        Some((peer, _)) => {
-            Some(CloseReason::Policy(format!("{} may no longer serve the destination", peer.spiffe_id)))
-        }
-        None if view.snapshot.policies.for_workload(remote.id).mode(port) == Mode::Disable => None,
-        None => Some(CloseReason::Policy("the destination no longer permits plaintext".to_owned())),
-    }
 }
 
 #[cfg(test)]

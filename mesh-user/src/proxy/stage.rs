@@ -16,7 +16,7 @@ use super::{
 use crate::{
     sys::socket::reset_on_close,
     telemetry::{self, ResponseFlags},
-    tls::{Established, OffloadError},
+    tls::{Established, OffloadError, Proven},
     world::WorkloadName,
 };
 
@@ -44,9 +44,12 @@ pub(super) async fn carry(
     ends: Ends,
     requests: Requests,
 ) {
-    let peer = match &wire {
-        Wire::Plain(_) => None,
-        Wire::Tls(established) => Some((Arc::clone(established.peer()), established.peer_role())),
+    let (peer, server) = match &wire {
+        Wire::Plain(_) => (None, None),
+        Wire::Tls(established) => match established.proven() {
+            Proven::Workload(peer) => (Some((Arc::clone(peer), established.peer_role())), None),
+            Proven::Server(server) => (None, Some(Arc::clone(server))),
+        },
     };
     let leg = match wire {
         Wire::Plain(stream) => WireLeg::Plain(stream),
@@ -66,6 +69,7 @@ pub(super) async fn carry(
         workload: ends.workload,
         remote: ends.remote,
         peer,
+        server,
         sni: ends.sni,
         requests,
         metric_bytes: Arc::clone(metrics.bytes()),
@@ -103,6 +107,10 @@ impl Drop for Entered<'_> {
 }
 
 async fn offload(mesh: &Mesh, established: Box<Established>) -> Result<WireLeg, Failure> {
+    if matches!(established.proven(), Proven::Server(_)) {
+        // Its session gives no keys away, and such a server may need TLS 1.2.
+        return Ok(WireLeg::Userspace(established));
+    }
     let splice = match mesh.relay_kind() {
         RelayKind::Plain | RelayKind::Userspace => return Ok(WireLeg::Userspace(established)),
         RelayKind::Ktls => false,

@@ -51,6 +51,8 @@ pub struct ConnectionRecord {
     pub rule: Option<String>,
     /// Peer authentication mode of the server's port: `STRICT`, `PERMISSIVE`, `DISABLE`.
     pub mode: Option<&'static str>,
+    /// Mode of the `DestinationRule` that applies: `DISABLE`, `SIMPLE`, `MUTUAL`, `ISTIO_MUTUAL`; absent: none applies.
+    pub tls_mode: Option<&'static str>,
     /// The relay kind at the end; absent when no relay ran.
     pub relay: Option<RelayKind>,
     /// How it was captured: `listener`, `held`, `sk_lookup`.
@@ -116,6 +118,7 @@ impl ConnectionRecord {
         put("verdict", Some(self.verdict));
         put("rule", self.rule.as_deref());
         put("mode", self.mode);
+        put("tls_mode", self.tls_mode);
         put("relay", self.relay.map(RelayKind::as_str));
         put("capture_form", Some(self.capture_form));
         put("tls_version", self.tls_version);

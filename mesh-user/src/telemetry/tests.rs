@@ -274,6 +274,7 @@ fn record(error: Option<&str>) -> ConnectionRecord {
         verdict: "allow",
         rule: Some("shop/allow-web rule[0]".to_owned()),
         mode: Some("STRICT"),
+        tls_mode: None,
         relay: Some(RelayKind::Ktls),
         capture_form: "sk_lookup",
         tls_version: Some("TLSv1.3"),

@@ -203,7 +203,7 @@ fn resolver(svid: &Svid) -> SingleCertAndKey {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a map_err function")]
-fn local(error: rustls::Error) -> HandshakeError {
+pub(super) fn local(error: rustls::Error) -> HandshakeError {
     HandshakeError::Local(error.to_string())
 }
 

@@ -14,6 +14,14 @@ pub enum VerifyError {
     /// The trust domain is neither ours, an alias, nor in a bundle.
     #[error("trust domain {0} is unknown here: add its trust bundle if its workloads should be believed")]
     TrustDomain(TrustDomain),
+    /// No path from a server outside the mesh to an authority that its rule trusts.
+    #[error(
+        "no path to an authority that the DestinationRule trusts: check caCertificates and the server's chain"
+    )]
+    UntrustedServer,
+    /// A server outside the mesh is proven to be somebody else.
+    #[error("the certificate is for none of these names: {0}")]
+    WrongName(String),
     /// Revoked, or whether it is cannot be told.
     #[error("the certificate may be revoked: {0}")]
     Revoked(&'static str),
@@ -47,7 +55,8 @@ impl VerifyError {
     /// A stable name for metrics.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::UnknownAuthority(_) => "unknown_authority",
+            Self::UnknownAuthority(_) | Self::UntrustedServer => "unknown_authority",
+            Self::WrongName(_) => "wrong_name",
             Self::TrustDomain(_) => "trust_domain",
             Self::Revoked(_) => "revoked",
             Self::Expired => "expired",

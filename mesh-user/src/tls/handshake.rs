@@ -10,16 +10,15 @@ use std::{
 };
 
 use rustls::{AlertDescription, ProtocolVersion, SupportedCipherSuite};
+use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
 use super::{
-    HandshakeError, PeerRole, Step, TlsContext,
-    confirm::say_instead,
-    session::Session,
-    verify::{PeerVerifier, VerifiedPeer},
+    HandshakeError, PeerRole, Step, TlsContext, VerifyError, confirm::say_instead, originate::VerifiedServer,
+    session::Session, verify::VerifiedPeer,
 };
 use crate::identity::{SpiffeId, Svid};
 
@@ -56,8 +55,17 @@ pub struct Established {
     pub(crate) peer_closed: bool,
     /// The peer has already broken the protocol, after its handshake; `outgoing` ends with the alert.
     pub(crate) failed: Option<rustls::Error>,
-    pub(super) peer: Arc<VerifiedPeer>,
+    pub(super) proven: Proven,
     pub(super) facts: SessionFacts,
+}
+
+/// Who the peer is.
+#[derive(Debug, Clone)]
+pub enum Proven {
+    /// A workload, by its identity.
+    Workload(Arc<VerifiedPeer>),
+    /// A server outside the mesh, by what a rule says of it.
+    Server(Arc<VerifiedServer>),
 }
 
 /// What was negotiated.
@@ -74,16 +82,24 @@ pub struct SessionFacts {
 impl std::fmt::Debug for Established {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Established")
-            .field("peer", &self.peer.spiffe_id)
+            .field("proven", &self.peer().map(|peer| &peer.spiffe_id))
             .field("facts", &self.facts)
             .finish_non_exhaustive()
     }
 }
 
 impl Established {
-    /// The proven peer.
-    pub fn peer(&self) -> &Arc<VerifiedPeer> {
-        &self.peer
+    /// Who the peer is.
+    pub fn proven(&self) -> &Proven {
+        &self.proven
+    }
+
+    /// The identity that the peer has proven; none: it is a server outside the mesh.
+    pub fn peer(&self) -> Option<&Arc<VerifiedPeer>> {
+        match &self.proven {
+            Proven::Workload(peer) => Some(peer),
+            Proven::Server(_) => None,
+        }
     }
 
     /// What was negotiated.
@@ -119,7 +135,7 @@ impl TlsContext {
         limits: HandshakeLimits,
     ) -> Result<Established, HandshakeError> {
         let session = self.client_session(svid, expected, destination)?;
-        drive(stream, Vec::new(), session, limits, self.verifier(), Some(expected)).await
+        drive(stream, Vec::new(), session, limits, self.prove(Some(expected))).await
     }
 
     /// Handshakes as a server with `svid` over a stream with `TCP_NODELAY`; the client must prove an identity.
@@ -141,28 +157,38 @@ impl TlsContext {
         limits: HandshakeLimits,
     ) -> Result<Established, HandshakeError> {
         let session = self.server_session(svid)?;
-        drive(stream, begun, session, limits, self.verifier(), None).await
+        drive(stream, begun, session, limits, self.prove(None)).await
+    }
+
+    /// rustls does not verify again on resumption: trust, expiry and naming may have changed since.
+    fn prove<'a>(
+        &'a self,
+        expected: Option<&'a BTreeSet<SpiffeId>>,
+    ) -> impl FnOnce(&[CertificateDer<'static>], PeerRole) -> Result<Proven, VerifyError> + 'a {
+        move |chain, role| {
+            let peer = self.verifier().verify(chain, role, expected, SystemTime::now())?;
+            Ok(Proven::Workload(Arc::new(peer)))
+        }
     }
 }
 
-async fn drive(
+/// `prove` says who a chain's owner is, once the handshake is over.
+pub(super) async fn drive(
     stream: TcpStream,
     input: Vec<u8>,
     session: Session,
     limits: HandshakeLimits,
-    verifier: &PeerVerifier,
-    expected: Option<&BTreeSet<SpiffeId>>,
+    prove: impl FnOnce(&[CertificateDer<'static>], PeerRole) -> Result<Proven, VerifyError>,
 ) -> Result<Established, HandshakeError> {
     let mut handshake = Handshake { stream, session, received: input.len(), input, plaintext: Vec::new() };
     let End { peer_closed, unsent } = tokio::time::timeout(limits.timeout, handshake.run(limits.max_bytes))
         .await
         .map_err(|_| HandshakeError::Timeout(limits.timeout))??;
     let Handshake { stream, session, input, plaintext, .. } = handshake;
-    // rustls does not verify again on resumption: trust, expiry and naming may have changed since.
     let chain = session.peer_certificates().ok_or(HandshakeError::NoCertificate)?;
     let role = if session.is_client() { PeerRole::Server } else { PeerRole::Client };
-    let peer = match verifier.verify(chain, role, expected, SystemTime::now()) {
-        Ok(peer) => Arc::new(peer),
+    let proven = match prove(chain, role) {
+        Ok(proven) => proven,
         Err(refused) => {
             // As rustls says it of one that is refused in a full handshake.
             say_instead(&stream, session, &unsent, AlertDescription::CertificateUnknown);
@@ -181,7 +207,7 @@ async fn drive(
         plaintext,
         peer_closed,
         failed: None,
-        peer,
+        proven,
         facts,
     })
 }

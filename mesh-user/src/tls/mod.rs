@@ -8,6 +8,7 @@ mod context;
 mod error;
 mod handshake;
 mod offload;
+mod originate;
 mod probe;
 mod rustls_verifiers;
 mod session;
@@ -25,9 +26,10 @@ pub use client_hello::{ClientHello, Detected, MAX_CLIENT_HELLO_BYTES, detect};
 pub(crate) use confirm::Unconfirmed;
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
 pub use error::{Dialect, HandshakeError, VerifyError};
-pub use handshake::{Established, HandshakeLimits, SessionFacts};
+pub use handshake::{Established, HandshakeLimits, Proven, SessionFacts};
 pub(crate) use offload::set_secrets;
 pub use offload::{KernelCipher, KernelTls, OffloadError, Offloaded};
+pub use originate::{Originator, OriginatorParts, VerifiedServer};
 pub use session::{
     KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,
     Step,

@@ -1,15 +1,12 @@
 //! Hands a session's keys to the kernel, and finds out at start what this kernel's TLS can do, by doing it.
 //! A connection is offloaded only at a record boundary: bytes already read cannot be pushed back.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use rustls::{CipherSuite, ConnectionTrafficSecrets, ProtocolVersion, SupportedCipherSuite};
 use tokio::net::TcpStream;
 
-use super::{
-    Established, KernelSession, SessionFacts,
-    verify::{PeerRole, VerifiedPeer},
-};
+use super::{Established, KernelSession, Proven, SessionFacts, verify::PeerRole};
 use crate::sys::ktls::{self, Direction};
 
 /// What kernel TLS on this machine was seen to do; `Err` carries the reason.
@@ -135,14 +132,14 @@ pub struct Offloaded {
     /// Records sent with the present key.
     pub(crate) records_sent: u64,
     pub(crate) can_rekey: bool,
-    peer: Arc<VerifiedPeer>,
+    proven: Proven,
     facts: SessionFacts,
 }
 
 impl Offloaded {
-    /// The proven peer.
-    pub fn peer(&self) -> &Arc<VerifiedPeer> {
-        &self.peer
+    /// Who the peer is.
+    pub fn proven(&self) -> &Proven {
+        &self.proven
     }
 
     /// What was negotiated.
@@ -197,7 +194,7 @@ impl Established {
     }
 
     fn into_offloaded(self, cipher: KernelCipher, kernel: &KernelTls) -> io::Result<Offloaded> {
-        let (peer, facts) = (Arc::clone(self.peer()), self.facts());
+        let (proven, facts) = (self.proven.clone(), self.facts());
         let version = facts.version;
         let (secrets, session) = self.session.into_kernel().map_err(io::Error::other)?;
         let (tx_sequence, tx) = &secrets.tx;
@@ -216,7 +213,7 @@ impl Established {
             peer_closed: self.peer_closed,
             records_sent: *tx_sequence,
             can_rekey: kernel.rekey.is_ok() && version == ProtocolVersion::TLSv1_3,
-            peer,
+            proven,
             facts,
         })
     }

@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{
     VerifyError,
+    originate::ServerBelief,
     verify::{PeerRole, PeerVerifier},
 };
 use crate::identity::SpiffeId;
@@ -79,6 +80,30 @@ impl ServerCertVerifier for ServerVerifier {
         self.verifier
             .verify(&chain, PeerRole::Server, Some(&self.expected), system_time(now))
             .map(|_| ServerCertVerified::assertion())
+            .map_err(refuse)
+    }
+
+    signatures!();
+}
+
+/// Verifies servers outside the mesh.
+#[derive(Debug)]
+pub(crate) struct OriginVerifier {
+    pub(super) verifier: Arc<ServerBelief>,
+}
+
+impl ServerCertVerifier for OriginVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verifier
+            .verify(end_entity, intermediates, server_name, now)
+            .map(|()| ServerCertVerified::assertion())
             .map_err(refuse)
     }
 

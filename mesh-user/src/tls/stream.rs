@@ -4,7 +4,6 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -16,8 +15,8 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use super::{
-    Established, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, RECORD_OVERHEAD_BYTES, Session, SessionFacts,
-    Step, VerifiedPeer,
+    Established, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Proven, RECORD_OVERHEAD_BYTES, Session,
+    SessionFacts, Step,
 };
 
 /// A TLS connection after its handshake. Dropped without a shutdown it ends in a FIN without `close_notify`, which the
@@ -37,7 +36,7 @@ pub struct TlsStream {
     peer_closed: bool,
     close_sealed: bool,
     failed: Option<rustls::Error>,
-    peer: Arc<VerifiedPeer>,
+    proven: Proven,
     facts: SessionFacts,
 }
 
@@ -54,7 +53,7 @@ impl From<Established> for TlsStream {
             plaintext,
             peer_closed,
             failed,
-            peer,
+            proven,
             facts,
         } = established;
         Self {
@@ -69,7 +68,7 @@ impl From<Established> for TlsStream {
             peer_closed,
             close_sealed: false,
             failed,
-            peer,
+            proven,
             facts,
         }
     }
@@ -97,7 +96,7 @@ impl TlsStream {
             plaintext,
             peer_closed: self.peer_closed,
             failed: self.failed,
-            peer: self.peer,
+            proven: self.proven,
             facts: self.facts,
         }
     }

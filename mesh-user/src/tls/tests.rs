@@ -1,6 +1,7 @@
 //! Handshakes over loopback sockets: who is believed, who is refused and why, and that nothing is lost.
 
 mod certificates;
+mod origination;
 mod resumption;
 mod revocation;
 mod streams;
@@ -122,8 +123,8 @@ async fn every_suite_proves_both_identities() {
         // A client offers both versions; one of them has no suite then.
         let (client, server) = nodes.handshake().await;
         let (client, server) = (client.unwrap(), server.unwrap());
-        assert_eq!(client.peer().spiffe_id.to_string(), DB, "{name:?}");
-        assert_eq!(server.peer().spiffe_id.to_string(), WEB, "{name:?}");
+        assert_eq!(client.peer().unwrap().spiffe_id.to_string(), DB, "{name:?}");
+        assert_eq!(server.peer().unwrap().spiffe_id.to_string(), WEB, "{name:?}");
         assert_eq!(client.facts().cipher_suite.suite(), name);
         assert_eq!(client.alpn(), Some(&b"meshd/1"[..]));
     }
@@ -281,8 +282,8 @@ async fn a_resumed_session_keeps_its_identity_and_is_verified_again() {
         let (client, server) = nodes.handshake().await;
         let (mut client, mut server) = (client.unwrap(), server.unwrap());
         assert_eq!((client.facts().resumed, server.facts().resumed), (resumed, resumed));
-        assert_eq!(server.peer().spiffe_id.to_string(), WEB);
-        assert_eq!(client.peer().spiffe_id.to_string(), DB);
+        assert_eq!(server.peer().unwrap().spiffe_id.to_string(), WEB);
+        assert_eq!(client.peer().unwrap().spiffe_id.to_string(), DB);
         confirm(&mut client, &mut server).await;
     }
     nodes.server_bundles.store(Arc::new(bundles(&[&TestCa::new("cluster.local")])));
@@ -300,7 +301,7 @@ async fn a_session_does_not_resume_for_another_client_identity() {
     let (_, server) = nodes.handshake().await;
     let server = server.unwrap();
     assert!(!server.facts().resumed);
-    assert_eq!(server.peer().spiffe_id.path(), "/ns/shop/sa/other");
+    assert_eq!(server.peer().unwrap().spiffe_id.path(), "/ns/shop/sa/other");
 }
 
 #[tokio::test]

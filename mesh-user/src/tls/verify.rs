@@ -302,7 +302,7 @@ fn must_sign_certificates(issuer: &CertificateDer<'_>) -> Result<(SystemTime, Sy
     }
 }
 
-fn validity(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
+pub(super) fn validity(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
     let validity = certificate.validity();
     (system_time(validity.not_before.timestamp()), system_time(validity.not_after.timestamp()))
 }

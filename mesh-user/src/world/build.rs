@@ -8,11 +8,11 @@ use std::{
 };
 
 use super::{
-    InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World, select::LabelIndex,
-    shared::Shared,
+    ExternalService, InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World,
+    select::LabelIndex, shared::Shared,
 };
 use crate::{
-    config::{Config, RemoteWorkloadConfig, Selector, ServiceConfig, WorkloadConfig},
+    config::{Config, ExternalServiceConfig, RemoteWorkloadConfig, Selector, ServiceConfig, WorkloadConfig},
     identity::SpiffeIdError,
 };
 
@@ -75,6 +75,7 @@ impl World {
             world.add(remote(config, &mut shared, workload)?)?;
         }
         world.add_services(&config.services)?;
+        world.add_external(&config.external_services)?;
         Ok(world)
     }
 
@@ -134,8 +135,59 @@ impl World {
             }
         }
         self.services = services;
+        self.index_headless();
         Ok(())
     }
+
+    /// Where two services without a virtual address lead to one endpoint, the first in the file names it.
+    fn index_headless(&mut self) {
+        for (index, service) in self.services.iter().enumerate().filter(|(_, s)| s.addresses.is_empty()) {
+            let workloads = service.workloads.iter().filter_map(|id| self.workloads.get(id.0 as usize));
+            for address in workloads.flat_map(|workload| &workload.addresses) {
+                for (port, target) in &service.ports {
+                    self.headless.entry(SocketAddr::new(*address, *target)).or_insert((index, *port));
+                }
+            }
+        }
+    }
+
+    fn add_external(&mut self, configs: &[ExternalServiceConfig]) -> Result<(), WorldError> {
+        for (index, config) in configs.iter().enumerate() {
+            let service = external(config);
+            for socket in sockets(&service) {
+                let workload = self.by_socket(socket.0).map(|workload| workload.name.to_string());
+                let virtual_of = |s: &&Service| s.addresses.contains(&socket.0.ip());
+                let owner =
+                    workload.or_else(|| Some(self.services.iter().find(virtual_of)?.name.to_string()));
+                let earlier = self.external_ports.insert(socket.0, (index, socket.1));
+                let earlier = earlier.and_then(|(first, _)| Some(self.external.get(first)?.host.to_string()));
+                if let Some(first) = owner.or(earlier) {
+                    let second = service.host.to_string();
+                    return Err(WorldError::DuplicatePort { socket: socket.0, first, second });
+                }
+            }
+            self.external.push(service);
+        }
+        Ok(())
+    }
+}
+
+fn external(config: &ExternalServiceConfig) -> ExternalService {
+    ExternalService {
+        host: config.host.as_str().into(),
+        namespace: config.namespace.as_str().into(),
+        addresses: canonical(&config.addresses),
+        ports: config.ports.iter().map(|p| (p.port, p.target())).collect(),
+    }
+}
+
+/// Where applications connect to it, and the server's own port.
+fn sockets(service: &ExternalService) -> impl Iterator<Item = (SocketAddr, u16)> {
+    let at = |address: &IpAddr| {
+        let address = *address;
+        service.ports.iter().map(move |(port, target)| (SocketAddr::new(address, *port), *target))
+    };
+    service.addresses.iter().flat_map(at)
 }
 
 fn service(config: &ServiceConfig, labels: &LabelIndex<'_>) -> Service {

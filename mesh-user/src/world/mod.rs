@@ -122,6 +122,28 @@ pub struct Service {
     pub workloads: Vec<WorkloadId>,
 }
 
+/// A server outside the mesh that the node's file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalService {
+    /// Its DNS name.
+    pub host: Arc<str>,
+    /// Where rules about it are looked for, besides the client's namespace and the root's.
+    pub namespace: Arc<str>,
+    /// Its addresses, canonical.
+    pub addresses: Vec<IpAddr>,
+    /// Port that applications connect to, and the server's own.
+    pub ports: Vec<(u16, u16)>,
+}
+
+/// What a destination is called, so that rules may be about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorldHost<'a> {
+    /// A service of the mesh.
+    Service(&'a Service),
+    /// A server outside of it.
+    Outside(&'a ExternalService),
+}
+
 /// One place that answers for a destination. Only `workload`'s identity may answer there (secure naming).
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint<'a> {
@@ -140,6 +162,13 @@ pub enum Destination<'a> {
         endpoints: Vec<Endpoint<'a>>,
         /// The service whose virtual address it is.
         service: Option<&'a Service>,
+    },
+    /// A server outside the mesh, known by name: no identity of the mesh answers there.
+    External {
+        /// Where to connect.
+        addr: SocketAddr,
+        /// Whose address it is.
+        service: &'a ExternalService,
     },
     /// Not ours: plaintext as the application asked.
     NotMeshed,
@@ -168,6 +197,11 @@ pub struct World {
     /// Ports of the addresses that are owned by port.
     by_port: HashMap<SocketAddr, WorkloadId>,
     service_ports: HashMap<SocketAddr, (usize, u16)>,
+    /// Endpoints of services without a virtual address: service, and its port that leads there.
+    headless: HashMap<SocketAddr, (usize, u16)>,
+    external: Vec<ExternalService>,
+    /// Server outside the mesh, and its own port.
+    external_ports: HashMap<SocketAddr, (usize, u16)>,
 }
 
 impl World {
@@ -205,6 +239,11 @@ impl World {
     /// All services.
     pub fn services(&self) -> &[Service] {
         &self.services
+    }
+
+    /// All servers outside the mesh that are known by name.
+    pub fn external_services(&self) -> &[ExternalService] {
+        &self.external
     }
 
     /// A workload by its index in this world.
@@ -254,12 +293,30 @@ impl World {
             return Destination::Meshed { endpoints: vec![Endpoint { addr, workload }], service: None };
         }
         let Some((service, target_port)) = self.service_ports.get(&addr) else {
-            return Destination::NotMeshed;
+            let external = self.external_ports.get(&addr);
+            return external.map_or(Destination::NotMeshed, |(service, port)| Destination::External {
+                addr: SocketAddr::new(addr.ip(), *port),
+                service: &self.external[*service],
+            });
         };
         let service = &self.services[*service];
         let endpoints = service.workloads.iter().filter_map(|id| self.workload(*id));
         let endpoints = endpoints.flat_map(|w| service_endpoints(w, addr.ip(), *target_port)).collect();
         Destination::Meshed { endpoints, service: Some(service) }
+    }
+
+    /// What an original destination is called, and the port of that host. An endpoint's own address has a name only where
+    /// its service has no virtual one, as in an Istio sidecar.
+    pub fn host(&self, destination: SocketAddr) -> Option<(WorldHost<'_>, u16)> {
+        let addr = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+        if let Some((service, _)) = self.service_ports.get(&addr) {
+            return Some((WorldHost::Service(&self.services[*service]), addr.port()));
+        }
+        if let Some((service, port)) = self.headless.get(&addr) {
+            return Some((WorldHost::Service(&self.services[*service]), *port));
+        }
+        let (service, _) = self.external_ports.get(&addr)?;
+        Some((WorldHost::Outside(&self.external[*service]), addr.port()))
     }
 
     /// The identities that may answer for a workload: its own, and the same in every trust-domain alias.
@@ -268,10 +325,11 @@ impl World {
         self.trust_domains.iter().filter_map(in_domain).collect()
     }
 
-    /// What outbound capture must take: workloads' addresses and services' ports. Sorted, without duplicates.
+    /// What outbound capture must take: workloads' addresses, ports of services and of servers outside. Sorted, without duplicates.
     /// An excluded port of a captured address resolves to [`Destination::NotMeshed`].
     pub fn capture_destinations(&self) -> Vec<CaptureDestination> {
-        let mut all: Vec<_> = self.service_ports.keys().map(|addr| (addr.ip(), Some(addr.port()))).collect();
+        let named = self.service_ports.keys().chain(self.external_ports.keys());
+        let mut all: Vec<_> = named.map(|addr| (addr.ip(), Some(addr.port()))).collect();
         for workload in &self.workloads {
             for address in &workload.addresses {
                 match &workload.ports {

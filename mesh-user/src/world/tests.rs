@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{CaptureDestination, Destination, InboundPorts, World, WorldError};
+use super::{CaptureDestination, Destination, InboundPorts, World, WorldError, WorldHost};
 use crate::config::Config;
 
 const CONFIG: &str = "
@@ -23,6 +23,9 @@ services:
   - { name: db, namespace: shop, addresses: [10.96.0.10], ports: [{port: 5432}, {port: 80, targetPort: 8080}], selector: {app: db} }
   - { name: web, namespace: shop, addresses: ['fd00::96'], ports: [{port: 80}], selector: {app: web} }
   - { name: empty, namespace: shop, addresses: [10.96.0.11], ports: [{port: 80}], selector: {app: none} }
+  - { name: headless, namespace: shop, addresses: [], ports: [{port: 81, targetPort: 7000}], selector: {app: web} }
+externalServices:
+  - { host: api.example.com, addresses: ['::ffff:192.0.2.7'], ports: [{port: 443}, {port: 80, targetPort: 443}] }
 ";
 
 fn config() -> Config {
@@ -35,6 +38,7 @@ fn resolve(world: &World, destination: &str) -> Option<Vec<String>> {
         Destination::Meshed { endpoints, .. } => {
             Some(endpoints.iter().map(|e| format!("{} {}", e.addr, e.workload.name)).collect())
         }
+        Destination::External { addr, service } => Some(vec![format!("{addr} outside: {}", service.host)]),
         Destination::NotMeshed => None,
     }
 }
@@ -61,9 +65,34 @@ fn destinations_resolve_to_who_may_answer() {
         ("[fd00::96]:80", Some(vec!["[fd00::2]:80 shop/web"])),
         ("10.96.0.11:80", Some(vec![])),
         ("192.0.2.1:80", None),
+        ("192.0.2.7:443", Some(vec!["192.0.2.7:443 outside: api.example.com"])),
+        ("192.0.2.7:80", Some(vec!["192.0.2.7:443 outside: api.example.com"])),
+        ("192.0.2.7:81", None),
     ] {
         let expected = expected.map(|e| e.into_iter().map(str::to_owned).collect::<Vec<_>>());
         assert_eq!(resolve(&world, destination), expected, "{destination}");
+    }
+}
+
+#[test]
+fn a_destination_has_a_name_where_a_service_or_the_file_gives_one() {
+    let world = World::build(&config()).unwrap();
+    for (destination, expected) in [
+        ("10.96.0.10:80", Some("service shop/db 80")),
+        ("10.96.0.10:81", None),
+        // An endpoint of a service with a virtual address.
+        ("10.0.2.2:8080", None),
+        ("10.0.1.2:7000", Some("service shop/headless 81")),
+        ("[fd00::2]:7000", Some("service shop/headless 81")),
+        ("10.0.1.2:81", None),
+        ("192.0.2.7:80", Some("outside api.example.com 80")),
+        ("192.0.2.1:80", None),
+    ] {
+        let found = world.host(destination.parse::<SocketAddr>().unwrap()).map(|(host, port)| match host {
+            WorldHost::Service(service) => format!("service {} {port}", service.name),
+            WorldHost::Outside(outside) => format!("outside {} {port}", outside.host),
+        });
+        assert_eq!(found.as_deref(), expected, "{destination}");
     }
 }
 
@@ -81,11 +110,12 @@ fn capture_takes_what_resolves_as_meshed() {
         entry("10.0.2.2", None),
         entry("10.96.0.10", Some(80)),
         entry("10.96.0.11", Some(80)),
+        entry("192.0.2.7", Some(443)),
     ] {
         assert!(destinations.contains(&expected), "{expected:?} is missing");
     }
     assert!(!destinations.contains(&entry("10.0.1.3", Some(9100))));
-    assert_eq!(destinations.len(), 12);
+    assert_eq!(destinations.len(), 14);
 }
 
 #[test]
@@ -167,6 +197,13 @@ fn ambiguity_is_refused_even_without_validation() {
     let mut virtual_address = config();
     virtual_address.services[0].addresses.push("10.0.1.2".parse().unwrap());
     assert!(matches!(World::build(&virtual_address), Err(WorldError::DuplicateAddress { .. })));
+    for taken in ["10.0.1.2", "10.96.0.11", "192.0.2.7"] {
+        let mut outside = config();
+        let mut second = outside.external_services[0].clone();
+        second.addresses = vec![taken.parse().unwrap()];
+        outside.external_services.push(second);
+        assert!(matches!(World::build(&outside), Err(WorldError::DuplicatePort { .. })), "{taken}");
+    }
     let mut named = config();
     named.remote_workloads[3].namespace = "shop".to_owned();
     assert!(matches!(World::build(&named), Err(WorldError::DuplicateName(_))));

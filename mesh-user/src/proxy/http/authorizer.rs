@@ -11,8 +11,8 @@ use crate::{
     capture::WorkloadNet,
     ext_authz::{Connector, Io, ServiceName},
     identity::SpiffeId,
-    policy::Mode,
-    proxy::{Mesh, View, inbound::connected, mesh::handshake_limits},
+    policy::destination_rule::{Way, narrowed},
+    proxy::{Mesh, View, destination, inbound::connected, mesh::handshake_limits},
     telemetry::HandshakeSide,
     tls::{Established, TlsStream, Unconfirmed},
     world::{Destination, Workload, World},
@@ -20,6 +20,9 @@ use crate::{
 
 /// Addresses of a name that are tried.
 const MAX_TRIES: usize = 3;
+
+const NOT_ORIGINATED: &str =
+    "a DestinationRule asks for TLS to the authorizer itself, which meshd does not speak to one";
 
 /// Connects on behalf of one workload.
 pub(super) struct Road<'a> {
@@ -74,18 +77,33 @@ fn known(world: &World, service: &ServiceName) -> Result<Option<Vec<SocketAddr>>
 
 impl Road<'_> {
     async fn connect_to(&self, address: SocketAddr) -> Result<Box<dyn Io>, String> {
+        let tls = destination::rule(self.view, self.workload, address).map(|rule| rule.tls);
         let endpoints = match self.view.world().resolve(address) {
             Destination::NotMeshed => return Ok(Box::new(self.tcp(address).await?)),
+            Destination::External { addr, .. } => {
+                return match Way::to_outside(tls) {
+                    Way::Plaintext => Ok(Box::new(self.tcp(addr).await?)),
+                    Way::Refused(why) => Err(why.to_owned()),
+                    Way::Mesh { .. } | Way::Originate(_) => Err(NOT_ORIGINATED.to_owned()),
+                };
+            }
             Destination::Meshed { endpoints, .. } => endpoints,
         };
         let endpoint = endpoints.choose(&mut rand::rng()).ok_or(format!("nobody serves {address}"))?;
-        let stream = self.tcp(endpoint.addr).await?;
-        let policy = self.view.snapshot.policies.for_workload(endpoint.workload.id);
         // What a workload says to itself does not leave it.
-        if endpoint.workload.id == self.workload.id || policy.mode(endpoint.addr.port()) == Mode::Disable {
-            return Ok(Box::new(stream));
+        if endpoint.workload.id == self.workload.id {
+            return Ok(Box::new(self.tcp(endpoint.addr).await?));
         }
-        let expected = self.view.identities(endpoint.workload.id);
+        let policy = self.view.snapshot.policies.for_workload(endpoint.workload.id);
+        let identities = self.view.identities(endpoint.workload.id);
+        let expected = match Way::to_workload(tls, policy.mode(endpoint.addr.port())) {
+            Way::Plaintext => return Ok(Box::new(self.tcp(endpoint.addr).await?)),
+            Way::Mesh { names: None } => identities,
+            Way::Mesh { names: Some(names) } => Arc::new(narrowed(&identities, names)),
+            Way::Originate(_) => return Err(NOT_ORIGINATED.to_owned()),
+            Way::Refused(why) => return Err(why.to_owned()),
+        };
+        let stream = self.tcp(endpoint.addr).await?;
         let mut established = self.handshake(stream, &expected, endpoint.addr).await?;
         if established.will_be_confirmed() {
             let patience = self.view.snapshot.config.limits.connect_timeout();

@@ -64,7 +64,7 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
     let Inspected { net, client, local, ends, app, guard } = inspected;
     let peer = match &wire {
         Wire::Plain(_) => None,
-        Wire::Tls(established) => Some((Arc::clone(established.peer()), established.peer_role())),
+        Wire::Tls(established) => established.peer().map(|peer| (Arc::clone(peer), established.peer_role())),
     };
     let limits = mesh.view().snapshot.config.limits.clone();
     let settings = Settings { detect_timeout: Some(limits.detect_timeout()), ..Settings::default() };
@@ -94,6 +94,7 @@ pub(super) async fn inspect(mesh: &Arc<Mesh>, mut attempt: Attempt, wire: Wire, 
         workload: ends.workload,
         remote: ends.remote,
         peer,
+        server: None,
         sni: ends.sni,
         requests: Requests::Inspected,
         metric_bytes: Arc::clone(metrics.bytes()),

@@ -261,8 +261,8 @@ async fn unusual_chains_and_keys_are_believed() {
     for (what, forge) in cases {
         let (client, server) =
             Nodes::with(&ca, provider(), forge(&ca, WEB), forge(&ca, DB)).handshake().await;
-        assert_eq!(client.expect(what).peer().spiffe_id.to_string(), DB);
-        assert_eq!(server.expect(what).peer().spiffe_id.to_string(), WEB);
+        assert_eq!(client.expect(what).peer().unwrap().spiffe_id.to_string(), DB);
+        assert_eq!(server.expect(what).peer().unwrap().spiffe_id.to_string(), WEB);
     }
 }
 

@@ -51,8 +51,12 @@ async fn a_session_is_not_resumed_once_its_certificate_is_revoked() {
     confirm(&mut client, &mut server).await;
     nodes.server_bundles.store(with_lists(&ca, vec![list(&ca, &[&nodes.client_svid.chain[0]])]));
     assert_eq!(nodes.handshake().await.1.unwrap_err().label(), "revoked");
-    let again =
-        nodes.server.verifier().verify_again(server.peer(), PeerRole::Client, None, SystemTime::now());
+    let again = nodes.server.verifier().verify_again(
+        server.peer().unwrap(),
+        PeerRole::Client,
+        None,
+        SystemTime::now(),
+    );
     assert_eq!(again.unwrap_err().label(), "revoked", "a live connection");
 }
 

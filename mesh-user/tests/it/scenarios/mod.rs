@@ -5,6 +5,7 @@ use super::harness::Story;
 mod authorizers;
 mod bulk;
 mod bypass;
+mod destination;
 mod endings;
 mod hold;
 mod hostile;
@@ -33,7 +34,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 35] = [
+    let topics: [(&str, &'static [Story]); 36] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("bypass", bypass::moments::STORIES),
         ("modes", modes::STORIES),
         ("policy", policy::STORIES),
+        ("destination", destination::STORIES),
         ("hostile", hostile::STORIES),
         ("hostile", hostile::crowds::STORIES),
         ("hostile", hostile::resources::STORIES),

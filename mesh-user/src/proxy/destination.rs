@@ -1,0 +1,101 @@
+//! A destination by its name: which `DestinationRule` is about it, how a connection to it is to be opened, and whether a
+//! live one still is what it was asked to be. It opens nothing itself.
+
+use std::{net::SocketAddr, time::SystemTime};
+
+use rustls_pki_types::ServerName;
+
+use super::{Live, View, relay::CloseReason};
+use crate::{
+    policy::{
+        Mode,
+        destination_rule::{Applied, Origination, Way, host_name, narrowed},
+    },
+    world::{Destination, Workload},
+};
+
+/// The rule about connections of `client` to where it wants to go.
+pub(super) fn rule<'v>(view: &'v View, client: &Workload, wanted: SocketAddr) -> Option<Applied<'v>> {
+    let (host, port) = view.world().host(wanted)?;
+    view.snapshot.policies.destination_rules().find(client, &host, port)
+}
+
+/// What a server outside the mesh's identities is called by: the rule's `sni`, else its host.
+///
+/// # Errors
+/// In words, where that is no DNS name.
+pub(super) fn called(
+    view: &View,
+    origination: &Origination,
+    wanted: SocketAddr,
+) -> Result<ServerName<'static>, String> {
+    let name = match &origination.sni {
+        Some(sni) => sni.clone(),
+        None => view.world().host(wanted).map(|(host, _)| host_name(&host)).unwrap_or_default(),
+    };
+    ServerName::try_from(name.clone()).map_err(|_| format!("{name:?} is no DNS name: mend the rule's sni"))
+}
+
+/// Why a live outbound connection is no longer what policy asks for.
+pub(super) fn denied(view: &View, client: &Workload, live: &Live) -> Option<CloseReason> {
+    let reached = live.record.destination.address;
+    let wanted = live.record.original_destination.unwrap_or(reached);
+    let tls = rule(view, client, wanted).map(|applied| applied.tls);
+    let policy = |why: &str| Some(CloseReason::Policy(why.to_owned()));
+    let Some(remote) = &live.remote else {
+        return match view.world().resolve(wanted) {
+            Destination::External { .. } => not_as_asked(view, Way::to_outside(tls), None, live, wanted),
+            _ if live.server.is_some() => policy("its destination is no longer known by name"),
+            _ => None,
+        };
+    };
+    let Some(remote) = view.world().by_name(&remote.namespace, &remote.name) else {
+        return policy("its destination is no longer a workload of the mesh");
+    };
+    let mode = view.snapshot.policies.for_workload(remote.id).mode(reached.port());
+    not_as_asked(view, Way::to_workload(tls, mode), Some((remote, mode)), live, wanted)
+}
+
+fn not_as_asked(
+    view: &View,
+    way: Way<'_>,
+    remote: Option<(&Workload, Mode)>,
+    live: &Live,
+    wanted: SocketAddr,
+) -> Option<CloseReason> {
+    let policy = |why: &str| Some(CloseReason::Policy(why.to_owned()));
+    let identities = remote.map(|(workload, _)| view.identities(workload.id)).unwrap_or_default();
+    let may_serve = |names: Option<&_>| {
+        let (peer, _) = live.peer.as_ref()?;
+        let narrowed = names.map(|names| narrowed(&identities, names));
+        let allowed = narrowed.as_ref().unwrap_or(&identities);
+        if allowed.contains(&peer.spiffe_id) {
+            return None;
+        }
+        Some(CloseReason::Policy(format!("{} may no longer serve the destination", peer.spiffe_id)))
+    };
+    match way {
+        Way::Refused(why) => policy(why),
+        Way::Plaintext => may_serve(None),
+        Way::Mesh { names } if live.peer.is_some() => may_serve(names),
+        Way::Mesh { .. } if live.server.is_some() => {
+            policy("its server has to prove an identity of the mesh from now on")
+        }
+        Way::Mesh { .. } => policy("the destination no longer permits plaintext"),
+        Way::Originate(origination) => {
+            let Some(server) = &live.server else {
+                return policy("a DestinationRule asks for TLS to the server itself from now on");
+            };
+            let originator = match view.snapshot.origins.of(origination) {
+                Ok(originator) => originator,
+                Err(why) => return policy(why),
+            };
+            let name = match called(view, origination, wanted) {
+                Ok(name) => name,
+                Err(why) => return policy(&why),
+            };
+            let moment = SystemTime::now().min(server.not_after);
+            originator.verify_again(server, &name, moment).err().map(CloseReason::Trust)
+        }
+    }
+}
