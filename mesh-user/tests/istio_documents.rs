@@ -1,7 +1,10 @@
 //! The examples of Istio's reference pages, word for word (`tests/istio`), each with requests that must be allowed and
 //! denied under it. A block that Istio itself would not take is refused, and the row says why.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use mesh_user::{
     config::Config,
@@ -37,10 +40,12 @@ const WORKLOADS: [(&str, &str, &str); 9] = [
 fn world() -> World {
     let mut text = "node: a\nworkloads:\n".to_owned();
     for (at, (namespace, name, label)) in WORKLOADS.iter().enumerate() {
-        text += &format!(
+        writeln!(
+            text,
             "  - {{ name: {name}, namespace: {namespace}, labels: {{ app: {name}, {label} }}, addresses: [10.0.0.{at}], \
-             selector: {{ netns: /run/netns/{namespace}-{name} }} }}\n"
-        );
+             selector: {{ netns: /run/netns/{namespace}-{name} }} }}"
+        )
+        .unwrap();
     }
     World::build(&Config::parse(&text, "test").unwrap()).unwrap()
 }
@@ -152,18 +157,22 @@ fn modes_of_the_peer_authentication_page_are_as_it_says() {
 const SLEEP: &str = "peer cluster.local/ns/default/sa/sleep";
 const GOOGLE: &str = r#"token {"iss": "https://accounts.google.com", "sub": "1"}"#;
 
-#[test]
-fn requests_of_the_authorization_policy_page_are_decided_as_it_says() {
-    let wrapped = |action: &str, place: &str, fields: &str| {
-        let fields: String = fields.lines().map(|line| format!("        {line}\n")).collect();
-        let (list, entry) = place.split_once('/').unwrap();
-        format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: foo}}\nspec:\n  \
-             action: {action}\n  rules:\n  - {list}:\n    - {entry}:\n{fields}"
-        )
-    };
+/// A document, a workload, and requests to it that it allows or denies.
+type Case = (String, &'static str, Vec<(String, bool)>);
+
+/// A policy in `foo` of one source or operation that the page shows alone: `from/source` or `to/operation`.
+fn wrapped(action: &str, place: &str, fields: &str) -> String {
+    let fields: String = fields.lines().flat_map(|line| ["        ", line, "\n"]).collect();
+    let (list, entry) = place.split_once('/').unwrap();
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: foo}}\nspec:\n  \
+         action: {action}\n  rules:\n  - {list}:\n    - {entry}:\n{fields}"
+    )
+}
+
+fn of_the_authorization_policy_page() -> Vec<Case> {
     let viewer = "peer cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account";
-    let cases: [(String, &str, Vec<(String, bool)>); 12] = [
+    vec![
         (
             page!("authorization-policy-1").to_owned(),
             "foo/httpbin",
@@ -219,7 +228,6 @@ fn requests_of_the_authorization_policy_page_are_decided_as_it_says() {
         ),
         (page!("authorization-policy-7").to_owned(), "bar/other", vec![("GET a /".to_owned(), true)]),
         (page!("authorization-policy-8").to_owned(), "bar/other", vec![("GET a /".to_owned(), false)]),
-        // The source and the operation that the page shows alone; its principals are no SPIFFE IDs and match none.
         (
             wrapped("ALLOW", "to/operation", page!("authorization-policy-10")),
             "foo/httpbin",
@@ -243,13 +251,22 @@ fn requests_of_the_authorization_policy_page_are_decided_as_it_says() {
                 ("GET productpage /productpage".to_owned(), false),
             ],
         ),
-    ];
-    for (document, workload, requests) in &cases {
+    ]
+}
+
+#[test]
+fn requests_of_the_authorization_policy_page_are_decided_as_it_says() {
+    for (document, workload, requests) in &of_the_authorization_policy_page() {
         for (request, allowed) in requests {
             let verdict = under(document, workload, |policy| asked(policy, request));
             assert_eq!(verdict.is_allowed(), *allowed, "{request} to {workload}: {verdict}\n{document}");
         }
     }
+}
+
+#[test]
+fn a_source_that_the_page_shows_alone_is_read_as_it_says() {
+    // Its principals are no SPIFFE IDs, and match none.
     let source = wrapped("DENY", "from/source", page!("authorization-policy-9"));
     for (request, allowed) in [
         ("GET a /; peer cluster.local/ns/prod/sa/admin", true),
@@ -366,7 +383,7 @@ fn requests_of_the_request_authentication_page_are_decided_as_it_says() {
 fn rule(text: &str) -> String {
     let mut lines = text.lines();
     let first = lines.next().unwrap();
-    let rest: String = lines.map(|line| format!("    {line}\n")).collect();
+    let rest: String = lines.flat_map(|line| ["    ", line, "\n"]).collect();
     format!(
         "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: p, namespace: foo}}\nspec:\n  \
          jwtRules:\n  - {first}\n{rest}"
@@ -403,8 +420,16 @@ fn rules_of_the_request_authentication_page_are_read_as_it_says() {
         (page!("request-authentication-8"), &[("x-jwt-assertion", "Bearer ")][..], &[][..]),
         (page!("request-authentication-9"), &[], &["my_token"]),
     ] {
-        let fields: String =
-            fields.lines().map(|line| format!("{}\n", line.trim_start_matches("  "))).collect();
+        let fields: String = fields
+            .lines()
+            .flat_map(|line| {
+                [
+                    line.trim_start_matches("  "),
+                    "
+",
+                ]
+            })
+            .collect();
         let fields = fields.replace("prefix", "  prefix");
         under(&rule(&format!("issuer: https://example.com\n{fields}")), "foo/httpbin", |policy| {
             let rule = &policy.request_authentication()[0];

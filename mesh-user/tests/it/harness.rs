@@ -23,7 +23,7 @@ pub(crate) enum Needs {
     EveryRelay,
     /// `meshd` and Envoy, once, on this machine's own kernel.
     Envoy,
-    /// `meshd` and an OpenID provider, once, on this machine's own kernel.
+    /// `meshd` and an `OpenID` provider, once, on this machine's own kernel.
     OpenIdProvider,
     /// `meshd`, once, where the processor has `cmpxchg16b`: haproxy does not run without it.
     WideCompare,

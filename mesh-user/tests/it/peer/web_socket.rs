@@ -51,7 +51,7 @@ pub(super) fn talk(args: &Args) -> anyhow::Result<()> {
             Err(error) => return Err(error.into()),
         };
         for size in [5, 70_000, 4 << 20] {
-            let sent = Message::binary((0..size).map(|at| (at % 251) as u8).collect::<Vec<_>>());
+            let sent = Message::binary((0..=250_u8).cycle().take(size).collect::<Vec<_>>());
             socket.send(sent.clone()).await?;
             ensure!(next(&mut socket).await? == sent, "another message of {size} bytes came back");
         }

@@ -24,9 +24,9 @@ const SERVICE: &str = include_str!("../../istio/example-service.yaml");
 const VIEWER: &str = include_str!("../../istio/productpage-viewer.yaml");
 
 fn renamed(workload: &mut Workload, namespace: &str, name: &str, service_account: &str) {
-    workload.namespace = namespace.to_owned();
-    workload.name = name.to_owned();
-    workload.service_account = service_account.to_owned();
+    namespace.clone_into(&mut workload.namespace);
+    name.clone_into(&mut workload.name);
+    service_account.clone_into(&mut workload.service_account);
 }
 
 /// The Service as a node's file lists it; its address is its cluster's to give.

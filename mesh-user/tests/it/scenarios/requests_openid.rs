@@ -1,4 +1,4 @@
-//! Tokens of a real OpenID provider (npm's `oidc-provider`): found by discovery and by `jwksUri`, while its keys change and
+//! Tokens of a real `OpenID` provider (npm's `oidc-provider`): found by discovery and by `jwksUri`, while its keys change and
 //! while it is down, and on an address that only the administrator can allow.
 
 use std::path::PathBuf;

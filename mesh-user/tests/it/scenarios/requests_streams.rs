@@ -1,4 +1,4 @@
-//! What is more than a request and an answer, where policy looks at requests: gRPC both ways with its trailers, WebSockets,
+//! What is more than a request and an answer, where policy looks at requests: gRPC both ways with its trailers, web sockets,
 //! tunnels, large bodies however they are framed, and clients that do not wait.
 
 use anyhow::{Context as _, ensure};

@@ -303,7 +303,7 @@ impl Draw {
     }
 
     fn path(&mut self) -> String {
-        let mut path: String = (0..=self.count(3)).map(|_| format!("/{}", self.one(&SEGMENTS))).collect();
+        let mut path: String = (0..=self.count(3)).flat_map(|_| ["/", self.one(&SEGMENTS)]).collect();
         if self.chance(0.15) {
             path.push('/');
         }
@@ -314,12 +314,12 @@ impl Draw {
     fn token(&mut self, tokens: &Tokens, fields: &mut String, query: &mut Vec<String>) {
         let token = tokens.any(&mut self.0);
         match self.count(7) {
-            0 => fields.push_str(&format!("x-token: {token}\r\n")),
-            1 => fields.push_str(&format!("x-token: Token {token}\r\n")),
+            0 => fields.extend(["x-token: ", token, "\r\n"]),
+            1 => fields.extend(["x-token: Token ", token, "\r\n"]),
             2 => query.push(format!("token={token}")),
             3 => query.push(format!("access_token={token}")),
-            4 => fields.push_str(&format!("Cookie: a=b; session={token}\r\n")),
-            _ => fields.push_str(&format!("Authorization: {}{token}\r\n", self.one(&BEARERS))),
+            4 => fields.extend(["Cookie: a=b; session=", token, "\r\n"]),
+            _ => fields.extend(["Authorization: ", self.one(&BEARERS), token, "\r\n"]),
         }
     }
 
@@ -348,7 +348,7 @@ impl Draw {
         let mut fields = String::new();
         for name in ["x-one", "X-Two", "user-agent"] {
             for _ in 0..self.count(6).saturating_sub(4) {
-                fields.push_str(&format!("{name}: {}\r\n", self.one(&HEADER_VALUES)));
+                fields.extend([name, ": ", self.one(&HEADER_VALUES), "\r\n"]);
             }
         }
         if method == "OPTIONS" && self.chance(0.5) {

@@ -199,8 +199,8 @@ impl std::fmt::Display for Found {
 
 impl Found {
     fn report(&self) -> String {
-        let shown: String = self.unexplained.iter().take(12).map(|one| format!("\n{one}")).collect();
-        format!("{self}{shown}")
+        let shown: Vec<&str> = self.unexplained.iter().take(12).map(String::as_str).collect();
+        format!("{self}\n{}", shown.join("\n"))
     }
 }
 

@@ -45,7 +45,7 @@ impl jwt::Headers for Sent<'_> {
 
 /// Documents as a policy file holds them.
 pub(super) fn as_file(documents: &[Value]) -> String {
-    documents.iter().map(|document| format!("---\n{document:#}\n")).collect()
+    documents.iter().map(|document| ["---\n", &format!("{document:#}"), "\n"].concat()).collect()
 }
 
 impl Ours {
