@@ -186,6 +186,8 @@ spec:
   - to: [ {{ operation: {{ paths: [ /open ] }} }} ]
   - to: [ {{ operation: {{ paths: [ /team ] }} }} ]
     when: [ {{ key: 'request.auth.claims[team]', values: [ blue ] }} ]
+  - to: [ {{ operation: {{ paths: [ /header ] }} }} ]
+    when: [ {{ key: 'request.headers[x-team]', values: [ blue ] }} ]
 ",
         issuer.jwks
     );
@@ -221,6 +223,10 @@ spec:
         let got = curl(&mesh.client, options, &[url(path)])?;
         must_answer(&got, &[wanted]).with_context(|| format!("{who} at {path}"))?;
     }
+    // A header that a token's claim is written to is what the claim says, never what the client sends.
+    let bearer = format!("Authorization: Bearer {bob}");
+    must_answer(&curl(&mesh.client, &["-H", "X-Team: blue"], &[url("/header")])?, &[403])?;
+    must_answer(&curl(&mesh.client, &["-H", "X-Team: red", "-H", &bearer], &[url("/header")])?, &[200])?;
     let log = mesh.b.log();
     ensure!(!log.contains(&alice[..40]), "a token is in the log");
     Ok(())
