@@ -25,7 +25,7 @@ pub(super) fn is_attached(spec: &AuthorizationPolicySpec) -> bool {
 
 /// Whether all of a policy's targets, of which there are some, are gateways and waypoints.
 pub(super) fn only_proxies<'t>(mut targets: impl Iterator<Item = &'t TargetRef> + Clone) -> bool {
-    targets.clone().next().is_some() && !targets.any(|target| is_service(target))
+    targets.clone().next().is_some() && !targets.any(is_service)
 }
 
 /// Kind and name of each target that is no Service.
