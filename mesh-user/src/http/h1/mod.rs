@@ -9,6 +9,7 @@ mod exchange;
 mod framing;
 pub(super) mod head;
 mod reading;
+pub(super) mod scan;
 mod target;
 mod write;
 
