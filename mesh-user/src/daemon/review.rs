@@ -55,7 +55,7 @@ fn facts<'a>(view: &'a View, seen: &'a [Seen]) -> Facts<'a> {
         world: view.world(),
         normalization: view.snapshot.config.path_normalization.normalization.into(),
         seen,
-        providers: None,
+        providers: &view.snapshot.config.extension_providers,
     }
 }
 

@@ -105,22 +105,25 @@ impl<'a> RequestHead<'a> {
     ///
     /// HTTP/2 may split `cookie` into several fields, to be joined with `; ` (RFC 9113 section 8.2.3).
     pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        self.raw_fields().map(|(name, value)| (std::str::from_utf8(name).unwrap_or_default(), value))
+    }
+
+    fn raw_fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let (spans, map) = match self.fields {
             Fields::Spans(bytes, spans) => (Some((bytes, spans)), None),
             Fields::Map(map) => (None, Some(map)),
         };
         let from_spans = spans.into_iter().flat_map(|(bytes, spans)| {
-            spans.iter().map(|span| {
-                let name = std::str::from_utf8(&bytes[span.name.clone()]).unwrap_or_default();
-                (name, &bytes[span.value.clone()])
-            })
+            spans.iter().map(|span| (&bytes[span.name.clone()], &bytes[span.value.clone()]))
         });
-        from_spans.chain(map.into_iter().flatten().map(|(name, value)| (name.as_str(), value.as_bytes())))
+        let from_map = map.into_iter().flatten();
+        from_spans.chain(from_map.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
     }
 
     /// All values of a header, in the order sent; the name in any case.
     pub fn values<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-        self.fields().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let named = move |own: &[u8]| own.eq_ignore_ascii_case(name.as_bytes());
+        self.raw_fields().filter(move |(own, _)| named(own)).map(|(_, value)| value)
     }
 
     /// Whether a denial has to be told as gRPC.

@@ -26,7 +26,8 @@ pub use gate::{Decision, Denial, Edits, Gate, PathEdit, RequestHead, ResponsePut
 pub use h1::fuzz;
 pub use h1::{
     chunked::{ChunkedDecoder, Piece},
-    head::{HeadScan, ParsedRequest, ParsedResponse, Scanned, parse_request, parse_response},
+    head::{ParsedRequest, ParsedResponse, parse_request, parse_response},
+    scan::{HeadScan, Scanned},
 };
 pub use observe::{Observer, RequestReport, Verdict};
 pub use serve::{Served, look, serve};

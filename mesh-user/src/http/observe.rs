@@ -101,9 +101,9 @@ impl Names {
     }
 
     /// What the gate said of it.
-    pub(super) fn decided(&mut self, rule: &Option<Arc<str>>, principal: &Option<Arc<str>>) {
-        self.rule.clone_from(rule);
-        self.principal.clone_from(principal);
+    pub(super) fn decided(&mut self, rule: Option<&Arc<str>>, principal: Option<&Arc<str>>) {
+        self.rule = rule.cloned();
+        self.principal = principal.cloned();
     }
 
     pub(super) fn is_grpc(&self) -> bool {

@@ -88,7 +88,7 @@ pub struct KeySet {
 impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kids: Vec<_> = self.keys.iter().map(|k| k.kid.as_deref().unwrap_or("-")).collect();
-        f.debug_struct("KeySet").field("kids", &kids).field("skipped", &self.skipped).finish()
+        f.debug_struct("KeySet").field("kids", &kids).field("skipped", &self.skipped).finish_non_exhaustive()
     }
 }
 

@@ -107,7 +107,9 @@ mod tests {
     fn the_one_not_seen_for_longest_makes_room() {
         let verified = VerifiedSignatures::default();
         assert!(!verified.knows(&digest(1)));
-        (1..=8).for_each(|number| verified.remember(digest(number)));
+        for number in 1..=8 {
+            verified.remember(digest(number));
+        }
         assert!(verified.knows(&digest(1)), "all eight have a place");
         verified.remember(digest(9));
         assert!(!verified.knows(&digest(2)), "it was seen before all others");

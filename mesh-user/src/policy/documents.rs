@@ -172,11 +172,13 @@ impl PolicySet {
         all.peer_authentications.retain(|p| stays("PeerAuthentication", &p.namespace, &p.name));
         all.authorization_policies.retain(|p| stays("AuthorizationPolicy", &p.namespace, &p.name));
         all.request_authentications.retain(|r| stays("RequestAuthentication", &r.namespace, &r.name));
+        all.destination_rules.retain(|r| stays("DestinationRule", &r.namespace, &r.name));
         all.texts.extend_from_slice(&other.texts);
         all.status.extend_from_slice(&other.status);
         all.peer_authentications.extend_from_slice(&other.peer_authentications);
         all.authorization_policies.extend_from_slice(&other.authorization_policies);
         all.request_authentications.extend_from_slice(&other.request_authentications);
+        all.destination_rules.extend_from_slice(&other.destination_rules);
         all.warnings.extend_from_slice(&other.warnings);
         all
     }

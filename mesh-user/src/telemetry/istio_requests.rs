@@ -298,6 +298,9 @@ impl EncodeLabelSet for Labels<'_> {
     }
 }
 
+/// One of a series's distributions.
+type Part = fn(&Series) -> &Distribution;
+
 type OutcomeSeries = (Option<RequestOutcome>, Arc<Series>);
 
 impl HttpRequests {
@@ -333,7 +336,7 @@ impl Collector for HttpRequests {
         for (labels, series) in each() {
             family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&series.count(), None)?;
         }
-        let families: [(&str, &str, fn(&Series) -> &Distribution); 3] = [
+        let families: [(&str, &str, Part); 3] = [
             (
                 "istio_request_duration_milliseconds",
                 "From the end of a request's head to the end of its response",

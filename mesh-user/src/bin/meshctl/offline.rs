@@ -96,7 +96,7 @@ pub(crate) fn lint(file: &Path, given: &PolicyFiles) -> anyhow::Result<Vec<LintR
         world: &world,
         normalization: config.path_normalization.normalization.into(),
         seen: &[],
-        providers: None,
+        providers: &config.extension_providers,
     };
     Ok(review::lint(&PolicySet::parse(texts)?, given, facts)?)
 }

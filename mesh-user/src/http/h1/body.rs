@@ -13,8 +13,9 @@ use super::{
     super::{error::Refusal, settings::Settings},
     chunked::{ChunkedDecoder, Piece},
     framing::Framing,
-    head::{HeadScan, Scanned, parse_trailers},
+    head::parse_trailers,
     reading::Reading,
+    scan::{HeadScan, Scanned},
     write,
 };
 

@@ -26,8 +26,9 @@ use super::{
     answer,
     body::{self, CopyError},
     exchange::{Allowed, Ended, HEAD_ROOM, Progress, exchange},
-    head::{HeadScan, ParsedRequest, Scanned, list, parse_request},
+    head::{ParsedRequest, list, parse_request},
     reading::Reading,
+    scan::{HeadScan, Scanned},
 };
 
 /// How a connection ended.
@@ -146,12 +147,12 @@ where
         };
         match decision {
             Decision::Deny(denial) => {
-                names.decided(&denial.rule, &denial.principal);
+                names.decided(denial.rule.as_ref(), denial.principal.as_ref());
                 let answer = denial.response(names.is_grpc());
                 self.answer_instead(&request, &answer, (&names, Verdict::Denied, started), None).await
             }
             Decision::Allow(edits) => {
-                names.decided(&edits.rule, &edits.principal);
+                names.decided(edits.rule.as_ref(), edits.principal.as_ref());
                 if connection_names(&request, &edits) {
                     return self.refuse(Refusal::Connection, &names, started, &Progress::default()).await;
                 }

@@ -21,8 +21,9 @@ use super::{
         settings::Settings,
     },
     body::{self, CopyError, Trailers},
-    head::{HeadScan, ParsedRequest, ParsedResponse, Scanned, is_request_only, parse_response},
+    head::{ParsedRequest, ParsedResponse, is_request_only, parse_response},
     reading::Reading,
+    scan::{HeadScan, Scanned},
     write,
 };
 

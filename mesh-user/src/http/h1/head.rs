@@ -1,5 +1,5 @@
-//! Heads: where one ends, and what it says. Pure functions over bytes; strict for requests, as lenient for responses as is
-//! safe when they are written anew. What they accept has one reading.
+//! What a head says. Pure functions over bytes; strict for requests, as lenient for responses as is safe when they are
+//! written anew. What they accept has one reading.
 
 use std::{mem::MaybeUninit, ops::Range};
 
@@ -17,71 +17,6 @@ use super::{
 
 /// Most fields that a head is ever parsed for, whatever the settings say.
 const MAX_FIELDS: usize = 128;
-
-/// Whether a head has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scanned {
-    /// After so many bytes.
-    Complete(usize),
-    /// Not yet.
-    NeedMore,
-}
-
-/// Finds the end of a head or trailer section, looking at each byte once however they arrive.
-#[derive(Debug)]
-pub struct HeadScan {
-    at: usize,
-    line_start: usize,
-    strict: bool,
-}
-
-impl HeadScan {
-    /// For what a client sends: every line ends in CRLF, and nothing else is a control character but a tab.
-    pub fn request() -> Self {
-        Self { at: 0, line_start: 0, strict: true }
-    }
-
-    /// For what an application sends: a bare LF ends a line too.
-    pub fn response() -> Self {
-        Self { strict: false, ..Self::request() }
-    }
-
-    /// Whether no byte was looked at yet.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.at == 0
-    }
-
-    /// Looks on in `bytes`, which are those of the last call with more behind them.
-    pub fn feed(&mut self, bytes: &[u8], max: usize) -> Result<Scanned, Refusal> {
-        while let Some(byte) = bytes.get(self.at) {
-            if self.at >= max {
-                return Err(Refusal::TooLarge);
-            }
-            match byte {
-                b'\r' if self.strict => match bytes.get(self.at + 1) {
-                    None => return Ok(Scanned::NeedMore),
-                    Some(b'\n') => {}
-                    Some(_) => return Err(Refusal::LineEnd),
-                },
-                b'\n' => {
-                    let line = &bytes[self.line_start..self.at];
-                    if self.strict && line.last() != Some(&b'\r') {
-                        return Err(Refusal::LineEnd);
-                    }
-                    self.line_start = self.at + 1;
-                    if matches!(line, [] | [b'\r']) {
-                        return Ok(Scanned::Complete(self.at + 1));
-                    }
-                }
-                b'\t' => {}
-                0..=0x1f | 0x7f if self.strict => return Err(Refusal::Control),
-                _ => {}
-            }
-            self.at += 1;
-        }
-        Ok(Scanned::NeedMore)
-    }
-}
 
 /// Where the path lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,7 +174,7 @@ pub(in super::super) fn is_request_only(name: &str) -> bool {
     REQUEST_ONLY.iter().any(|own| looks_like(name, own))
 }
 
-/// Reads a head that [`HeadScan`] found complete.
+/// Reads a head that [`HeadScan`](super::scan::HeadScan) found complete.
 pub fn parse_request(bytes: &[u8], settings: &Settings) -> Result<ParsedRequest, Refusal> {
     let mut store = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
@@ -354,7 +289,7 @@ fn keep_underscore(name: &str, choice: Underscores) -> Result<bool, Refusal> {
     }
 }
 
-/// Reads a response head that [`HeadScan`] found complete, to a request with that method.
+/// Reads a response head that [`HeadScan`](super::scan::HeadScan) found complete, to a request with that method.
 pub fn parse_response(bytes: &[u8], method: &str, settings: &Settings) -> Result<ParsedResponse, Refusal> {
     let mut store = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
@@ -384,7 +319,7 @@ pub fn parse_response(bytes: &[u8], method: &str, settings: &Settings) -> Result
     })
 }
 
-/// Reads a trailer section that [`HeadScan`] found complete.
+/// Reads a trailer section that [`HeadScan`](super::scan::HeadScan) found complete.
 pub(super) fn parse_trailers(bytes: &[u8], max_headers: usize) -> Result<Vec<FieldSpan>, Refusal> {
     let mut store = [httparse::EMPTY_HEADER; MAX_FIELDS];
     match httparse::parse_headers(bytes, &mut store[..max_headers.min(MAX_FIELDS)])? {

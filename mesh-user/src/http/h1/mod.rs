@@ -11,6 +11,7 @@ mod framing;
 pub mod fuzz;
 pub(super) mod head;
 mod reading;
+pub(super) mod scan;
 mod target;
 mod write;
 

@@ -117,12 +117,12 @@ where
         };
         let edits = match decision {
             Decision::Deny(denial) => {
-                names.decided(&denial.rule, &denial.principal);
+                names.decided(denial.rule.as_ref(), denial.principal.as_ref());
                 return (names, Verdict::Denied, answer(&mut respond, &denial, grpc, is_head));
             }
             Decision::Allow(edits) => edits,
         };
-        names.decided(&edits.rule, &edits.principal);
+        names.decided(edits.rule.as_ref(), edits.principal.as_ref());
         let outcome = self.allowed(head, &edits, body, respond, counts, (grpc, is_head)).await;
         (names, Verdict::Allowed, outcome)
     }

@@ -20,7 +20,10 @@ use super::{
     targets,
     traffic::Seen,
 };
-use crate::world::{Workload, World};
+use crate::{
+    config::ExtensionProvider,
+    world::{Workload, World},
+};
 
 /// What documents are judged by.
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +34,8 @@ pub struct Facts<'a> {
     pub normalization: Normalization,
     /// What was seen lately; empty offline.
     pub seen: &'a [Seen],
-    /// Names of the external authorizers there are; none: not known.
-    pub providers: Option<&'a [String]>,
+    /// The external authorizers there are.
+    pub providers: &'a [ExtensionProvider],
 }
 
 /// Something that bites.

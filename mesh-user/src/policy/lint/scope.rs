@@ -83,9 +83,8 @@ impl Lint<'_> {
     }
 
     pub(super) fn unknown_provider(&self, policy: &AuthorizationPolicy, found: &mut Vec<Found>) {
-        let name = policy.spec.provider.as_ref().and_then(|p| p.name.as_ref());
-        let (Some(name), Some(known)) = (name, self.facts.providers) else { return };
-        if !known.contains(name) {
+        let Some(name) = policy.spec.provider.as_ref().and_then(|p| p.name.as_ref()) else { return };
+        if !self.facts.providers.iter().any(|provider| provider.name == *name) {
             found.push(Found {
                 check: "unknown-provider",
                 field: "spec.provider.name".to_owned(),

@@ -47,8 +47,10 @@ fn seen(peer: Option<&str>, port: u16, content: Content) -> Seen {
 fn found_with(text: &str, normalization: Normalization, seen: &[Seen]) -> Vec<Finding> {
     let world = World::build(&Config::parse(NODE, "node.yaml").unwrap()).unwrap();
     let set = PolicySet::parse([("p.yaml", text)]).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    let providers = ["known".to_owned()];
-    lint(&set, Facts { world: &world, normalization, seen, providers: Some(&providers) })
+    let text =
+        "node: n\nextensionProviders: [{name: known, envoyExtAuthzHttp: {service: a.example, port: 80}}]\n";
+    let providers = Config::parse(text, "n.yaml").unwrap().extension_providers;
+    lint(&set, Facts { world: &world, normalization, seen, providers: &providers })
 }
 
 fn checks(text: &str) -> Vec<&'static str> {

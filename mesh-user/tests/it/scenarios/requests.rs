@@ -107,6 +107,14 @@ fn each_request_of_a_connection_is_decided_by_itself(ground: &Ground) -> anyhow:
     let denied =
         mesh.b.metric("meshd_http_requests_total", &["verdict=\"deny\"", "response_code=\"403\""])?;
     ensure!(denied == 5, "{denied} denials counted");
+    let client = "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"";
+    for (labels, wanted) in [
+        (&[client, "reporter=\"destination\"", "response_code=\"200\"", "response_flags=\"-\""], 3),
+        (&[client, "reporter=\"destination\"", "response_code=\"403\"", "response_flags=\"DENY\""], 4),
+    ] {
+        let counted = mesh.b.metric("istio_requests_total", labels)?;
+        ensure!(counted == wanted, "{counted} with {labels:?}: {}", mesh.b.metrics()?);
+    }
     // An ambiguous request reaches nobody.
     let smuggled =
         "GET /public HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
@@ -227,6 +235,11 @@ spec:
     let bearer = format!("Authorization: Bearer {bob}");
     must_answer(&curl(&mesh.client, &["-H", "X-Team: blue"], &[url("/header")])?, &[403])?;
     must_answer(&curl(&mesh.client, &["-H", "X-Team: red", "-H", &bearer], &[url("/header")])?, &[200])?;
+    wait_until(PATIENCE, "a line for each request", || Ok(requests(&mesh).len() == 11))?;
+    let lines = requests(&mesh);
+    let who: Vec<_> = lines.iter().map(|line| line["request_principal"].as_str().unwrap_or("-")).collect();
+    let (alice_is, bob_is) = ("issuer.example/alice", "issuer.example/bob");
+    ensure!(who == [alice_is, bob_is, bob_is, "-", "-", "-", "-", "-", "-", "-", bob_is], "{who:?}");
     let log = mesh.b.log();
     ensure!(!log.contains(&alice[..40]), "a token is in the log");
     Ok(())
