@@ -202,7 +202,9 @@ impl Inbound<'_> {
                 None
             }
             // A known workload's meshd speaks first, so there is no need to guess from its silence.
-            Mode::Permissive if self.source.is_some() => Some(limits.handshake_timeout()),
+            Mode::Permissive if self.source.is_some_and(|source| self.speaks_tls(source)) => {
+                Some(limits.handshake_timeout())
+            }
             Mode::Permissive => Some(limits.detect_timeout()),
         };
         if let Some(patience) = patience {
@@ -215,6 +217,11 @@ impl Inbound<'_> {
         let established = self.handshake(stream, begun).await?;
         attempt.set_tls(self.view, &established);
         Ok((Wire::Tls(Box::new(established)), None))
+    }
+
+    /// Whether no rule has a workload's meshd leave its bytes as they are.
+    fn speaks_tls(&self, source: &Workload) -> bool {
+        !self.view.snapshot.policies.destination_rules().may_say_plaintext(source)
     }
 
     /// Refuses plaintext by a reset, before a single byte is answered: an alert would tell a port scanner more

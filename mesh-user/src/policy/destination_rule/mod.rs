@@ -128,6 +128,10 @@ impl DestinationRule {
         self.export_to.is_empty() || to("*") || to(client.namespace()) || within && to(".")
     }
 
+    fn says_plaintext(&self) -> bool {
+        self.policy.as_ref().is_some_and(|policy| policy.all().any(|tls| *tls == ClientTls::Disable))
+    }
+
     /// Its mode, or several of them, for people.
     pub fn modes(&self) -> String {
         let mut modes: Vec<_> = self.policy.iter().flat_map(TlsPolicy::all).map(ClientTls::mode).collect();

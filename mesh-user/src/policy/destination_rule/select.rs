@@ -26,6 +26,8 @@ pub struct Applied<'a> {
 pub struct DestinationRules {
     root_namespace: Arc<str>,
     by_namespace: HashMap<Arc<str>, OfNamespace>,
+    /// Those that say DISABLE.
+    plaintext: Vec<DestinationRule>,
 }
 
 /// Rules of one namespace.
@@ -73,7 +75,16 @@ impl DestinationRules {
         }
         let by_namespace =
             by_namespace.into_iter().map(|(namespace, hosts)| (namespace, OfNamespace::new(hosts)));
-        Self { root_namespace: world.root_namespace().into(), by_namespace: by_namespace.collect() }
+        Self {
+            root_namespace: world.root_namespace().into(),
+            by_namespace: by_namespace.collect(),
+            plaintext: rules.iter().filter(|rule| rule.says_plaintext()).cloned().collect(),
+        }
+    }
+
+    /// Whether a rule may have a client speak plaintext where its meshd would speak first otherwise.
+    pub fn may_say_plaintext(&self, client: &Workload) -> bool {
+        self.plaintext.iter().any(|rule| rule.may_concern(client))
     }
 
     /// What the rule that applies says about connections of `client` to a port of `to`; none: no rule applies, or it says

@@ -264,3 +264,24 @@ fn an_endpoint_of_a_headless_service_has_its_name() {
     let documents = [rule("r", "data", &format!("host: dbs, {SIMPLE}"))];
     check(&[("headless", &documents, "shop/client", "10.0.0.4:7001", Some("data/r SIMPLE"))]);
 }
+
+#[test]
+fn a_client_that_a_rule_may_have_speak_plaintext_is_known() {
+    let world = world();
+    for (documents, client, expected) in [
+        (rule("r", "data", &format!("host: db, {DISABLE}")), "shop/client", true),
+        (rule("r", "data", &format!("host: db, exportTo: [.], {DISABLE}")), "shop/client", false),
+        (rule("r", "data", &format!("host: db, {SIMPLE}")), "shop/client", false),
+        (
+            rule("r", "data", "host: db, trafficPolicy: {portLevelSettings: [{port: {number: 1}, tls: {}}]}"),
+            "shop/client",
+            true,
+        ),
+    ] {
+        let set = PolicySet::parse([("test.yaml", documents.as_str())]).unwrap();
+        let rules = DestinationRules::new(&world, &set.destination_rules);
+        let (namespace, name) = client.split_once('/').unwrap();
+        let client = world.by_name(namespace, name).unwrap();
+        assert_eq!(rules.may_say_plaintext(client), expected, "{documents}");
+    }
+}
