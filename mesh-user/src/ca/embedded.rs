@@ -96,12 +96,9 @@ impl EmbeddedCa {
         svid_lifetime: Duration,
     ) -> Result<Self, CaError> {
         files::open_directory(directory)?;
-        let material = match Material::read(directory)? {
-            Some(material) => material,
-            None => {
-                create_root(directory, &trust_domain)?;
-                return Self::open(directory, trust_domain, svid_lifetime);
-            }
+        let Some(material) = Material::read(directory)? else {
+            create_root(directory, &trust_domain)?;
+            return Self::open(directory, trust_domain, svid_lifetime);
         };
         let Material { roots, roots_pem, chain, issuing, issuing_path, key, key_path } = material;
         let invalid = |path: &Path, what: String| CaError::Invalid { path: path.to_owned(), what };

@@ -176,10 +176,8 @@ impl PeerVerifier {
         (domain, bundles): (&TrustDomain, &TrustBundles),
         now: SystemTime,
     ) -> Result<(), VerifyError> {
-        let known_as = match bundles.roots.contains_key(domain) {
-            false if self.aliases.contains(domain) => &self.trust_domain,
-            _ => domain,
-        };
+        let is_alias = !bundles.roots.contains_key(domain) && self.aliases.contains(domain);
+        let known_as = if is_alias { &self.trust_domain } else { domain };
         let roots = match bundles.roots.get(known_as) {
             Some(roots) => roots,
             None if *known_as == self.trust_domain => {
