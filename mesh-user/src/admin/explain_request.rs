@@ -124,7 +124,7 @@ fn judged(
         authority: Some(host).filter(|host| !host.is_empty()),
         headers: &sent.headers,
         claims: claims.as_ref().map(|claims| &claims.claims),
-        remote_ip: connection.src.ip(),
+        remote_ip: known.policies.forwarded_for().remote_ip(connection.peer, connection.src, &sent.headers),
     };
     let explained = policy.explain_http(connection, &request);
     // Authorizers are asked before tokens are judged.

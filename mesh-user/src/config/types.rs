@@ -66,6 +66,9 @@ pub struct Config {
     /// What is made of a request's path before rules look at it, as Istio's `meshConfig.pathNormalization`.
     #[serde(default)]
     pub path_normalization: PathNormalizationConfig,
+    /// Whose `X-Forwarded-For` says who the original client of a request is, for `remoteIpBlocks` and `remote.ip`.
+    #[serde(default)]
+    pub forwarded_for: ForwardedForConfig,
     /// What is remembered of connections and requests, for `meshctl policy impact` and `lint`.
     #[serde(default)]
     pub observation: ObservationConfig,
@@ -249,6 +252,16 @@ pub struct JwksConfig {
     pub allow_addresses: Vec<IpNet>,
     /// PEM bundles of authorities that are believed beside the system's.
     pub extra_roots: Vec<PathBuf>,
+}
+
+/// Whose `X-Forwarded-For` is believed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ForwardedForConfig {
+    /// Clients that are believed, written as in `source.principals`: proven by mTLS, such as an ingress gateway.
+    pub trusted_principals: Vec<String>,
+    /// Addresses at the right of the header that are proxies in front of them: Istio's `numTrustedProxies`.
+    pub num_trusted_proxies: u8,
 }
 
 /// Istio's `meshConfig.pathNormalization`.

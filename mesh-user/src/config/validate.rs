@@ -111,6 +111,13 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     if limits.held_connects > MAX_HELD_CONNECTS {
         check.wrong("limits.heldConnects", format!("must be at most {MAX_HELD_CONNECTS}"));
     }
+    for (i, principal) in config.forwarded_for.trusted_principals.iter().enumerate() {
+        if principal.is_empty() || principal.starts_with("spiffe://") {
+            let what =
+                format!("{principal:?} is no principal: write it without spiffe://, as in source.principals");
+            check.wrong(&format!("forwardedFor.trustedPrincipals[{i}]"), what);
+        }
+    }
     if config.observation.entries > MAX_OBSERVED {
         check.wrong("observation.entries", format!("must be at most {MAX_OBSERVED}; 0 remembers nothing"));
     }

@@ -11,6 +11,7 @@ use super::{
     AuthorizationPolicy, Mode, PeerAuthentication, PolicySet,
     api::{Action, ApiMode, MutualTls, WorkloadSelector},
     destination_rule::DestinationRules,
+    http::ForwardedFor,
     jwt_rules::{self, Applicable},
     matcher::Scope,
     namespaces::ByNamespace,
@@ -29,6 +30,7 @@ pub struct CompiledPolicies {
     workloads: Vec<Arc<WorkloadPolicy>>,
     closed: WorkloadPolicy,
     destination_rules: DestinationRules,
+    forwarded_for: ForwardedFor,
 }
 
 impl CompiledPolicies {
@@ -61,7 +63,13 @@ impl CompiledPolicies {
             workloads: world.workloads().iter().map(compile).collect(),
             closed: WorkloadPolicy::default(),
             destination_rules: DestinationRules::new(world, &set.destination_rules),
+            forwarded_for: ForwardedFor::new(world.forwarded_for(), world.trust_domains()),
         }
+    }
+
+    /// Who the original clients of requests are.
+    pub fn forwarded_for(&self) -> &ForwardedFor {
+        &self.forwarded_for
     }
 
     /// How clients' connections to hosts are secured.
@@ -321,7 +329,11 @@ impl Policy {
             return None;
         }
         let action = policy.spec.action.unwrap_or(Action::Allow);
-        let scope = Scope { namespace: &policy.namespace, trust_domains: world.trust_domains() };
+        let scope = Scope {
+            namespace: &policy.namespace,
+            trust_domains: world.trust_domains(),
+            forwarded: !world.forwarded_for().trusted_principals.is_empty(),
+        };
         let rules = policy.spec.rules.iter().flatten().enumerate();
         let provider = policy.spec.provider.as_ref().and_then(|p| p.name.as_deref());
         Some(Self {

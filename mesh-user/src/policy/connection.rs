@@ -16,7 +16,12 @@ pub(super) enum Unseen {
     /// All is known.
     Nothing,
     /// Headers, and claims that are not kept.
-    Unkept(bool),
+    Unkept {
+        /// What such a test comes to.
+        assumed: bool,
+        /// The original client neither.
+        client: bool,
+    },
     /// All of it.
     Http(bool),
 }
@@ -58,10 +63,18 @@ impl<'a> Connection<'a> {
         match self.unseen {
             Unseen::Nothing => None,
             Unseen::Http(assumed) => Some(assumed),
-            Unseen::Unkept(assumed) => {
+            Unseen::Unkept { assumed, .. } => {
                 let token = self.http.is_some_and(|http| http.claims.is_some());
                 test.is_unkept(token).then_some(assumed)
             }
+        }
+    }
+
+    /// What a test of the original client comes to where who that was is not known.
+    pub(super) fn assumed_client(&self) -> Option<bool> {
+        match self.unseen {
+            Unseen::Unkept { assumed, client: true } => Some(assumed),
+            Unseen::Nothing | Unseen::Http(_) | Unseen::Unkept { .. } => None,
         }
     }
 

@@ -18,6 +18,8 @@ pub(super) struct Scope<'a> {
     pub(super) namespace: &'a str,
     /// The mesh's own trust domain first, then its aliases.
     pub(super) trust_domains: &'a [TrustDomain],
+    /// Somebody's `X-Forwarded-For` is believed, so that who the client is depends on the request.
+    pub(super) forwarded: bool,
 }
 
 /// What a list of values is compared with.

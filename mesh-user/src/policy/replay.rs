@@ -101,7 +101,9 @@ impl WorkloadPolicy {
         };
         let request =
             request(connection, &seen.method, path.as_ref(), seen.host.as_deref(), seen.claims.as_ref());
-        self.both_ways(connection, &request, Unseen::Unkept, "headers or claims, which are not remembered")
+        let unkept = |assumed| Unseen::Unkept { assumed, client: seen.forwarded };
+        let what = "headers, claims or an original client, which are not remembered";
+        self.both_ways(connection, &request, unkept, what)
     }
 
     /// Either it would turn out to be no HTTP, or each of its requests would be decided.
@@ -125,7 +127,7 @@ impl WorkloadPolicy {
         &self,
         connection: &L4Request<'_>,
         request: &HttpRequest<'_>,
-        unseen: fn(bool) -> Unseen,
+        unseen: impl Fn(bool) -> Unseen,
         what: &str,
     ) -> Outcome {
         let [taken, not_taken] = [true, false].map(|assumed| Connection {

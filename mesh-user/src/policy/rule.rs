@@ -23,6 +23,8 @@ pub(super) struct CompiledRule {
     pub(super) from: Vec<Vec<Term>>,
     pub(super) to: Vec<Vec<Term>>,
     pub(super) when: Vec<Term>,
+    /// Who the original client is depends on the request.
+    forwarded: bool,
 }
 
 /// One list of values against the connection.
@@ -83,7 +85,7 @@ impl CompiledRule {
             })
         }));
         let never_on_tcp = if allow { matcher::http_fields(rule) } else { Vec::new() };
-        Self { reference, never, never_on_tcp, from, to, when }
+        Self { reference, never, never_on_tcp, from, to, when, forwarded: scope.forwarded }
     }
 
     pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
@@ -97,7 +99,13 @@ impl CompiledRule {
     /// for an external authorizer. Of an ALLOW rule any HTTP field counts, since on TCP it takes the whole rule
     /// away; else only what is asked together with that port.
     pub(super) fn http_ports(&self, action: Action) -> PortSet {
-        let asks = |terms: &[Term]| terms.iter().any(|t| matches!(t.test, Test::Http(_)));
+        let asks = |terms: &[Term]| {
+            terms.iter().any(|term| match term.test {
+                Test::Http(_) => true,
+                Test::RemoteIp(_) => self.forwarded,
+                _ => false,
+            })
+        };
         let when = ports(&self.when);
         if !self.never.is_empty() || when.is_empty() {
             return PortSet::default();
@@ -128,6 +136,9 @@ fn ports(terms: &[Term]) -> PortSet {
 impl Term {
     /// A negated list matches when none of its values does: also when the connection lacks the attribute.
     pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
+        if let (Test::RemoteIp(_), Some(assumed)) = (&self.test, connection.assumed_client()) {
+            return assumed;
+        }
         if let Test::Http(test) = &self.test {
             if connection.http.is_none() {
                 return true;

@@ -55,6 +55,8 @@ pub struct SeenRequest {
     pub path: Option<Box<str>>,
     /// As sent.
     pub host: Option<Box<str>>,
+    /// It came for somebody else, as a proxy that is believed said; for whom is not kept.
+    pub forwarded: bool,
     /// [`KEPT_CLAIMS`] of the token that was believed; none: no token came.
     pub claims: Option<Map<String, Value>>,
 }

@@ -163,6 +163,7 @@ impl Memory {
                 request.claims.and_then(|claims| claims.get(name)).hash(&mut hasher);
             }
             request.claims.is_some().hash(&mut hasher);
+            noted.is_forwarded(request).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -182,6 +183,10 @@ impl Noted<'_> {
             && claims <= MAX_CLAIMS
     }
 
+    fn is_forwarded(&self, request: &HttpRequest<'_>) -> bool {
+        request.remote_ip != self.connection.src.ip().to_canonical()
+    }
+
     fn traffic(&self) -> Traffic {
         let content = match self.content {
             NotedContent::Unread => Content::Unread,
@@ -190,6 +195,7 @@ impl Noted<'_> {
                 method: request.method.into(),
                 path: request.path.map(|path| path.path().into()),
                 host: request.authority.map(Into::into),
+                forwarded: self.is_forwarded(request),
                 claims: request.claims.map(kept),
             }),
         };

@@ -66,6 +66,7 @@ impl World {
             ..Self::default()
         };
         world.trust_domains.push(config.trust_domain.clone());
+        world.forwarded_for = config.forwarded_for.clone();
         world.trust_domains.extend(config.trust_domain_aliases.iter().cloned());
         let mut shared = Shared::default();
         for workload in &config.workloads {

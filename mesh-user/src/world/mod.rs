@@ -17,7 +17,7 @@ use std::{
 pub use build::WorldError;
 
 use crate::{
-    config::{SameNode, Selector},
+    config::{ForwardedForConfig, SameNode, Selector},
     identity::{SpiffeId, TrustDomain},
 };
 
@@ -188,6 +188,7 @@ pub struct CaptureDestination {
 pub struct World {
     node: Arc<str>,
     trust_domains: Vec<TrustDomain>,
+    forwarded_for: ForwardedForConfig,
     root_namespace: Arc<str>,
     workloads: Vec<Workload>,
     services: Vec<Service>,
@@ -213,6 +214,11 @@ impl World {
     /// The mesh's own trust domain first, then its aliases.
     pub fn trust_domains(&self) -> &[TrustDomain] {
         &self.trust_domains
+    }
+
+    /// Whose word about original clients counts.
+    pub fn forwarded_for(&self) -> &ForwardedForConfig {
+        &self.forwarded_for
     }
 
     /// Policies in this namespace apply to the whole mesh.

@@ -3,6 +3,7 @@
 
 mod attribute;
 mod claims;
+mod forwarded;
 mod path;
 mod template;
 
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 
 pub use crate::jwt::Headers;
 pub(super) use attribute::{HttpAttribute, HttpTest};
+pub use forwarded::ForwardedFor;
 pub use path::{Normalization, NormalizedPath, PathError};
 pub use template::{PathTemplate, TemplateError};
 

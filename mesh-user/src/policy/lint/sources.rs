@@ -39,7 +39,11 @@ impl Lint<'_> {
         at: &str,
         found: &mut Vec<Found>,
     ) {
-        let scope = Scope { namespace: &policy.namespace, trust_domains: self.facts.world.trust_domains() };
+        let scope = Scope {
+            namespace: &policy.namespace,
+            trust_domains: self.facts.world.trust_domains(),
+            forwarded: false,
+        };
         for list in lists(rule, at, scope) {
             let strange = |value: &&String| {
                 let test = (list.parse)(std::slice::from_ref(*value));

@@ -188,7 +188,13 @@ fn a_port_that_was_seen_to_speak_no_http_counts_as_such() {
     let text =
         policy("shop", "  rules: [ { to: [ { operation: { ports: ['7000'], methods: [ GET ] } } ] } ]");
     let not_http = seen(None, 7000, Content::NotHttp);
-    let request = SeenRequest { method: "GET".into(), path: Some("/".into()), host: None, claims: None };
+    let request = SeenRequest {
+        method: "GET".into(),
+        path: Some("/".into()),
+        host: None,
+        forwarded: false,
+        claims: None,
+    };
     let http = seen(None, 7000, Content::Request(request));
     let checks = |seen: &[Seen]| -> Vec<_> {
         found_with(&text, Normalization::Base, seen).into_iter().map(|f| f.check).collect()

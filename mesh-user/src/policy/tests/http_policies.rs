@@ -1,11 +1,19 @@
 //! Policies on requests: the order of actions, external authorizers, what is reported beside a verdict, which
 //! ports need HTTP, `targetRefs`, explanations and statuses.
 
-use super::http::{Request, WEB, custom, document, of, policy, verdict, world};
 use std::sync::Arc;
 
-use crate::policy::{
-    AuthorizerKind, HttpVerdict, L4Request, PolicySet, RuleRef, WorkloadPolicy, http::HttpRequest,
+use super::{
+    CONFIG,
+    http::{Request, WEB, custom, document, of, policy, verdict, world},
+};
+use crate::{
+    config::Config,
+    policy::{
+        AuthorizerKind, CompiledPolicies, HttpVerdict, L4Request, PolicySet, RuleRef, WorkloadPolicy,
+        http::HttpRequest,
+    },
+    world::World,
 };
 
 /// Every answer, as if each external authorizer allowed the request.
@@ -192,6 +200,21 @@ fn only_ports_where_the_answer_depends_on_the_request_need_http() {
             assert!(!others.iter().any(|port| policy.needs_http(*port)), "{documents}");
         });
         assert!(!of(&documents, ("data", "db"), |policy| policy.needs_http(80)), "{documents}");
+    }
+}
+
+#[test]
+fn requests_are_read_for_their_original_client_where_somebody_is_believed() {
+    let documents = policy("p", "DENY", "[{from: [{source: {remoteIpBlocks: [1.2.3.4]}}]}]");
+    let set = PolicySet::parse([("test.yaml", documents.as_str())]).unwrap();
+    for (believed, expected) in
+        [("", false), ("forwardedFor: { trustedPrincipals: [ td1/ns/in/sa/gw ] }\n", true)]
+    {
+        let config = Config::parse(&format!("{CONFIG}{believed}"), "test").unwrap();
+        let world = World::build(&config).unwrap();
+        let policies = CompiledPolicies::compile(&world, &set);
+        let web = world.by_name("shop", "web").unwrap();
+        assert_eq!(policies.for_workload(web.id).inspects_requests(80), expected, "{believed}");
     }
 }
 

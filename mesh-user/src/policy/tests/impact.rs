@@ -33,6 +33,7 @@ fn request(method: &str, path: &str, claims: Option<serde_json::Value>) -> Conte
         method: method.into(),
         path: Some(path.into()),
         host: Some("web".into()),
+        forwarded: false,
         claims: claims.and_then(|claims| claims.as_object().cloned()),
     })
 }
@@ -91,6 +92,16 @@ fn connections_are_decided_anew() {
         policy("{ rules: [ { from: [ { source: { principals: [ '*' ] } } ] } ] }")
     );
     assert_eq!(becomes(&disable, traffic(DB, Content::Unread)), "denied");
+}
+
+#[test]
+fn a_forwarded_request_is_not_decided_by_its_proxys_address() {
+    let after =
+        policy("{ action: DENY, rules: [ { from: [ { source: { remoteIpBlocks: [ 10.0.0.2 ] } } ] } ] }");
+    let Content::Request(own) = request("GET", "/", None) else { panic!("a request") };
+    let forwarded = SeenRequest { forwarded: true, ..own.clone() };
+    assert_eq!(becomes(&after, traffic(DB, Content::Request(own))), "denied");
+    assert_eq!(becomes(&after, traffic(DB, Content::Request(forwarded))), "unknown");
 }
 
 #[test]

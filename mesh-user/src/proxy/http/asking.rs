@@ -1,7 +1,7 @@
 //! Puts requests and connections before the external authorizers that CUSTOM rules name, one after the other, and does to
 //! a request what they want. Lets nothing pass that a missing, failing or contradictory authorizer has not allowed.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{io, net::IpAddr, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -72,6 +72,8 @@ pub(super) struct Asking<'a> {
     pub(super) workload: &'a Workload,
     pub(super) policy: &'a WorkloadPolicy,
     pub(super) connection: L4Request<'a>,
+    /// Who the connection or request is from in the end.
+    pub(super) original: IpAddr,
 }
 
 impl Asking<'_> {
@@ -131,7 +133,7 @@ impl Asking<'_> {
             authority: Some(edited.head.authority).filter(|authority| !authority.is_empty()),
             headers: edited,
             claims: None,
-            remote_ip: self.connection.src.ip().to_canonical(),
+            remote_ip: self.original,
         };
         self.policy.authorizer_after(asked, &self.connection, Some(&request))
     }

@@ -3,6 +3,7 @@
 //! Never lets anything pass that it could not look at.
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -50,13 +51,17 @@ impl PolicyGate<'_> {
         let normalization = view.snapshot.config.path_normalization.normalization.into();
         // A path that cannot be made normal is nobody's.
         let path = NormalizedPath::of_request(head.path, normalization).map_err(|_| bad_path())?;
+        let connection = self.live.request();
+        let sent = Edited { head, edits: &Edits::default() };
+        let forwarded_for = view.snapshot.policies.forwarded_for();
+        let original = forwarded_for.remote_ip(connection.peer, connection.src, &sent);
         let mut edits = Edits::default();
         if let Some(path) = path.as_ref().filter(|path| path.is_changed()) {
             edits.path = Some(PathEdit::new(path.as_str()).ok_or_else(bad_path)?);
         }
         let passed = if policy.asks_authorizers() {
-            let Self { mesh, net, live } = *self;
-            let asking = Asking { mesh, view: &view, net, workload, policy, connection: live.request() };
+            let Self { mesh, net, .. } = *self;
+            let asking = Asking { mesh, view: &view, net, workload, policy, connection, original };
             // Apart, so that connections that ask nobody are no larger for it.
             let asked = Box::pin(asking.about_request(head, path.as_ref(), &mut edits)).await;
             asked.map_err(|(reason, denial)| {
@@ -66,7 +71,7 @@ impl PolicyGate<'_> {
         } else {
             None
         };
-        let rule = self.decide_authorized(policy, head, path.as_ref(), &mut edits)?;
+        let rule = self.decide_authorized(policy, head, path.as_ref(), &mut edits, original)?;
         if self.mesh.access_log.is_on() {
             let rule = [rule.map(|rule| rule.to_string()), passed];
             let rule = rule.into_iter().flatten().collect::<Vec<_>>();
@@ -81,6 +86,7 @@ impl PolicyGate<'_> {
         head: &RequestHead<'_>,
         path: Option<&NormalizedPath<'_>>,
         edits: &mut Edits,
+        original: IpAddr,
     ) -> Result<Option<RuleRef>, Denial> {
         let claims = self.authenticate(policy, head, path, edits)?;
         // An issuer may write any name.
@@ -93,7 +99,7 @@ impl PolicyGate<'_> {
             authority: Some(head.authority).filter(|authority| !authority.is_empty()),
             headers: &Edited { head, edits },
             claims: claims.as_deref().map(|token| &token.claims),
-            remote_ip: connection.src.ip().to_canonical(),
+            remote_ip: original,
         };
         let mode = policy.mode(connection.dst.port());
         self.mesh.memory.note(&self.live.noted(mode, NotedContent::Request(&request)));
@@ -106,7 +112,7 @@ impl PolicyGate<'_> {
         }
         match policy.decide_authorized(&connection, Some(&request)) {
             Verdict::Allow { rule } => {
-                self.live.asked_tunnel(AskedTunnel::of(head, claims.as_deref()));
+                self.live.asked_tunnel(AskedTunnel::of(head, claims.as_deref(), original));
                 Ok(rule)
             }
             Verdict::Deny { reason } => Err(self.deny(&reason, edits.principal.take())),

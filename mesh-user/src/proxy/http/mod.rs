@@ -193,7 +193,8 @@ async fn decide_tcp(
         mode: policy.mode(connection.dst.port()),
         content: NotedContent::NotHttp,
     });
-    let asking = Asking { mesh, view: &view, net, workload, policy, connection };
+    let original = connection.src.ip().to_canonical();
+    let asking = Asking { mesh, view: &view, net, workload, policy, connection, original };
     let allowed_by = asking.about_connection().await.map_err(|reason| attempt.deny(&reason))?;
     attempt.set_verdict(&policy.decide_authorized(&connection, None))?;
     Ok(allowed_by)

@@ -2,6 +2,8 @@
 //! that could be decided by itself, so the tunnel is decided again when policy changes. What was proven of its token stays
 //! proven; external authorizers that allowed it are not asked again.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
@@ -20,6 +22,7 @@ pub(in crate::proxy) struct AskedTunnel {
     authority: String,
     headers: HeaderMap,
     claims: Option<Box<jwt::Authenticated>>,
+    original: IpAddr,
 }
 
 impl std::fmt::Debug for AskedTunnel {
@@ -30,7 +33,11 @@ impl std::fmt::Debug for AskedTunnel {
 
 impl AskedTunnel {
     /// None: an ordinary request, which ends by itself. Of HTTP/2 every stream does.
-    pub(super) fn of(head: &RequestHead<'_>, claims: Option<&jwt::Authenticated>) -> Option<Self> {
+    pub(super) fn of(
+        head: &RequestHead<'_>,
+        claims: Option<&jwt::Authenticated>,
+        original: IpAddr,
+    ) -> Option<Self> {
         let asks = head.method == "CONNECT" || head.values("upgrade").next().is_some();
         (asks && head.version != Version::Http2).then(|| Self {
             method: head.method.to_owned(),
@@ -38,6 +45,7 @@ impl AskedTunnel {
             authority: head.authority.to_owned(),
             headers: copied(head),
             claims: claims.cloned().map(Box::new),
+            original,
         })
     }
 
@@ -57,7 +65,7 @@ impl AskedTunnel {
             authority: Some(self.authority.as_str()).filter(|authority| !authority.is_empty()),
             headers: &self.headers,
             claims: self.claims.as_deref().map(|token| &token.claims),
-            remote_ip: connection.src.ip().to_canonical(),
+            remote_ip: self.original,
         };
         match policy.decide_authorized(connection, Some(&request)) {
             Verdict::Allow { .. } => None,
@@ -99,7 +107,7 @@ mod tests {
         }
         let path = if method == "CONNECT" { "" } else { "/chat/../talk?room=1" };
         let head = RequestHead::new(method, path, path, "a", version).fields_from(&headers);
-        AskedTunnel::of(&head, None)
+        AskedTunnel::of(&head, None, IpAddr::from([10, 0, 0, 9]))
     }
 
     #[test]

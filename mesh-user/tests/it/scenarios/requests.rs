@@ -19,6 +19,7 @@ pub(super) const STORIES: &[Story] = stories![
         a_token_is_judged_and_its_principal_counts,
         what_is_not_http_is_decided_as_tcp,
         a_new_policy_counts_for_the_next_request_of_a_live_connection,
+        the_original_client_is_whom_a_named_proxy_says,
         rules_that_watch_are_told_and_change_nothing;
 ];
 
@@ -75,6 +76,35 @@ fn must_answer(got: &[(u16, String)], wanted: &[u16]) -> anyhow::Result<()> {
 
 fn requests(mesh: &Mesh) -> Vec<Value> {
     mesh.b.access_log().into_iter().filter(|line| line["event"] == "request").collect()
+}
+
+fn the_original_client_is_whom_a_named_proxy_says(ground: &Ground) -> anyhow::Result<()> {
+    const NOT_FROM: &str = "
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: not-from, namespace: shop }
+spec:
+  action: DENY
+  rules: [ { from: [ { source: { remoteIpBlocks: [ 192.0.2.0/24 ] } } ] } ]
+";
+    let mut mesh = Mesh::given(ground)?;
+    mesh.policies(&format!("{STRICT}{NOT_FROM}"))?;
+    let gateway = json!({ "trustedPrincipals": ["cluster.local/ns/shop/sa/client"], "numTrustedProxies": 1 });
+    mesh.b.settings.insert("forwardedFor".into(), gateway);
+    mesh.start()?;
+    let _nginx = programs::nginx(&mesh.server, PORT, MARKER)?;
+    let url = format!("http://{}/", mesh.server.at(PORT));
+    for (place, header, wanted) in [
+        (&mesh.client, "X-Forwarded-For: 192.0.2.7, 198.51.100.1", 403),
+        (&mesh.client, "X-Forwarded-For: 198.51.100.1, 192.0.2.7", 200),
+        (&mesh.client, "X-Forwarded-For: 192.0.2.7, 198.51.100.1, 203.0.113.1", 200),
+        (&mesh.client, "X-Forwarded-For: 192.0.2.7", 200),
+        (&mesh.other, "X-Forwarded-For: 192.0.2.7, 198.51.100.1", 200),
+    ] {
+        must_answer(&curl(place, &["-H", header], std::slice::from_ref(&url))?, &[wanted]).context(header)?;
+    }
+    Ok(())
 }
 
 fn each_request_of_a_connection_is_decided_by_itself(ground: &Ground) -> anyhow::Result<()> {
