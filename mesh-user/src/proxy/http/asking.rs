@@ -43,7 +43,7 @@ impl Edited<'_> {
     }
 
     /// All fields but `Host`.
-    fn map(&self) -> Option<HeaderMap> {
+    pub(super) fn map(&self) -> Option<HeaderMap> {
         let sent = self.head.fields().filter(|(name, _)| !self.edits.drops(name));
         let sent = sent.filter(|(name, _)| !name.eq_ignore_ascii_case("host"));
         let read = |(name, value): (&str, &[u8])| {

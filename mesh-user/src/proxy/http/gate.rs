@@ -93,11 +93,12 @@ impl PolicyGate<'_> {
         let who = claims.as_deref().filter(|_| self.mesh.access_log.is_on());
         edits.principal = who.and_then(|token| Some(truncate(&token.principal()?).into()));
         let connection = self.live.request();
+        let edited = Edited { head, edits };
         let request = HttpRequest {
             method: head.method,
             path,
             authority: Some(head.authority).filter(|authority| !authority.is_empty()),
-            headers: &Edited { head, edits },
+            headers: &edited,
             claims: claims.as_deref().map(|token| &token.claims),
             remote_ip: original,
         };
@@ -112,7 +113,7 @@ impl PolicyGate<'_> {
         }
         match policy.decide_authorized(&connection, Some(&request)) {
             Verdict::Allow { rule } => {
-                self.live.asked_tunnel(AskedTunnel::of(head, claims.as_deref(), original));
+                self.live.asked_tunnel(AskedTunnel::of(&edited, claims.as_deref(), original));
                 Ok(rule)
             }
             Verdict::Deny { reason } => Err(self.deny(&reason, edits.principal.take())),

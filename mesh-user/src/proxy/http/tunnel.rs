@@ -4,10 +4,11 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 
+use super::asking::Edited;
 use crate::{
-    http::{RequestHead, Version},
+    http::Version,
     jwt,
     policy::{
         L4Request, Verdict, WorkloadPolicy,
@@ -20,6 +21,7 @@ pub(in crate::proxy) struct AskedTunnel {
     method: String,
     path: String,
     authority: String,
+    /// As rules saw them, what tokens and authorizers have written included.
     headers: HeaderMap,
     claims: Option<Box<jwt::Authenticated>>,
     original: IpAddr,
@@ -34,16 +36,18 @@ impl std::fmt::Debug for AskedTunnel {
 impl AskedTunnel {
     /// None: an ordinary request, which ends by itself. Of HTTP/2 every stream does.
     pub(super) fn of(
-        head: &RequestHead<'_>,
+        edited: &Edited<'_>,
         claims: Option<&jwt::Authenticated>,
         original: IpAddr,
     ) -> Option<Self> {
+        let Edited { head, .. } = *edited;
         let asks = head.method == "CONNECT" || head.values("upgrade").next().is_some();
         (asks && head.version != Version::Http2).then(|| Self {
             method: head.method.to_owned(),
             path: head.path.to_owned(),
             authority: head.authority.to_owned(),
-            headers: copied(head),
+            // Every field was checked when it was read or made.
+            headers: edited.map().unwrap_or_default(),
             claims: claims.cloned().map(Box::new),
             original,
         })
@@ -74,24 +78,14 @@ impl AskedTunnel {
     }
 }
 
-fn copied(head: &RequestHead<'_>) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for (name, value) in head.fields() {
-        // Both were checked when the head was parsed.
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value))
-        {
-            headers.append(name, value);
-        }
-    }
-    headers
-}
-
 #[cfg(test)]
 mod tests {
+    use http::{HeaderName, HeaderValue};
+
     use super::*;
     use crate::{
         config::Config,
+        http::{Edits, RequestHead},
         policy::{CompiledPolicies, PolicySet},
         world::World,
     };
@@ -102,12 +96,15 @@ mod tests {
     fn asked(method: &str, version: Version, upgrade: bool) -> Option<AskedTunnel> {
         let mut headers = HeaderMap::new();
         headers.insert("x-team", HeaderValue::from_static("blue"));
+        headers.insert("x-role", HeaderValue::from_static("admin"));
         if upgrade {
             headers.insert("upgrade", HeaderValue::from_static("websocket"));
         }
         let path = if method == "CONNECT" { "" } else { "/chat/../talk?room=1" };
         let head = RequestHead::new(method, path, path, "a", version).fields_from(&headers);
-        AskedTunnel::of(&head, None, IpAddr::from([10, 0, 0, 9]))
+        let mut edits = Edits::default();
+        edits.set.push((HeaderName::from_static("x-role"), HeaderValue::from_static("guest")));
+        AskedTunnel::of(&Edited { head: &head, edits: &edits }, None, IpAddr::from([10, 0, 0, 9]))
     }
 
     #[test]
@@ -136,6 +133,9 @@ mod tests {
             ("{}", false),
             ("{to: [{operation: {paths: [/talk], methods: [GET]}}]}", false),
             ("{when: [{key: 'request.headers[x-team]', values: [blue]}]}", false),
+            // What a token or an authorizer has written counts, not what the client sent there.
+            ("{when: [{key: 'request.headers[x-role]', values: [guest]}]}", false),
+            ("{when: [{key: 'request.headers[x-role]', values: [admin]}]}", true),
             ("{to: [{operation: {paths: [/chat*]}}]}", true),
             ("{from: [{source: {requestPrincipals: ['*']}}]}", true),
         ] {
