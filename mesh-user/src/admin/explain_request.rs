@@ -9,6 +9,7 @@ use super::{
     question::RequestQuery,
 };
 use crate::{
+    http::looks_like,
     jwt::{self, Authenticated, Outcome, Refusal},
     policy::{
         HttpVerdict, L4Request, WorkloadPolicy,
@@ -106,7 +107,7 @@ fn judged(
         }
         path.path().clone_into(&mut answer.path);
     }
-    let (claims, said) = match token(known, policy, connection, query, host, sent, path.as_ref()) {
+    let (claims, said, edits) = match token(known, policy, connection, query, host, sent, path.as_ref()) {
         Ok(believed) => believed,
         Err(refused) => {
             answer.status = Some(refused.status().as_u16());
@@ -118,17 +119,18 @@ fn judged(
     answer.principal = claims.as_ref().and_then(Authenticated::principal);
     before.push(said.clone());
     answer.token = said;
+    let headers = edited(&sent.headers, &edits);
     let request = HttpRequest {
         method: &query.method,
         path: path.as_ref(),
         authority: Some(host).filter(|host| !host.is_empty()),
-        headers: &sent.headers,
+        headers: &headers,
         claims: claims.as_ref().map(|claims| &claims.claims),
         remote_ip: known.policies.forwarded_for().remote_ip(connection.peer, connection.src, &sent.headers),
     };
     let explained = policy.explain_http(connection, &request);
     // Authorizers are asked before tokens are judged.
-    let unproven = HttpRequest { claims: None, ..request };
+    let unproven = HttpRequest { claims: None, headers: &sent.headers, ..request };
     let next = |asked: Option<&str>| policy.authorizer_after(asked, connection, Some(&unproven));
     let authorized = HttpVerdict::from(policy.decide_authorized(connection, Some(&request)));
     let first = next(None);
@@ -171,7 +173,7 @@ fn token(
     host: &str,
     sent: &Sent<'_>,
     path: Option<&NormalizedPath<'_>>,
-) -> Result<(Option<Authenticated>, String), jwt::Refused> {
+) -> Result<(Option<Authenticated>, String, jwt::Edits), jwt::Refused> {
     if let Some(claims) = &query.claims {
         let text = |name: &str| claims.get(name).and_then(|v| v.as_str()).map(str::to_owned);
         let given = Authenticated {
@@ -182,11 +184,13 @@ fn token(
             claims: claims.clone(),
             policy: "".into(),
         };
-        return Ok((Some(given), "the claims given count as those of a token that was believed".to_owned()));
+        let said = "the claims given count as those of a token that was believed".to_owned();
+        return Ok((Some(given), said, jwt::Edits::default()));
     }
     let rules = policy.request_authentication();
     if rules.is_empty() {
-        return Ok((None, "no RequestAuthentication applies: tokens are not looked at".to_owned()));
+        let said = "no RequestAuthentication applies: tokens are not looked at".to_owned();
+        return Ok((None, said, jwt::Edits::default()));
     }
     let head = jwt::RequestHead {
         method: &query.method,
@@ -195,18 +199,31 @@ fn token(
         path_and_query: path.map_or(&sent.path, NormalizedPath::as_str),
         headers: &sent.headers,
     };
-    match jwt::authenticate(rules, &head, known.keys, known.now_seconds).outcome {
+    let decision = jwt::authenticate(rules, &head, known.keys, known.now_seconds);
+    match decision.outcome {
         Outcome::Anonymous => {
-            Ok((None, "no token where a rule looks for one: it goes on as nobody".to_owned()))
+            let said = "no token where a rule looks for one: it goes on as nobody".to_owned();
+            Ok((None, said, decision.edits))
         }
         Outcome::Authenticated(token) => {
             let who = token.principal().unwrap_or_else(|| "nobody in particular (no iss or sub)".to_owned());
             let said =
                 format!("RequestAuthentication {} believes the token: it goes on as {who}", token.policy);
-            Ok((Some(*token), said))
+            Ok((Some(*token), said, decision.edits))
         }
         Outcome::Refused(refused) => Err(refused),
     }
+}
+
+/// As rules see them: without what a token's rules take out, with what they write of its claims.
+fn edited(sent: &[(String, String)], edits: &jwt::Edits) -> Vec<(String, String)> {
+    let stays =
+        |(name, _): &&(String, String)| !edits.remove.iter().any(|gone| looks_like(name, gone.as_str()));
+    let added = edits
+        .append
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+    sent.iter().filter(stays).cloned().chain(added).collect()
 }
 
 impl Decided {

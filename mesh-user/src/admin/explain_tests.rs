@@ -111,6 +111,30 @@ fn with_tokens(from: &str) -> String {
 }
 
 #[test]
+fn a_header_that_a_tokens_claim_is_written_to_is_what_the_claim_says() {
+    let tokens = with_tokens(", outputClaimToHeaders: [ { header: x-team, claim: team } ]");
+    let tokens = tokens.split("---").nth(1).unwrap();
+    let blue = document(
+        "AuthorizationPolicy",
+        "blue",
+        "{ rules: [ { when: [ { key: 'request.headers[x-team]', values: [ blue ] } ] } ] }",
+    );
+    let token = |team: &str| {
+        let claims = json!({ "iss": "issuer.example", "sub": "a", "exp": 1_800_000_000, "team": team });
+        ED.token("EdDSA", Some("k"), &claims)
+    };
+    let sent = json!([["X_Team", "blue"]]);
+    for (request, allowed) in [
+        (json!({ "headers": [["x-team", "blue"]] }), false),
+        (json!({ "headers": sent, "token": token("red") }), false),
+        (json!({ "token": token("blue") }), true),
+    ] {
+        let explanation = ask(&format!("---{tokens}{blue}"), &request);
+        assert_eq!(explanation.allowed, allowed, "{request} {explanation:?}");
+    }
+}
+
+#[test]
 fn a_token_is_judged_wherever_the_rule_looks_and_never_shown() {
     let claims = |sub: &str, exp: u64| json!({ "iss": "issuer.example", "sub": sub, "exp": exp });
     let (later, before) = (1_800_000_000, 1_600_000_000);

@@ -200,7 +200,7 @@ pub(super) fn is_editable(name: &HeaderName) -> bool {
 }
 
 /// Equal in any case, and with `_` taken for `-`, as CGI and WSGI applications read names.
-pub(super) fn looks_like(name: &str, other: &str) -> bool {
+pub(crate) fn looks_like(name: &str, other: &str) -> bool {
     let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     name.len() == other.len() && name.bytes().zip(other.bytes()).all(|(a, b)| fold(a) == fold(b))
 }

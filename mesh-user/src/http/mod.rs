@@ -20,6 +20,7 @@ mod tests;
 
 pub use detect::{Detected, detect};
 pub use error::{HttpError, Refusal};
+pub(crate) use gate::looks_like;
 pub use gate::{Decision, Denial, Edits, Gate, PathEdit, RequestHead, ResponsePut, Version};
 #[cfg(fuzzing)]
 #[doc(hidden)]
