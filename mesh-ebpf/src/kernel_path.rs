@@ -26,6 +26,7 @@ use crate::{
     meshed::is_local_address,
     packet::{self, Packet},
     read::read_field,
+    word,
 };
 
 const PASS: i32 = 1;
@@ -177,11 +178,8 @@ pub(crate) fn closed(ctx: *mut bpf_sock_ops, ends: &Ends, state: u32) {
 #[inline(always)]
 fn use_up(change: u64) {
     if let Some(used) = KERNEL_USED.get_ptr_mut(0) {
-        // SAFETY: an aligned word of the map's. Processors change it only by this instruction, which the target's own
-        // atomics do not offer.
-        unsafe {
-            core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) used, in(reg) change, options(nostack))
-        };
+        // SAFETY: a value of the map's, changed here only.
+        unsafe { word::add(used, change) };
     }
 }
 

@@ -22,6 +22,7 @@ mod packet;
 mod read;
 mod sock_create;
 mod sock_ops;
+mod word;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

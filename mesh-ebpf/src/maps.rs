@@ -13,6 +13,8 @@ use mesh_common::{
     OriginalDst, PeerView, SockView, TupleKey, WorkloadEntry,
 };
 
+use crate::word;
+
 const PLACEHOLDER: usize = 1024;
 /// Sets that only user space writes grow with what is in them.
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
@@ -71,13 +73,12 @@ pub(crate) static HELD: RingBuf<HeldConnect, { 1 << 18 }> = RingBuf::new();
 #[btf_map]
 pub(crate) static HELD_UNTIL: Array<u64, 1> = Array::new();
 
-/// Adds one to this CPU's share of a counter.
+/// Adds one to this CPU's share of a counter. Programs of `connect` are preempted by each other.
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
     if let Some(value) = STATS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot belongs to this CPU, and a program is not preempted by another use of it that
-        // could matter more than one lost count.
-        unsafe { *value += 1 };
+        // SAFETY: a value of the map's, changed here only.
+        unsafe { word::add(value, 1) };
     }
 }
 

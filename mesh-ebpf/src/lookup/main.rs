@@ -6,6 +6,8 @@
 
 #[path = "../read.rs"]
 mod read;
+#[path = "../word.rs"]
+mod word;
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
@@ -182,8 +184,8 @@ fn read_arrival(raw: *mut bpf_sk_lookup) -> Arrival {
 #[inline(always)]
 fn count(counter: Counter) {
     if let Some(value) = STATS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot belongs to this CPU; one lost count does no harm.
-        unsafe { *value += 1 };
+        // SAFETY: a value of the map's, changed here only.
+        unsafe { word::add(value, 1) };
     }
 }
 
