@@ -4,6 +4,20 @@
 //! to no enrolled workload is left exactly as it was.
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::inline_always,
+    clippy::needless_pass_by_value,
+    reason = "programs are one function for the verifier, and the macros of aya hand contexts over by value"
+)]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy would lie on the stack, of which there are 512 bytes"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "widths and signs are those of the kernel's helpers"
+)]
 #![feature(asm_experimental_arch)]
 
 mod bind;

@@ -75,7 +75,7 @@ fn is_meshd() -> bool {
     config().is_some_and(|config| config.own_cgroup_id == cgroup_id)
 }
 
-/// What a process without CAP_NET_RAW is told.
+/// What a process without `CAP_NET_RAW` is told.
 #[inline(always)]
 fn not_permitted() -> i32 {
     // SAFETY: a constant within [-4095, 0], as the verifier wants.
