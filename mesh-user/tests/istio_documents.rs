@@ -251,6 +251,27 @@ fn of_the_authorization_policy_page() -> Vec<Case> {
                 ("GET productpage /productpage".to_owned(), false),
             ],
         ),
+        (
+            page!("productpage-viewer-http").to_owned(),
+            "default/productpage",
+            vec![
+                ("GET productpage /productpage".to_owned(), true),
+                (format!("GET productpage /productpage; {SLEEP}"), true),
+                ("POST productpage /productpage".to_owned(), false),
+            ],
+        ),
+        (
+            page!("productpage-viewer-ambient").to_owned(),
+            "default/productpage",
+            vec![
+                (
+                    "POST productpage /; peer cluster.local/ns/default/sa/bookinfo-gateway-istio".to_owned(),
+                    true,
+                ),
+                (format!("GET productpage /productpage; {SLEEP}"), false),
+                ("GET productpage /productpage".to_owned(), false),
+            ],
+        ),
     ]
 }
 
