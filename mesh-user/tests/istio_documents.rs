@@ -171,7 +171,6 @@ fn wrapped(action: &str, place: &str, fields: &str) -> String {
 }
 
 fn of_the_authorization_policy_page() -> Vec<Case> {
-    let viewer = "peer cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account";
     vec![
         (
             page!("authorization-policy-1").to_owned(),
@@ -241,6 +240,13 @@ fn of_the_authorization_policy_page() -> Vec<Case> {
                 ("GET a.example.com /x/../administration".to_owned(), false),
             ],
         ),
+    ]
+}
+
+/// The Bookinfo tasks have three policies of one name.
+fn of_the_bookinfo_tasks() -> Vec<Case> {
+    let viewer = "peer cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account";
+    vec![
         (
             page!("productpage-viewer").to_owned(),
             "default/productpage",
@@ -277,7 +283,8 @@ fn of_the_authorization_policy_page() -> Vec<Case> {
 
 #[test]
 fn requests_of_the_authorization_policy_page_are_decided_as_it_says() {
-    for (document, workload, requests) in &of_the_authorization_policy_page() {
+    let (page, tasks) = (of_the_authorization_policy_page(), of_the_bookinfo_tasks());
+    for (document, workload, requests) in page.iter().chain(&tasks) {
         for (request, allowed) in requests {
             let verdict = under(document, workload, |policy| asked(policy, request));
             assert_eq!(verdict.is_allowed(), *allowed, "{request} to {workload}: {verdict}\n{document}");

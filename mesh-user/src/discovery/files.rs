@@ -268,7 +268,7 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
             provider.ignored().iter().map(|what| format!("extensionProviders {:?}: {what}", provider.name)),
         );
     }
-    let mut policy_status = set.status_with(&world, true);
+    let mut policy_status = set.status_in(&world);
     set.note_authorizers(&mut policy_status, |name| {
         let provider = config.extension_providers.iter().find(|provider| provider.name == name)?;
         let grpc = provider.envoy_ext_authz_grpc.is_some();

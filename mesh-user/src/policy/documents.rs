@@ -278,7 +278,7 @@ impl PolicySet {
         };
         if let Some(status) = self.status.last_mut() {
             status::action(policy.spec.action).clone_into(&mut status.action);
-            status.not_enforced = notes::not_enforced(&policy, false);
+            status.not_enforced = notes::not_enforced(&policy);
             status.accepted = !targets::only_proxies(targets::refs(&policy.spec));
         }
         self.authorization_policies.push(policy);
@@ -296,7 +296,7 @@ impl PolicySet {
         let parsed = RequestAuthentication::new(&namespace, &metadata.name, created, &spec)
             .map_err(|(path, what)| chunk.invalid(KIND, metadata, &path, what))?;
         if let Some(status) = self.status.last_mut() {
-            status.not_enforced = parsed.not_enforced(false);
+            status.not_enforced = parsed.not_enforced();
             status.accepted = !parsed.targets_only_proxies();
         }
         self.request_authentications.push(parsed);

@@ -147,8 +147,8 @@ impl RequestAuthentication {
         targets::only_proxies(self.targets.iter())
     }
 
-    /// What of it is not enforced as written, one line each. `http_path`: whether requests are looked at at all.
-    pub(super) fn not_enforced(&self, http_path: bool) -> Vec<String> {
+    /// What of it is not enforced as written, one line each.
+    pub(super) fn not_enforced(&self) -> Vec<String> {
         if self.targets_only_proxies() {
             return vec!["targetRefs name gateways and waypoints; the policy is not enforced yet".to_owned()];
         }
@@ -156,9 +156,6 @@ impl RequestAuthentication {
         let proxies = targets::proxies(self.targets.iter());
         if !proxies.is_empty() {
             notes.push(format!("meshd is no gateway; left out of targetRefs: {}", proxies.join(", ")));
-        }
-        if !http_path {
-            notes.push("RequestAuthentication is not enforced yet: requests are not looked at".to_owned());
         }
         notes.extend(self.rules.iter().filter_map(|rule| {
             let index = rule.index;

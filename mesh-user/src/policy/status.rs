@@ -9,19 +9,13 @@ use super::{
     compile::labels,
     conflicts::Conflicts,
     destination_rule::DestinationRule,
-    notes,
     targets::{self, Services},
 };
 use crate::world::{Workload, WorkloadId, World};
 
 impl PolicySet {
-    /// What became of each document in `world`, in the order they were read. Connections are decided as TCP.
+    /// What became of each document in `world`, in the order they were read.
     pub fn status_in(&self, world: &World) -> Vec<PolicyStatus> {
-        self.status_with(world, false)
-    }
-
-    /// The same; `http_path` says whether requests are looked into where a policy needs it.
-    pub fn status_with(&self, world: &World, http_path: bool) -> Vec<PolicyStatus> {
         let mut peers = self.peer_authentications.iter();
         let mut policies = self.authorization_policies.iter();
         let mut requests = self.request_authentications.iter();
@@ -40,9 +34,6 @@ impl PolicySet {
                 }
                 "AuthorizationPolicy" => {
                     let policy = policies.next();
-                    if let Some(policy) = policy {
-                        status.not_enforced = notes::not_enforced(policy, http_path);
-                    }
                     if let Some(policy) = policy.filter(|p| targets::is_attached(&p.spec)) {
                         attached(
                             &mut status,
@@ -55,9 +46,6 @@ impl PolicySet {
                 }
                 "RequestAuthentication" => {
                     let request = requests.next();
-                    if let Some(request) = request {
-                        status.not_enforced = request.not_enforced(http_path);
-                    }
                     if let Some(request) = request.filter(|r| !r.targets.is_empty()) {
                         let endpoints = services.endpoints(&request.namespace, request.targets.iter());
                         attached(&mut status, world, endpoints);

@@ -83,8 +83,8 @@ metadata: {name: cm}
     let set = PolicySet::parse([("p.yaml", text)]).unwrap();
     let status: Vec<_> =
         set.status.iter().map(|s| (s.name.as_str(), s.accepted, s.not_enforced.len())).collect();
-    assert_eq!(status, [("all", true, 1), ("target", false, 1), ("jwt", true, 1), ("dr", false, 1)]);
-    assert!(set.status[0].not_enforced[0].contains("requestPrincipals"), "{:?}", set.status[0]);
+    assert_eq!(status, [("all", true, 1), ("target", false, 1), ("jwt", true, 0), ("dr", false, 1)]);
+    assert!(set.status[0].not_enforced[0].contains("experimental.envoy"), "{:?}", set.status[0]);
     assert_eq!(set.status[1].namespace, "default");
     assert_eq!(set.warnings.len(), 1);
 }
@@ -208,12 +208,12 @@ fn a_status_says_what_a_document_is_for_and_how_many_workloads_it_reaches() {
         [
             "mesh mesh STRICT 2 0",
             "ns namespace DENY 1 0",
-            "jwt namespace  1 1",
+            "jwt namespace  1 0",
             "own workload UNSET 1 0",
             "root workload ALLOW 1 0",
             "elsewhere namespace ALLOW 0 0",
             "nowhere workload DISABLE 0 1",
-            "audit namespace AUDIT 1 1",
+            "audit namespace AUDIT 1 0",
         ]
     );
 }

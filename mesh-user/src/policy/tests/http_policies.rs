@@ -318,19 +318,14 @@ fn an_explanation_of_a_request_says_why_each_rule_did_not_match() {
 }
 
 #[test]
-fn with_the_http_path_a_status_names_only_what_is_still_not_enforced() {
+fn a_status_names_only_what_is_not_enforced() {
     let documents = policy("a", "ALLOW", "[{to: [{operation: {methods: [GET]}}]}]")
         + &policy("b", "DENY", "[{when: [{key: 'experimental.envoy.filters.a[b]', values: [c]}]}]")
         + &policy("c", "AUDIT", "[{}]")
         + &custom("d", "opa", "[{}]");
     let set = PolicySet::parse([("p.yaml", documents.as_str())]).unwrap();
-    let notes = |http_path| {
-        let status = set.status_with(&world(), http_path);
-        status.iter().map(|s| s.not_enforced.join("; ")).collect::<Vec<_>>()
-    };
-    assert_eq!(set.status.iter().map(|s| s.not_enforced.join("; ")).collect::<Vec<_>>(), notes(false));
-    assert!(notes(false).iter().all(|note| !note.is_empty()));
-    let with = notes(true);
+    let status = set.status_in(&world());
+    let with: Vec<_> = status.iter().map(|s| s.not_enforced.join("; ")).collect();
     assert_eq!((with[0].as_str(), with[2].as_str()), ("", ""));
     assert!(with[1].contains("experimental.envoy.filters.a[b]"), "{}", with[1]);
     assert_eq!(with[3], "");
@@ -344,7 +339,7 @@ fn a_status_says_what_an_authorizer_cannot_be_asked() {
         + &custom("d", "over-grpc", "[{}, {from: [{source: {requestPrincipals: ['*']}}]}]")
         + &policy("e", "DENY", "[{from: [{source: {requestPrincipals: ['*']}}]}]");
     let set = PolicySet::parse([("p.yaml", documents.as_str())]).unwrap();
-    let mut status = set.status_with(&world(), true);
+    let mut status = set.status_in(&world());
     set.note_authorizers(&mut status, |name| match name {
         "over-grpc" => Some(AuthorizerKind::Grpc),
         "over-http" => Some(AuthorizerKind::Http),
