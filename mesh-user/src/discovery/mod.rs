@@ -6,6 +6,7 @@ mod inputs;
 pub mod jwks;
 mod origins;
 mod restart;
+mod system_roots;
 #[cfg(test)]
 mod tests;
 

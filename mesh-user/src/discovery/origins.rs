@@ -14,6 +14,7 @@ use std::{
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
+use super::system_roots::system_roots;
 use crate::{
     policy::{
         PolicySet, PolicyStatus,
@@ -175,7 +176,7 @@ fn make(
     let authorities = match &origination.authorities {
         Some(path) => files.pem(path, "certificate")?,
         None if origination.believes_anybody => Vec::new(),
-        None => system.get_or_insert_with(system_roots).clone(),
+        None => system.get_or_insert_with(|| system_roots("servers")).clone(),
     };
     if authorities.is_empty() && !origination.believes_anybody {
         return Err("this node has no authorities of its own: name caCertificates".to_owned());
@@ -198,13 +199,4 @@ fn private_key(files: &RuleFiles, path: &Path) -> Result<PrivateKeyDer<'static>,
         .into_iter()
         .next()
         .ok_or_else(|| format!("{}: holds no private key", path.display()))
-}
-
-fn system_roots() -> Roots {
-    let found = rustls_native_certs::load_native_certs();
-    for error in &found.errors {
-        tracing::warn!(%error, "a system root certificate cannot be read, servers it vouches for are not believed");
-    }
-    // One that cannot be used is left out, as whoever reads such a store does.
-    found.certs.into_iter().filter(|root| webpki::anchor_from_trusted_cert(root).is_ok()).collect()
 }

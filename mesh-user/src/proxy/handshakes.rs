@@ -1,14 +1,54 @@
 //! Places for handshakes under way. Those that workloads begin have places of their own, and of the others one
 //! address never has more than a share: whoever begins handshakes and never ends them keeps only itself waiting.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    future::Future,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::timeout,
 };
 
-use super::shares::{Place, Shares};
+use super::{
+    Mesh,
+    mesh::handshake_limits,
+    shares::{Place, Shares},
+};
+use crate::{
+    config::Limits,
+    telemetry::HandshakeSide,
+    tls::{Established, HandshakeError},
+};
+
+/// Why a handshake of ours with a server came to nothing.
+pub(super) enum ClientFailure {
+    /// There was no place for it.
+    TooMany,
+    /// It failed.
+    Handshake(HandshakeError),
+}
+
+/// Handshakes with a server within the node's limits, in its metrics.
+pub(super) async fn with_server(
+    mesh: &Mesh,
+    limits: &Limits,
+    handshake: impl Future<Output = Result<Established, HandshakeError>>,
+) -> Result<Established, ClientFailure> {
+    let metrics = &mesh.metrics;
+    let Some(_place) = mesh.handshakes.outbound(handshake_limits(limits).timeout).await else {
+        metrics.handshake_ended(HandshakeSide::Client, Err("too_many"));
+        return Err(ClientFailure::TooMany);
+    };
+    let _in_progress = metrics.handshake_started();
+    let began = Instant::now();
+    let outcome = handshake.await;
+    let told = outcome.as_ref().map(|_| began.elapsed()).map_err(HandshakeError::label);
+    metrics.handshake_ended(HandshakeSide::Client, told);
+    outcome.map_err(ClientFailure::Handshake)
+}
 
 /// The node's places, so many in each direction.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! the workload's namespace, prove the server. Every failure reaches the application: as its `connect`'s error
 //! where that is held, else as a reset.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc};
 
 use rand::Rng;
 use tokio::{net::TcpStream, time::timeout};
@@ -12,6 +12,7 @@ use super::{
     attempt::{Attempt, Failure},
     connections::Requests,
     destination,
+    handshakes::{ClientFailure, with_server},
     inbound::{canonical, connected, handshake_failure},
     mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
@@ -277,23 +278,12 @@ impl Outbound<'_> {
         &self,
         handshake: impl Future<Output = Result<Established, HandshakeError>>,
     ) -> Result<Established, Failure> {
-        let metrics = &self.mesh.metrics;
-        let patience = handshake_limits(&self.view.snapshot.config.limits).timeout;
-        let Some(_place) = self.mesh.handshakes.outbound(patience).await else {
-            metrics.handshake_ended(HandshakeSide::Client, Err("too_many"));
-            return Err(Failure::new(ResponseFlags::Limit, "limits.concurrentHandshakes is reached"));
-        };
-        let _in_progress = metrics.handshake_started();
-        let began = Instant::now();
-        match handshake.await {
-            Ok(established) => {
-                metrics.handshake_ended(HandshakeSide::Client, Ok(began.elapsed()));
-                Ok(established)
+        let limits = &self.view.snapshot.config.limits;
+        with_server(self.mesh, limits, handshake).await.map_err(|failure| match failure {
+            ClientFailure::TooMany => {
+                Failure::new(ResponseFlags::Limit, "limits.concurrentHandshakes is reached")
             }
-            Err(error) => {
-                metrics.handshake_ended(HandshakeSide::Client, Err(error.label()));
-                Err(handshake_failure(&error))
-            }
-        }
+            ClientFailure::Handshake(error) => handshake_failure(&error),
+        })
     }
 }

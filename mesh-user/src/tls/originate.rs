@@ -21,8 +21,8 @@ use rustls_pki_types::{
 };
 use tokio::net::TcpStream;
 use webpki::{
-    BorrowedCertRevocationList, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage,
-    RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy, anchor_from_trusted_cert,
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy, anchor_from_trusted_cert,
 };
 use x509_parser::{
     certificate::X509Certificate,
@@ -36,8 +36,9 @@ use super::{
     handshake::{Established, Proven, drive},
     rustls_verifiers::OriginVerifier,
     session::Session,
-    verify::validity,
+    verify::{path_error, validity},
 };
+use crate::identity::RevocationList;
 
 /// What an [`Originator`] is made of.
 pub struct OriginatorParts {
@@ -86,7 +87,7 @@ impl Originator {
             let anchor = anchor_from_trusted_cert(authority).map(|anchor| anchor.to_owned());
             anchor.map_err(|error| format!("an authority's certificate cannot be used: {error}"))
         });
-        let lists = revocations.map(|lists| lists.iter().map(revocation_list).collect::<Result<_, _>>());
+        let lists = revocations.map(|lists| lists.into_iter().map(revocation_list).collect::<Result<_, _>>());
         let servers = Arc::new(ServerBelief {
             anchors: anchors.collect::<Result<_, _>>()?,
             lists: lists.transpose()?,
@@ -153,7 +154,7 @@ impl TlsContext {
 #[derive(Debug)]
 pub(super) struct ServerBelief {
     anchors: Vec<TrustAnchor<'static>>,
-    lists: Option<Vec<CertRevocationList<'static>>>,
+    lists: Option<Vec<RevocationList>>,
     names: Vec<String>,
     believes_anybody: bool,
     algorithms: WebPkiSupportedAlgorithms,
@@ -176,7 +177,7 @@ impl ServerBelief {
         }
         let malformed = |error: webpki::Error| VerifyError::Malformed(error.to_string());
         let certificate = EndEntityCert::try_from(leaf).map_err(malformed)?;
-        let lists: Vec<_> = self.lists.iter().flatten().collect();
+        let lists: Vec<_> = self.lists.iter().flatten().map(RevocationList::list).collect();
         // A certificate whose authority has no list, or an old one, is not believed, as in OpenSSL.
         let revocation = match &self.lists {
             None => None,
@@ -199,7 +200,7 @@ impl ServerBelief {
                 revocation,
                 None,
             )
-            .map_err(path_error)?;
+            .map_err(|error| path_error(error, VerifyError::UntrustedServer))?;
         let called = called.to_str();
         let mut wanted = self.names.iter().map(String::as_str).collect::<Vec<_>>();
         if wanted.is_empty() {
@@ -212,9 +213,8 @@ impl ServerBelief {
     }
 }
 
-fn revocation_list(list: &CertificateRevocationListDer<'_>) -> Result<CertRevocationList<'static>, String> {
-    let list = BorrowedCertRevocationList::from_der(list).and_then(|list| list.to_owned());
-    list.map(CertRevocationList::from).map_err(|error| format!("a revocation list cannot be used: {error}"))
+fn revocation_list(list: CertificateRevocationListDer<'static>) -> Result<RevocationList, String> {
+    RevocationList::new(list).map_err(|error| format!("a revocation list cannot be used: {error}"))
 }
 
 /// Whether a subject alternative name of the leaf is `name`.
@@ -238,34 +238,4 @@ fn is_for(leaf: &CertificateDer<'_>, certificate: &EndEntityCert<'_>, name: &str
         ParsedExtension::SubjectAlternativeName(names) => names.general_names.iter().any(is_it),
         _ => false,
     })
-}
-
-fn path_error(error: webpki::Error) -> VerifyError {
-    use webpki::Error;
-    match error {
-        Error::CertExpired { .. } => VerifyError::Expired,
-        Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
-        Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => VerifyError::UntrustedServer,
-        Error::CertRevoked => VerifyError::Revoked("its authority has revoked it"),
-        Error::UnknownRevocationStatus => {
-            VerifyError::Revoked("caCrl holds no list of one of its authorities")
-        }
-        Error::InvalidCrlSignatureForPublicKey | Error::IssuerNotCrlSigner => {
-            VerifyError::Revoked("a list in caCrl is not signed by its authority")
-        }
-        Error::CrlExpired { .. } => VerifyError::Revoked("its authority's list in caCrl has expired"),
-        Error::CaUsedAsEndEntity => VerifyError::Usage("the leaf is a CA"),
-        Error::EndEntityUsedAsCa => VerifyError::Usage("a certificate in the chain is no CA"),
-        Error::RequiredEkuNotFoundContext(_) => {
-            VerifyError::Usage("extended key usage lacks this end's purpose")
-        }
-        Error::PathLenConstraintViolated | Error::NameConstraintViolation => {
-            VerifyError::Constraint("path length or name constraints exclude the leaf")
-        }
-        Error::UnsupportedSignatureAlgorithmContext(_)
-        | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
-            VerifyError::Weak("a signature's algorithm is not accepted")
-        }
-        other => VerifyError::Malformed(other.to_string()),
-    }
 }

@@ -213,18 +213,17 @@ impl PeerVerifier {
             Err(webpki::Error::CertNotValidYet { .. }) => at(now + self.clock_skew),
             other => other,
         };
-        outcome.map_err(|error| path_error(error, domain))
+        outcome.map_err(|error| path_error(error, VerifyError::UnknownAuthority(domain.clone())))
     }
 }
 
-fn path_error(error: webpki::Error, domain: &TrustDomain) -> VerifyError {
+/// Why there is no path; `unknown` where none leads to an authority that is believed.
+pub(super) fn path_error(error: webpki::Error, unknown: VerifyError) -> VerifyError {
     use webpki::Error;
     match error {
         Error::CertExpired { .. } => VerifyError::Expired,
         Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
-        Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => {
-            VerifyError::UnknownAuthority(domain.clone())
-        }
+        Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => unknown,
         Error::CaUsedAsEndEntity => VerifyError::Usage("the leaf is a CA"),
         Error::EndEntityUsedAsCa => VerifyError::Usage("a certificate in the chain is no CA"),
         Error::PathLenConstraintViolated => {
@@ -238,6 +237,12 @@ fn path_error(error: webpki::Error, domain: &TrustDomain) -> VerifyError {
         }
         Error::CertRevoked => {
             VerifyError::Revoked("its authority's revocation list names it or an issuer of it")
+        }
+        Error::UnknownRevocationStatus => {
+            VerifyError::Revoked("there is no revocation list of one of its authorities")
+        }
+        Error::CrlExpired { .. } => {
+            VerifyError::Revoked("a revocation list of one of its authorities has expired")
         }
         Error::IssuerNotCrlSigner => {
             VerifyError::Revoked("an issuer has a revocation list, but may not sign one (cRLSign)")

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::address;
+use super::{super::system_roots::system_roots, address};
 use crate::jwt::{JwksSource, KeyLocation, KeySet, KeySetError, MAX_JWKS_BYTES, fetchable, json};
 
 /// Why keys could not be had.
@@ -185,11 +185,7 @@ impl Fetcher {
 
 fn connector(extra_roots: Vec<CertificateDer<'static>>) -> io::Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    for error in &system.errors {
-        tracing::warn!(%error, "a system root certificate cannot be read, key servers it vouches for are not believed");
-    }
-    roots.add_parsable_certificates(system.certs);
+    roots.add_parsable_certificates(system_roots("key servers"));
     for root in extra_roots {
         roots.add(root).map_err(io::Error::other)?;
     }

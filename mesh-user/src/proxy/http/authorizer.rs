@@ -2,7 +2,7 @@
 //! the mesh, proven by mTLS with the asking workload's SVID, as the workload's own connections are. Never in plaintext to
 //! a workload that takes none.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use rand::seq::IndexedRandom as _;
 use tokio::{net::TcpStream, time::timeout};
@@ -12,8 +12,12 @@ use crate::{
     ext_authz::{Connector, Io, ServiceName},
     identity::SpiffeId,
     policy::destination_rule::{Way, narrowed},
-    proxy::{Mesh, View, destination, inbound::connected, mesh::handshake_limits},
-    telemetry::HandshakeSide,
+    proxy::{
+        Mesh, View, destination,
+        handshakes::{ClientFailure, with_server},
+        inbound::connected,
+        mesh::handshake_limits,
+    },
     tls::{Established, TlsStream, Unconfirmed},
     world::{Destination, Workload, World},
 };
@@ -135,22 +139,13 @@ impl Road<'_> {
         to: SocketAddr,
     ) -> Result<Established, String> {
         let limits = handshake_limits(&self.view.snapshot.config.limits);
-        let metrics = &self.mesh.metrics;
         let svid = self.mesh.svids.get(&self.workload.spiffe_id).ok_or("the workload has no valid SVID")?;
-        let place = self.mesh.handshakes.outbound(limits.timeout).await;
-        let _place = place.ok_or("limits.concurrentHandshakes is reached")?;
-        let _in_progress = metrics.handshake_started();
-        let began = Instant::now();
-        match self.mesh.tls.connect(stream, &svid, expected, to.ip(), limits).await {
-            Ok(established) => {
-                metrics.handshake_ended(HandshakeSide::Client, Ok(began.elapsed()));
-                Ok(established)
-            }
-            Err(error) => {
-                metrics.handshake_ended(HandshakeSide::Client, Err(error.label()));
-                Err(format!("{to} cannot prove itself: {error}"))
-            }
-        }
+        let handshake = self.mesh.tls.connect(stream, &svid, expected, to.ip(), limits);
+        let done = with_server(self.mesh, &self.view.snapshot.config.limits, handshake).await;
+        done.map_err(|failure| match failure {
+            ClientFailure::TooMany => "limits.concurrentHandshakes is reached".to_owned(),
+            ClientFailure::Handshake(error) => format!("{to} cannot prove itself: {error}"),
+        })
     }
 }
 
