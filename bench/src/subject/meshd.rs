@@ -15,12 +15,15 @@ use crate::stage::{Ground, Place, Running, wait_until};
 /// The default of `limits.destinations`.
 const DESTINATIONS: u32 = 65_536;
 
-const POLICIES: &str = "apiVersion: security.istio.io/v1
+const STRICT: &str = "apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: { name: default, namespace: istio-system }
 spec: { mtls: { mode: STRICT } }
 ---
-apiVersion: security.istio.io/v1
+";
+
+/// One client for any connection.
+const ONLY_CLIENT: &str = "apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: { name: only-client, namespace: bench }
 spec:
@@ -31,12 +34,7 @@ spec:
 ";
 
 /// The same client, and rules about requests; `envoy.rs` has them as pilot writes them.
-const REQUEST_POLICIES: &str = "apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: { name: default, namespace: istio-system }
-spec: { mtls: { mode: STRICT } }
----
-apiVersion: security.istio.io/v1
+const REQUESTS: &str = "apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: { name: no-admin, namespace: bench }
 spec:
@@ -108,8 +106,8 @@ pub(super) fn prepare(ground: &Ground, settings: &Settings, tools: &Tools) -> Re
         fs::create_dir_all(dir.join("policies"))?;
         // The daemon refuses state that others may read.
         fs::DirBuilder::new().mode(0o700).create(dir.join("state"))?;
-        let policies = if settings.reads_requests { REQUEST_POLICIES } else { POLICIES };
-        fs::write(dir.join("policies/bench.yaml"), policies)?;
+        let rules = if settings.reads_requests { REQUESTS } else { ONLY_CLIENT };
+        fs::write(dir.join("policies/bench.yaml"), format!("{STRICT}{rules}"))?;
         fs::write(dir.join("policies/crowd.yaml"), &crowd.policies)?;
         fs::write(node_file(ground, node), format!("{}\n", configuration(ground, node, settings, &crowd)))?;
     }
