@@ -293,7 +293,7 @@ pub enum PathNormalization {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ObservationConfig {
-    /// Different connections and requests that are remembered, for an hour and in at most 4 KiB each; 0: none.
+    /// Different connections and requests that are remembered, for an hour, each of bounded length; 0: none.
     pub entries: u32,
 }
 
