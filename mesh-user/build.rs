@@ -1,7 +1,8 @@
-//! Puts the compiled eBPF objects where `capture` embeds them: `$OUT_DIR/mesh-ebpf`, `$OUT_DIR/mesh-sk-lookup`.
+//! Puts the compiled eBPF objects where `capture` embeds them: `$OUT_DIR/mesh-ebpf`, `$OUT_DIR/mesh-sk-lookup`; and
+//! makes messages and services of `proto/*.proto`, without protoc.
 //!
 //! Compiling them is `cargo xtask build`'s work, since it wants another compiler and target. This script must
-//! never build, download or guess: it copies two files or says which command makes them.
+//! never build them, download or guess: it copies two files or says which command makes them.
 
 use std::{
     env, fs,
@@ -11,6 +12,7 @@ use std::{
 
 const OBJECTS_DIR: &str = "bpf/bpfel-unknown-none/release";
 const OBJECTS: [&str; 2] = ["mesh-ebpf", "mesh-sk-lookup"];
+const PROTOS: [&str; 3] = ["istio_ca", "meshd_ca", "spiffe_workload"];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
@@ -32,7 +34,19 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    if let Err(error) = generate() {
+        println!("cargo::error=proto/*.proto: {error}");
+        return ExitCode::FAILURE;
+    }
     ExitCode::SUCCESS
+}
+
+fn generate() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let files = PROTOS.map(|name| format!("proto/{name}.proto"));
+    let descriptors = protox::compile(files, ["proto"])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
 }
 
 /// `MESHD_EBPF_DIR`, else the folder in the target directory that this build uses (wherever

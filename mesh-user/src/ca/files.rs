@@ -82,6 +82,15 @@ fn open(path: &Path) -> Result<Option<(File, std::fs::Metadata)>, CaError> {
     Ok(Some((file, metadata)))
 }
 
+/// Makes an empty file that only we may read, or checks the one that is there.
+pub(super) fn create_private(path: &Path) -> Result<(), CaError> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+    let file = options.open(path).map_err(io(path, "open it"))?;
+    private(path, &file.metadata().map_err(io(path, "look at it"))?, 0o600)
+}
+
 /// A private key's PEM, or none when the file is not there.
 pub(super) fn read_secret(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
     let Some((mut file, metadata)) = open(path)? else { return Ok(None) };

@@ -2,12 +2,17 @@
 //! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
 
 mod bundle;
+pub mod csr;
 mod embedded;
 mod files;
 mod material;
 mod plan;
+pub mod proto;
 mod revocation;
+pub mod signing;
+mod source;
 mod spiffe_bundle;
+pub mod state;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -18,6 +23,8 @@ pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
 pub use revocation::add_revocation_lists;
+pub use source::SvidSource;
+pub use state::StateError;
 pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};
@@ -78,6 +85,9 @@ pub enum CaError {
         /// What is wrong.
         what: String,
     },
+    /// The CA's state could not be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The issuing certificate's own validity has ended.
     #[error("the issuing certificate expired; replace the files in the CA's folder and restart")]
     IssuerExpired,

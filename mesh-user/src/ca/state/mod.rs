@@ -1,0 +1,191 @@
+//! The CA's state in an `SQLite` file. What a write returned is on disk: kill -9 or a power cut at any point loses nothing
+//! that was acknowledged. Several processes may have one file open, on one machine; a file system over the network does not
+//! do (`SQLite`, "Write-Ahead Logging").
+//!
+//! Writes that wait at the same time share a transaction, and so one sync of the disk.
+
+mod schema;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use tokio::sync::{oneshot, watch};
+
+use super::{CaError, files};
+
+/// The file in the CA's folder.
+const FILE: &str = "state.db";
+/// How long a write waits for those of other replicas.
+const BUSY: Duration = Duration::from_secs(10);
+/// How often other replicas' writes are looked for.
+const LOOK: Duration = Duration::from_millis(200);
+/// Most writes in one transaction.
+const GROUP: usize = 256;
+
+/// Why the state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// `SQLite`'s word for it.
+    #[error("the CA's state {}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+    /// The write was not tried.
+    #[error("the CA's state {} takes no writes: it is being closed, or its disk fails", .0.display())]
+    Closed(PathBuf),
+}
+
+type Reply = Box<dyn FnOnce(Result<(), rusqlite::Error>) + Send>;
+/// Whether it is to be kept, and whom to tell whether it was.
+type Work = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
+
+/// The open state; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct State {
+    path: PathBuf,
+    writes: mpsc::Sender<Work>,
+    changed: watch::Receiver<u64>,
+}
+
+impl State {
+    /// Opens the state in the CA's folder, or makes it there; mode 0600.
+    ///
+    /// # Errors
+    /// When the folder lets others in, or the file is none of this program's, or newer than it.
+    pub fn open(directory: &Path) -> Result<Self, CaError> {
+        files::open_directory(directory)?;
+        let path = directory.join(FILE);
+        files::create_private(&path)?;
+        let failed = |source| CaError::from(StateError::Database { path: path.clone(), source });
+        let mut connection = connect(&path).map_err(failed)?;
+        schema::migrate(&mut connection).map_err(failed)?;
+        let (writes, queue) = mpsc::channel();
+        let (tell, changed) = watch::channel(0);
+        let thread = thread::Builder::new().name("ca-state".to_owned());
+        let seen = data_version(&connection);
+        let spawned = thread.spawn(move || serve(&mut connection, seen, &queue, &tell));
+        spawned.map_err(|source| CaError::Io { path: path.clone(), action: "serve it", source })?;
+        Ok(Self { path, writes, changed })
+    }
+
+    /// Runs `work` in a transaction, all of it or nothing; on disk when this returns. `work` may be run before others that
+    /// came with it, so it asks the database for what it builds on.
+    ///
+    /// # Errors
+    /// What `work` returns, or when it cannot be put on disk.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let (tell, told) = oneshot::channel();
+        let job: Work = Box::new(move |connection| {
+            let outcome = work(connection);
+            let kept = outcome.is_ok();
+            let reply: Reply = Box::new(move |committed| {
+                // Nobody waits any more where this fails.
+                let _ = tell.send(outcome.and_then(|value| committed.map(|()| value)));
+            });
+            (kept, reply)
+        });
+        self.writes.send(job).map_err(|_| StateError::Closed(self.path.clone()))?;
+        let told = told.await.map_err(|_| StateError::Closed(self.path.clone()))?;
+        told.map_err(|source| StateError::Database { path: self.path.clone(), source })
+    }
+
+    /// Reads what is committed now, replicas' writes included. For the few moments in which everything is looked at: it
+    /// opens the file anew.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
+        let failed = |source| StateError::Database { path: self.path.clone(), source };
+        connect(&self.path).and_then(|connection| work(&connection)).map_err(failed)
+    }
+
+    /// Counts up after each commit, this process's and other replicas'.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.clone()
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(connection)
+}
+
+/// Ends when no [`State`] is left.
+fn serve(
+    connection: &mut Connection,
+    mut seen: Option<i64>,
+    queue: &mpsc::Receiver<Work>,
+    tell: &watch::Sender<u64>,
+) {
+    loop {
+        match queue.recv_timeout(LOOK) {
+            Ok(first) => {
+                let works = std::iter::once(first).chain(queue.try_iter().take(GROUP - 1)).collect();
+                if commit(connection, works) {
+                    tell.send_modify(|count| *count += 1);
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let now = data_version(connection);
+                if now != seen {
+                    seen = now;
+                    tell.send_modify(|count| *count += 1);
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Changes with other connections' commits only (`SQLite`, "PRAGMA `data_version`").
+fn data_version(connection: &Connection) -> Option<i64> {
+    connection.pragma_query_value(None, "data_version", |row| row.get(0)).ok()
+}
+
+/// One transaction for all, a savepoint for each. Whether anything was committed.
+fn commit(connection: &mut Connection, works: Vec<Work>) -> bool {
+    let mut replies = Vec::new();
+    let outcome = (|| {
+        let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for work in works {
+            let savepoint = transaction.savepoint()?;
+            let (kept, reply) = work(&savepoint);
+            if kept {
+                savepoint.commit()?;
+            }
+            replies.push(reply);
+        }
+        transaction.commit()
+    })();
+    let committed = outcome.is_ok();
+    let error = outcome.err().map(|error| error.to_string());
+    for reply in replies {
+        reply(match &error {
+            None => Ok(()),
+            Some(error) => Err(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR),
+                Some(error.clone()),
+            )),
+        });
+    }
+    committed
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,22 @@
+//! Tables of the CA's state. A step is never changed once it was released: a new one is added.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Each brings the file from one version to the next (`PRAGMA user_version`).
+const STEPS: &[&str] = &[];
+
+/// Brings the file to this program's version.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let Some(missing) = STEPS.get(version as usize..) else {
+        let newer = format!("it is of version {version}, which is newer than this program: upgrade meshd");
+        let mismatch = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_MISMATCH);
+        return Err(rusqlite::Error::SqliteFailure(mismatch, Some(newer)));
+    };
+    for step in missing {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", version + u32::try_from(missing.len()).unwrap_or(0))?;
+    transaction.commit()
+}
