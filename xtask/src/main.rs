@@ -1,4 +1,4 @@
-//! Everything a person or CI types: `cargo xtask setup | build | test | fuzz | bogo | demo | bench | vm | lint | clean`.
+//! Everything a person or CI types: `cargo xtask setup | build | test | fuzz | bogo | demo | bench | vm | kube | lint | clean`.
 //!
 //! This file only parses arguments and hands over. Set-up is idempotent and cached; what it cannot do
 //! (no root, no network, another distribution) it says, it never guesses.
@@ -21,6 +21,8 @@ mod host;
 mod initramfs;
 mod kernel_packages;
 mod kernels;
+mod kube;
+mod kube_build;
 mod leftovers;
 mod libtest;
 mod lint;
@@ -87,6 +89,8 @@ enum Task {
     },
     /// Run a command in a virtual machine that sees this machine's files read-only under a scratch layer
     Vm(VmArgs),
+    /// Print the folder of a real Kubernetes API server for tests (`KUBEBUILDER_ASSETS`), after building one if there is none
+    Kube,
     /// Formatting, clippy and licences, as CI checks them
     #[command(alias = "ci-lint")]
     Lint,
@@ -162,6 +166,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => return bench::run(&args),
         Task::Story { bin_dir, colour } => story::run(&bin_dir, colour)?,
         Task::Vm(args) => return run_vm(&args),
+        Task::Kube => kube::run()?,
         Task::Lint => return lint::run_alone(),
         Task::Tables => tables::run()?,
         Task::Clean => setup::clean()?,
