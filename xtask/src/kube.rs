@@ -28,8 +28,15 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+/// Makes them, or says why their stories are skipped.
+pub(crate) fn ensure() {
+    if let Err(error) = ensure_assets() {
+        note(&format!("no Kubernetes API server, and the stories with it are skipped: {error:#}"));
+    }
+}
+
 /// The folder, its programs made if they are not here yet.
-pub(crate) fn ensure_assets() -> Result<PathBuf> {
+fn ensure_assets() -> Result<PathBuf> {
     if let Some(folder) = env::var_os(ASSETS).map(PathBuf::from) {
         let lacks: Vec<_> = NEEDED.into_iter().filter(|name| !folder.join(name).is_file()).collect();
         ensure!(lacks.is_empty(), "{ASSETS} is {}, which lacks {}", folder.display(), lacks.join(", "));

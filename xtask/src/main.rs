@@ -152,6 +152,7 @@ fn run(task: Task) -> Result<ExitCode> {
             envoy::ensure();
             openid::ensure();
             story_programs::ensure();
+            kube::ensure();
             if !no_vm {
                 for series in kernels::ALL {
                     setup::for_vm(series)?;

@@ -15,6 +15,7 @@ use crate::{
     command::{command, follow, note, step},
     ebpf, envoy, fuzz, host,
     kernels::{self, Series},
+    kube,
     libtest::Summary,
     lint, machines, openid, paths,
     report::{self, Level},
@@ -40,6 +41,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     envoy::ensure();
     openid::ensure();
     story_programs::ensure();
+    kube::ensure();
     ebpf::build()?;
     let mut levels = Vec::new();
     if args.filter.is_none() {

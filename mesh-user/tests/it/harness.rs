@@ -27,6 +27,8 @@ pub(crate) enum Needs {
     OpenIdProvider,
     /// `meshd`, once, where the processor has `cmpxchg16b`: haproxy does not run without it.
     WideCompare,
+    /// A Kubernetes API server, once, on this machine's own kernel.
+    Kubernetes,
     /// `meshd`, once, where the kernel lets programs use `io_uring`.
     IoUring,
 }
@@ -165,6 +167,16 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
             return Some(
                 "no oidc-provider under target/tools: cargo xtask test installs it where npm is".to_owned(),
             );
+        }
+    }
+    if story.needs == Needs::Kubernetes {
+        if ground::Scale::from_environment().is_vm() {
+            return Some(
+                "an API server is too slow for an emulated kernel: its stories are told natively".to_owned(),
+            );
+        }
+        if super::kube::assets().is_none() {
+            return Some("no API server under target/kube: cargo xtask test builds it".to_owned());
         }
     }
     if story.needs == Needs::WideCompare && !has_wide_compare() {

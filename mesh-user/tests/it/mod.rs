@@ -10,6 +10,7 @@ pub(crate) mod foreign;
 pub(crate) mod ground;
 pub(crate) mod harness;
 pub(crate) mod judge;
+pub(crate) mod kube;
 pub(crate) mod mesh;
 pub(crate) mod netns;
 pub(crate) mod nodefile;

@@ -5,6 +5,7 @@ use super::harness::Story;
 mod authorizers;
 mod bulk;
 mod bypass;
+mod cluster;
 mod destination;
 mod endings;
 mod hold;
@@ -34,8 +35,9 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 36] = [
+    let topics: [(&str, &'static [Story]); 37] = [
         ("selfcheck", selfcheck::STORIES),
+        ("cluster", cluster::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),
