@@ -37,7 +37,7 @@ pub(super) fn open(connection: &Connection, shared: &Shared, now: i64) -> rusqli
 }
 
 fn is_plugged_in(shared: &Shared) -> bool {
-    let is_there = |name: &str| std::fs::symlink_metadata(shared.settings.directory.join(name)).is_ok();
+    let is_there = |name: &str| std::fs::symlink_metadata(shared.settings.material().join(name)).is_ok();
     PLUGGED_IN.iter().any(|name| is_there(name))
 }
 
@@ -56,9 +56,9 @@ pub(super) fn look(connection: &Connection, shared: &Shared, now: i64) -> rusqli
 fn take_up(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::Result<bool> {
     let directory = &shared.settings.directory;
     let all = rows::all(connection)?;
-    let material = match Material::read(directory).map_err(refuse)? {
+    let material = match Material::read(shared.settings.material()).map_err(refuse)? {
         Some(material) => material,
-        None if all.is_empty() => {
+        None if all.is_empty() && shared.settings.plugged_in.is_none() => {
             let settings = &shared.settings;
             create_root(directory, &settings.trust_domain, settings.root_lifetime).map_err(refuse)?;
             Material::read(directory).map_err(refuse)?.ok_or_else(|| gone(shared))?
@@ -102,9 +102,8 @@ fn take_up(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::Resu
 }
 
 fn gone(shared: &Shared) -> rusqlite::Error {
-    let path = shared.settings.directory.clone();
-    let what = "the CA's state is there, its key and certificate are not: restore them, or remove state.db too to start a \
-                new trust";
+    let path = shared.settings.material().to_owned();
+    let what = "the CA's key and certificate are not there: restore them; without them and state.db a new trust is started";
     refuse(CaError::Incomplete { path, what: what.to_owned() })
 }
 
@@ -222,7 +221,9 @@ fn root_of<'a>(chain: &[CertificateDer<'_>], all: &'a [Row]) -> Result<Option<&'
 
 /// Writes the trusted roots into `ca.crt`, the one of `ca.key` first, where the roots are this CA's own.
 pub(super) fn mirror(shared: &Shared, all: &[Row]) -> Result<(), CaError> {
-    if !all.iter().any(|row| row.source == Source::Own && row.stage == Stage::Active) {
+    let own = all.iter().any(|row| row.source == Source::Own && row.stage == Stage::Active);
+    // plugged-in files on their way in do not get the old CA's beside them
+    if !own || is_plugged_in(shared) {
         return Ok(());
     }
     let mut roots: Vec<_> = all.iter().filter(|row| row.is_trusted_root()).collect();

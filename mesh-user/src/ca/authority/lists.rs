@@ -85,6 +85,9 @@ pub enum Revoke {
 pub struct Revoked {
     /// Serial numbers, lower-case hex.
     pub serials: Vec<String>,
+    /// Those that no list can name, since their authority's key is not here any more: they stay valid until they end, or
+    /// until that authority is revoked or withdrawn.
+    pub remaining: Vec<String>,
     /// The version of the trust that says so.
     pub version: u64,
 }
@@ -147,29 +150,35 @@ pub(super) fn revoke(
         Revoke::Identity { id, .. } => by_identity(connection, id, now)?,
         Revoke::Issuer(serial) => vec![issuer(connection, shared, &normal(serial), now)?],
     };
+    let all_of_it = !matches!(what, Revoke::Identity { .. });
     let rows = rows::all(connection)?;
     let mut issuers: Vec<&Row> = Vec::new();
-    for one in &found {
+    let (mut serials, mut remaining) = (Vec::new(), Vec::new());
+    for one in found {
         let row = rows.iter().find(|row| row.id == one.issuer);
         let row = row.ok_or_else(|| refuse(CaError::Refused(format!("nobody signed {}", one.serial))))?;
         if !issuers.iter().any(|known| known.id == row.id) {
-            must_sign_lists(shared, &rows, row)?;
-            issuers.push(row);
+            match must_sign_lists(shared, &rows, row) {
+                Ok(()) => issuers.push(row),
+                Err(error) if all_of_it => return Err(error),
+                Err(_) => {
+                    remaining.push(one.serial);
+                    continue;
+                }
+            }
         }
         connection.execute(
             "INSERT INTO revoked (issuer, serial, at, reason, not_after) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO NOTHING",
             params![one.issuer, one.serial, now, reason.code() as i64, one.not_after],
         )?;
+        serials.push(one.serial);
     }
     let version = rows::count_up(connection, !issuers.is_empty(), now)?;
     for row in issuers {
         sign(connection, shared, row, version, now)?;
     }
-    Ok(Revoked {
-        serials: found.into_iter().map(|one| one.serial).collect(),
-        version: u64::try_from(version).unwrap_or_default(),
-    })
+    Ok(Revoked { serials, remaining, version: u64::try_from(version).unwrap_or_default() })
 }
 
 fn by_serial(connection: &Connection, serial: &str, now: i64) -> rusqlite::Result<Found> {
@@ -192,8 +201,9 @@ fn by_serial(connection: &Connection, serial: &str, now: i64) -> rusqlite::Resul
 
 fn by_identity(connection: &Connection, id: &SpiffeId, now: i64) -> rusqlite::Result<Vec<Found>> {
     let mut statement = connection.prepare(
-        "SELECT serial, issuer, not_after FROM issued i WHERE spiffe_id = ?1 AND not_after > ?2 AND NOT EXISTS
-             (SELECT 1 FROM revoked r WHERE r.issuer = i.issuer AND r.serial = i.serial)
+        "SELECT serial, issuer, not_after FROM issued i WHERE spiffe_id = ?1 AND not_after > ?2
+             AND NOT EXISTS (SELECT 1 FROM revoked r WHERE r.issuer = i.issuer AND r.serial = i.serial)
+             AND EXISTS (SELECT 1 FROM authorities a WHERE a.id = i.issuer AND a.stage <> 'withdrawn')
          ORDER BY serial",
     )?;
     statement

@@ -74,6 +74,8 @@ struct View {
     versions: (i64, i64),
     signer: Arc<Signer>,
     trust: Arc<Trust>,
+    /// PEM, those that name nothing too.
+    lists: String,
 }
 
 /// A certificate authority; cheap to clone.
@@ -120,7 +122,7 @@ impl Authority {
     /// the CA signs, or the state cannot be written.
     pub fn open(settings: AuthoritySettings) -> Result<Self, CaError> {
         let state = State::open(&settings.directory)?;
-        let shared = Arc::new(Shared { keys: Keyring::new(&settings.directory), settings });
+        let shared = Arc::new(Shared { keys: Keyring::new(&settings), settings });
         let inside = Arc::clone(&shared);
         state.write_waiting(move |c| folder::open(c, &inside, now())).map_err(refusal)?;
         let view = read(&state, &shared)?;
@@ -174,7 +176,9 @@ impl Authority {
     /// When the CA's keys are plugged in, another one is on its way, or it cannot be written.
     pub async fn rotate(&self, kind: Kind) -> Result<AuthorityStatus, CaError> {
         self.change(move |c, shared, now| motion::rotate(c, shared, kind, now)).await?;
-        self.0.wake.notify_one();
+        if self.settings().automatic {
+            self.do_due().await?;
+        }
         self.status()
     }
 
@@ -224,11 +228,10 @@ impl Authority {
         .await
     }
 
-    /// The revocation lists in force, PEM, for verifiers that are no meshd.
+    /// The revocation lists of all authorities, PEM, for verifiers that are no meshd: many of them want one of each
+    /// authority, even if it names nothing.
     pub fn crl_pem(&self) -> String {
-        let view = self.0.view.load();
-        let lists = view.trust.bundles.revoked.values().flatten();
-        lists.map(|list| folder::pem("X509 CRL", list.der())).collect()
+        self.0.view.load().lists.clone()
     }
 
     /// Where it stands.
@@ -453,15 +456,18 @@ fn read(state: &State, shared: &Shared) -> Result<View, CaError> {
     let kept: Vec<_> =
         all.iter().filter(|row| row.stage != Stage::Withdrawn).map(|row| row.id.as_str()).collect();
     shared.keys.keep_only(&kept);
+    let pem = lists.iter().map(|list| folder::pem("X509 CRL", &list.der)).collect();
     let trust = Arc::new(trust(&all, lists, &shared.settings.trust_domain, versions.0)?);
-    Ok(View { versions, signer, trust })
+    Ok(View { versions, signer, trust, lists: pem })
 }
 
-/// What agents are to believe: the root that signs first.
+/// What agents are to believe: the root that signs first. Lists that name nothing say nothing to meshd, and an operator may
+/// have lists of the same authorities, of which peers ask only one.
 fn trust(all: &[Row], lists: Vec<lists::List>, domain: &TrustDomain, version: i64) -> Result<Trust, CaError> {
     let mut roots: Vec<_> = all.iter().filter(|row| row.is_trusted_root()).collect();
     roots.sort_by_key(|row| (row.stage != Stage::Active, row.created));
-    let lists = lists.into_iter().map(|list| RevocationList::new(list.der)).collect::<Result<Vec<_>, _>>();
+    let named = lists.into_iter().filter(|list| list.entries > 0);
+    let lists = named.map(|list| RevocationList::new(list.der)).collect::<Result<Vec<_>, _>>();
     let lists =
         lists.map_err(|error| CaError::Refused(format!("a revocation list in the CA's state: {error}")))?;
     let mut bundles = TrustBundles {

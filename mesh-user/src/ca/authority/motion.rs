@@ -194,10 +194,16 @@ pub(super) fn replace_intermediate(
     step(connection, shared, &id, Event::Advance, now).map(drop)
 }
 
-/// What a command is about: what comes before what goes.
+/// What a command is about: what comes before what goes, and what only follows its root last.
 fn moving(all: &[Row], kind: Kind) -> Option<&Row> {
-    let coming = all.iter().find(|row| row.kind == kind && is_coming(row));
-    coming.or_else(|| all.iter().find(|row| row.kind == kind && row.stage == Stage::Retiring))
+    let follows = |row: &Row| {
+        let root = all.iter().find(|root| Some(&root.id) == row.parent.as_ref());
+        row.source == Source::Own && root.is_some_and(|root| root.stage != Stage::Active)
+    };
+    let of_kind = || all.iter().filter(|row| row.kind == kind);
+    let coming = of_kind().find(|row| is_coming(row) && !follows(row));
+    let going = || of_kind().find(|row| row.stage == Stage::Retiring);
+    coming.or_else(going).or_else(|| of_kind().find(|row| is_coming(row)))
 }
 
 /// The next stage of the rotation under way.

@@ -19,18 +19,17 @@ impl Authority {
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last_error = None;
         loop {
-            let is_due = tokio::select! {
+            let outcome = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = due.tick() => true,
-                () = self.0.wake.notified() => true,
+                _ = due.tick() => self.do_due().await,
+                () = self.0.wake.notified() => self.write_acknowledgements().await,
                 told = changed.changed() => {
                     if told.is_err() {
                         return;
                     }
-                    false
+                    self.refresh()
                 }
             };
-            let outcome = if is_due { self.do_due().await } else { self.refresh() };
             let error = outcome.err().map(|error| error.to_string());
             if error != last_error {
                 match &error {

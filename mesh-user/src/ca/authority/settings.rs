@@ -1,6 +1,10 @@
 //! The policy of a CA, as whoever makes its configuration fills it in.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{ca::csr::KeyKind, identity::TrustDomain};
 
@@ -12,6 +16,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub struct AuthoritySettings {
     /// The folder of its keys and its state.
     pub directory: PathBuf,
+    /// The folder of plugged-in files, where that is another one, which may be read-only. None: `directory`.
+    pub plugged_in: Option<PathBuf>,
     /// Whose identities it signs.
     pub trust_domain: TrustDomain,
     /// A certificate's life when nobody asks for another.
@@ -51,6 +57,7 @@ impl AuthoritySettings {
     pub fn new(directory: PathBuf, trust_domain: TrustDomain) -> Self {
         Self {
             directory,
+            plugged_in: None,
             trust_domain,
             lifetime: DAY,
             max_lifetime: DAY,
@@ -67,5 +74,10 @@ impl AuthoritySettings {
             list_lifetime: DAY,
             interval: Duration::from_secs(5),
         }
+    }
+
+    /// Where certificates and keys are that this CA did not make.
+    pub(super) fn material(&self) -> &Path {
+        self.plugged_in.as_deref().unwrap_or(&self.directory)
     }
 }

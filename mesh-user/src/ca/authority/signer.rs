@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -117,6 +117,8 @@ impl Signer {
 /// The keys of this CA that were used; shared with what runs in transactions.
 pub(super) struct Keyring {
     directory: PathBuf,
+    /// Of what others made.
+    material: PathBuf,
     signers: Mutex<BTreeMap<String, Arc<Signer>>>,
 }
 
@@ -127,8 +129,9 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    pub(super) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), signers: Mutex::default() }
+    pub(super) fn new(settings: &AuthoritySettings) -> Self {
+        let (directory, material) = (settings.directory.clone(), settings.material().to_owned());
+        Self { directory, material, signers: Mutex::default() }
     }
 
     /// The authority with its key. One that is in memory stays, even if its file was replaced by another's.
@@ -148,7 +151,8 @@ impl Keyring {
             .key_file
             .as_deref()
             .ok_or_else(|| CaError::Refused(format!("the key of {} is not here", row.subject())))?;
-        let path = self.directory.join(name);
+        let folder = if row.source == Source::Own { &self.directory } else { &self.material };
+        let path = folder.join(name);
         let invalid = |what: String| CaError::Invalid { path: path.clone(), what };
         let Some(pem) = files::read_secret(&path)? else {
             let what = format!("is missing: restore it, it is the key of {}", row.subject());

@@ -48,7 +48,7 @@ impl Fixture {
         let shared = Arc::clone(&self.authority.0.shared);
         let settings = AuthoritySettings { automatic: true, ..shared.settings.clone() };
         let done = self.authority.0.state.write_waiting(move |c| {
-            let keys = Keyring::new(&settings.directory);
+            let keys = Keyring::new(&settings);
             motion::due(c, &Shared { settings, keys }, now)
         });
         self.authority.refresh().unwrap();
