@@ -66,7 +66,10 @@ fn take_up(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::Resu
         None => return Err(gone(shared)),
     };
     let issuing = id_of(&material.issuing).map_err(refuse)?;
-    if !is_new(&all, &material, &issuing).map_err(refuse)? {
+    // a key that was replaced while this process did not run signs no more, known to all or not
+    let signs =
+        |row: &Row| row.stage == Stage::Active && row.key_file.is_some() && shared.keys.get(row).is_ok();
+    if all.iter().any(signs) && !is_new(&all, &material, &issuing).map_err(refuse)? {
         return Ok(false);
     }
     let own = material.key_path == directory.join(ROOT_KEY);
@@ -242,7 +245,7 @@ pub(super) fn mirror(shared: &Shared, all: &[Row]) -> Result<(), CaError> {
 /// RFC 7468.
 pub(super) fn pem(label: &str, der: &[u8]) -> String {
     let text = BASE64_STANDARD.encode(der);
-    let mut lines = format!("-----BEGIN {label}-----\n");
+    let (mut lines, end) = (format!("-----BEGIN {label}-----\n"), format!("-----END {label}-----\n"));
     let mut rest = text.as_str();
     while !rest.is_empty() {
         let (line, behind) = rest.split_at(rest.len().min(64));
@@ -250,6 +253,5 @@ pub(super) fn pem(label: &str, der: &[u8]) -> String {
         lines.push('\n');
         rest = behind;
     }
-    lines.push_str(&format!("-----END {label}-----\n"));
-    lines
+    lines + &end
 }

@@ -32,9 +32,10 @@ impl Authority {
             };
             let error = outcome.err().map(|error| error.to_string());
             if error != last_error {
-                match &error {
-                    Some(error) => tracing::error!(%error, "the CA goes on with what it has"),
-                    None => tracing::info!("the CA is well again"),
+                if let Some(error) = &error {
+                    tracing::error!(%error, "the CA goes on with what it has");
+                } else {
+                    tracing::info!("the CA is well again");
                 }
                 last_error = error;
             }

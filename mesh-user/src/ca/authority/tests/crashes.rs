@@ -142,8 +142,7 @@ async fn a_rotation_goes_on_after_kill_9_at_any_stage() {
         let svid = authority.issue(&id("web")).await.unwrap();
         verify(&trust.bundles, &svid.chain).unwrap_or_else(|e| panic!("round {round}: {e}"));
         let keys = std::fs::read_dir(&directory).unwrap().filter(|entry| {
-            let name = entry.as_ref().unwrap().file_name();
-            name.to_string_lossy().ends_with(".key")
+            entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "key")
         });
         assert_eq!(keys.count(), status.authorities.len(), "round {round}: a key for each, and no other");
     }

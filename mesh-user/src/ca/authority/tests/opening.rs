@@ -1,6 +1,6 @@
 //! What a folder may hold, and what becomes of it.
 
-use std::os::unix::fs::PermissionsExt;
+use std::{collections::BTreeSet, os::unix::fs::PermissionsExt};
 
 use super::*;
 use crate::ca::{EmbeddedCa, Issuer, OwnBundle, files, tests::Operators};
@@ -102,7 +102,7 @@ fn what_nobody_would_believe_is_not_opened() {
     assert!(error.contains("ca.key") && error.contains("restore it"), "{error}");
 }
 
-/// Operators' CAs of two generations, under one name of the root but other names below it.
+/// An operator's root, an authority below it, and that one's key.
 fn generation(name: &'static str) -> (rcgen::Certificate, rcgen::Certificate, KeyPair) {
     let authority = |name: &str| {
         let mut params = CertificateParams::default();
@@ -171,6 +171,54 @@ async fn plugged_in_files_are_replaced_without_a_certificate_that_nobody_believe
     assert!(verify(&fixture.bundles(), &meanwhile.chain).is_err());
     verify(&fixture.bundles(), &new.chain).unwrap();
     assert!(directory.join("ca-key.pem").exists(), "the operator's files are the operator's");
+}
+
+#[tokio::test]
+async fn files_that_were_replaced_while_nobody_ran_sign_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("cacerts");
+    let (one, two) = (generation("one"), generation("two"));
+    put(&directory, &[&one.0], &one.1, &one.2);
+    let old = Authority::open(settings(&directory)).unwrap().issue(&id("old")).await.unwrap();
+    put(&directory, &[&one.0, &two.0], &two.1, &two.2);
+    let authority = Authority::open(settings(&directory)).unwrap();
+    let svid = authority.issue(&id("new")).await.unwrap();
+    let bundles = authority.trust().borrow().bundles.clone();
+    for chain in [&old.chain, &svid.chain] {
+        verify(&bundles, chain).unwrap();
+    }
+    assert_eq!(svid.chain[1], *two.1.der());
+
+    // looked at while the old key was still in memory, and started anew before it was time
+    let other = folder.path().join("other");
+    put(&other, &[&one.0], &one.1, &one.2);
+    let running = Authority::open(settings(&other)).unwrap();
+    put(&other, &[&one.0, &two.0], &two.1, &two.2);
+    running.do_due().await.unwrap();
+    assert_eq!(running.issue(&id("web")).await.unwrap().chain[1], *one.1.der());
+    drop(running);
+    let again = Authority::open(settings(&other)).unwrap();
+    assert_eq!(again.issue(&id("web")).await.unwrap().chain[1], *two.1.der());
+}
+
+#[tokio::test]
+async fn plugged_in_files_may_be_in_a_folder_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, material) = (folder.path().join("ca"), folder.path().join("cacerts"));
+    let one = generation("one");
+    put(&material, &[&one.0], &one.1, &one.2);
+    let settings = || AuthoritySettings { plugged_in: Some(material.clone()), ..settings(&directory) };
+    for _ in 0..2 {
+        let authority = Authority::open(settings()).unwrap();
+        verify(&authority.trust().borrow().bundles, &authority.issue(&id("web")).await.unwrap().chain)
+            .unwrap();
+    }
+    let names: BTreeSet<_> = std::fs::read_dir(&material).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "nothing is written there: {names:?}");
+    std::fs::remove_dir_all(&material).unwrap();
+    std::fs::create_dir(&material).unwrap();
+    let error = Authority::open(settings()).unwrap_err().to_string();
+    assert!(error.contains("restore them"), "{error}");
 }
 
 #[tokio::test]

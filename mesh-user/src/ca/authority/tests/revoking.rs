@@ -11,11 +11,11 @@ async fn a_certificate_is_taken_back_by_its_serial_number() {
         let fixture = Fixture::new(|settings| settings.intermediates = intermediates);
         let (bad, good) = (fixture.svid("bad").await, fixture.svid("good").await);
         let before = fixture.authority.trust().borrow().clone();
-        let colons: String =
-            bad.serial.as_bytes().chunks(2).map(|two| format!(":{}", String::from_utf8_lossy(two))).collect();
+        let pairs: Vec<_> = bad.serial.as_bytes().chunks(2).map(String::from_utf8_lossy).collect();
+        let colons = pairs.join(":");
         let what = Revoke::Serial(colons.to_uppercase());
         let revoked = fixture.authority.revoke(what, Reason::KeyCompromise).await.unwrap();
-        assert_eq!(revoked.serials, [bad.serial.clone()]);
+        assert_eq!(revoked.serials, std::slice::from_ref(&bad.serial));
         let now = fixture.authority.trust().borrow().clone();
         assert!(now.version > before.version && now.version == revoked.version);
         assert!(matches!(verify(&now.bundles, &bad.chain), Err(VerifyError::Revoked(_))));

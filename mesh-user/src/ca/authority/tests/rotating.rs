@@ -122,7 +122,7 @@ async fn force_goes_on_and_cancel_forgets() {
     let keys: Vec<_> = std::fs::read_dir(fixture.directory())
         .unwrap()
         .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
-        .filter(|name| name.ends_with(".key"))
+        .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "key"))
         .collect();
     assert_eq!(keys.len(), 1, "{keys:?}");
 }
