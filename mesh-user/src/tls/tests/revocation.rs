@@ -49,7 +49,8 @@ async fn of_an_authoritys_several_lists_all_count() {
     let nodes = Nodes::of(&ca);
     let (client, stranger) = (&nodes.client_svid.chain[0], ca.svid(WEB));
     let (about, other) = (list(&ca, &[client]), list(&ca, &[&stranger.chain[0]]));
-    for lists in [vec![about.clone(), other.clone()], vec![other.clone(), about], vec![other.clone(), other]] {
+    for lists in [vec![about.clone(), other.clone()], vec![other.clone(), about], vec![other.clone(), other]]
+    {
         let refused = lists[0] != lists[1];
         nodes.server_bundles.store(with_lists(&ca, lists));
         assert_eq!(nodes.handshake().await.1.is_err(), refused);

@@ -209,3 +209,58 @@ async fn the_status_is_what_meshctl_shows() {
     assert_eq!((&signing["signs"], &signing["certificates"]), (&true.into(), &1.into()));
     assert!(signing["list"]["nextUpdateSeconds"].as_i64() > Some(now()));
 }
+
+/// Days in seconds: two replicas issue all the time while roots and intermediates come and go by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_by_themselves_leave_no_valid_certificate_unbelieved() {
+    const ROTATIONS: usize = 3;
+    let fixture = Fixture::new(|settings| {
+        settings.automatic = true;
+        settings.intermediates = true;
+        settings.lifetime = Duration::from_secs(2);
+        settings.max_lifetime = settings.lifetime;
+        settings.clock_skew = Duration::from_secs(1);
+        settings.propagation = Duration::from_secs(1);
+        settings.interval = Duration::from_millis(100);
+    });
+    let (stop, replicas) = (CancellationToken::new(), [fixture.authority.clone(), fixture.replica()]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for own in 0..2 {
+        let (stop, replicas) = (stop.clone(), replicas.clone());
+        let runs = (replicas[own].clone(), stop.clone());
+        tasks.spawn(async move {
+            runs.0.run(runs.1).await;
+            0
+        });
+        tasks.spawn(async move {
+            let (mut valid, mut verified) = (Vec::<Svid>::new(), 0_u32);
+            while !stop.is_cancelled() {
+                valid.push(replicas[own].issue(&id("web")).await.unwrap());
+                let soon = SystemTime::now() + Duration::from_millis(500);
+                valid.retain(|svid| svid.not_after > soon);
+                for at in [0, valid.len() / 2, valid.len() - 1] {
+                    // what its own side was told, and the other side, which may have heard later
+                    let bundles = replicas.each_ref().map(|replica| replica.trust().borrow().bundles.clone());
+                    let Some(svid) = valid.get(at) else { continue };
+                    for bundles in bundles {
+                        verify(&bundles, &svid.chain).unwrap_or_else(|e| panic!("after {verified}: {e}"));
+                        verified += 1;
+                    }
+                }
+            }
+            verified
+        });
+    }
+    let mut trust = fixture.authority.trust();
+    let roots = |trust: &Trust| trust.bundles.roots[&TrustDomain::cluster_local()].clone();
+    for _ in 0..ROTATIONS {
+        let before = roots(&trust.borrow().clone());
+        fixture.authority.rotate(Kind::Root).await.unwrap();
+        let done = trust.wait_for(|trust| roots(trust).len() == 1 && roots(trust) != before);
+        tokio::time::timeout(Duration::from_secs(60), done).await.unwrap().unwrap();
+    }
+    stop.cancel();
+    let verified: u32 = tasks.join_all().await.into_iter().sum();
+    println!("{verified} verifications over {ROTATIONS} rotations, none failed");
+    assert!(verified > 100);
+}
