@@ -1,10 +1,13 @@
 //! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
 //! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
 
+pub mod authority;
 mod bundle;
 pub mod csr;
 mod embedded;
 mod files;
+mod keys;
+mod leaf;
 mod material;
 mod plan;
 pub mod proto;
@@ -24,7 +27,7 @@ pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
 pub use revocation::add_revocation_lists;
 pub use source::SvidSource;
-pub use state::StateError;
+pub use state::{State, StateError};
 pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};
@@ -91,6 +94,15 @@ pub enum CaError {
     /// The issuing certificate's own validity has ended.
     #[error("the issuing certificate expired; replace the files in the CA's folder and restart")]
     IssuerExpired,
+    /// The key of a CSR is one that this CA certifies none of.
+    #[error("this CA certifies no {0} (setting keyKinds)")]
+    KeyKind(String),
+    /// Somebody took the identity out of use.
+    #[error("{0} is blocked: `meshctl ca unblock` lets it have certificates again")]
+    Blocked(SpiffeId),
+    /// A step of the CA itself that is not possible, or not safe.
+    #[error("{0}")]
+    Refused(String),
     /// Building or signing a certificate failed.
     #[error("cannot issue a certificate for {subject}: {what}")]
     Sign {

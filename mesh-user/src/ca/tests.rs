@@ -311,17 +311,17 @@ fn a_clock_that_is_set_forward_or_back_renews_at_once() {
 }
 
 /// A CA as an operator has it: a root, what is between, and a key that signs.
-struct Operators {
-    root: rcgen::Certificate,
+pub(super) struct Operators {
+    pub(super) root: rcgen::Certificate,
     between: Vec<rcgen::Certificate>,
     key: rcgen::KeyPair,
 }
 
-type Change = fn(&mut rcgen::CertificateParams);
+pub(super) type Change = fn(&mut rcgen::CertificateParams);
 
 impl Operators {
     /// `depth` CAs below the root, the last of them with `change`.
-    fn new(depth: usize, algorithm: &'static rcgen::SignatureAlgorithm, change: Change) -> Self {
+    pub(super) fn new(depth: usize, algorithm: &'static rcgen::SignatureAlgorithm, change: Change) -> Self {
         let authority = |name: &str| {
             let mut params = rcgen::CertificateParams::new([]).unwrap();
             params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -346,7 +346,7 @@ impl Operators {
     }
 
     /// The files of Istio's secret `cacerts`.
-    fn plug_in(&self, directory: &Path) {
+    pub(super) fn plug_in(&self, directory: &Path) {
         files::open_directory(directory).unwrap();
         let between: Vec<_> = self.between.iter().map(rcgen::Certificate::pem).collect();
         let chain = between.concat() + &self.root.pem();

@@ -47,6 +47,6 @@ impl std::fmt::Debug for Svid {
 pub struct TrustBundles {
     /// DER roots per trust domain.
     pub roots: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
-    /// What authorities of a trust domain have taken back; at most one list of each.
+    /// What authorities of a trust domain have taken back. Of several lists of one authority all count.
     pub revoked: BTreeMap<TrustDomain, Vec<RevocationList>>,
 }

@@ -14,8 +14,8 @@ use arc_swap::ArcSwap;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{
-    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy, anchor_from_trusted_cert,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy, anchor_from_trusted_cert,
 };
 use x509_parser::{
     certificate::X509Certificate,
@@ -185,27 +185,29 @@ impl PeerVerifier {
             }
             None => return Err(VerifyError::TrustDomain(domain.clone())),
         };
-        let lists: Vec<_> =
-            bundles.revoked.get(known_as).into_iter().flatten().map(RevocationList::list).collect();
+        let rounds = rounds(bundles.revoked.get(known_as).map(Vec::as_slice).unwrap_or_default());
         let anchors: Vec<_> = roots.iter().filter_map(|root| anchor_from_trusted_cert(root).ok()).collect();
         let end_entity = EndEntityCert::try_from(leaf).map_err(|e| VerifyError::Malformed(e.to_string()))?;
         let usage = match role {
             PeerRole::Client => KeyUsage::client_auth(),
             PeerRole::Server => KeyUsage::server_auth(),
         };
-        // A list that is late still says what was revoked when it was written.
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            options
-                .with_depth(RevocationCheckDepth::Chain)
-                .with_status_policy(UnknownStatusPolicy::Allow)
-                .with_expiration_policy(ExpirationPolicy::Ignore)
-                .build()
-        });
         let at = |time: SystemTime| {
             let time = UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
-            end_entity
-                .verify_for_usage(self.algorithms.all, &anchors, intermediates, time, usage, revocation, None)
-                .map(drop)
+            rounds.iter().try_for_each(|lists| {
+                // A list that is late still says what was revoked when it was written.
+                let revocation = RevocationOptionsBuilder::new(lists).ok().map(|options| {
+                    options
+                        .with_depth(RevocationCheckDepth::Chain)
+                        .with_status_policy(UnknownStatusPolicy::Allow)
+                        .with_expiration_policy(ExpirationPolicy::Ignore)
+                        .build()
+                });
+                let algorithms = self.algorithms.all;
+                end_entity
+                    .verify_for_usage(algorithms, &anchors, intermediates, time, usage, revocation, None)
+                    .map(drop)
+            })
         };
         // Only a certificate at the edge of its validity is judged by a skewed clock.
         let outcome = match at(now) {
@@ -215,6 +217,23 @@ impl PeerVerifier {
         };
         outcome.map_err(|error| path_error(error, VerifyError::UnknownAuthority(domain.clone())))
     }
+}
+
+/// webpki asks the first list of an authority alone. One that has two, its own and an operator's, is asked in two rounds;
+/// there is always one.
+fn rounds(lists: &[RevocationList]) -> Vec<Vec<&CertRevocationList<'static>>> {
+    let mut rounds = vec![Vec::new()];
+    for list in lists.iter().map(RevocationList::list) {
+        let of_another = |other: &&CertRevocationList<'static>| {
+            other.issuer() != list.issuer()
+                || other.issuing_distribution_point() != list.issuing_distribution_point()
+        };
+        match rounds.iter_mut().find(|round: &&mut Vec<_>| round.iter().all(of_another)) {
+            Some(round) => round.push(list),
+            None => rounds.push(vec![list]),
+        }
+    }
+    rounds
 }
 
 /// Why there is no path; `unknown` where none leads to an authority that is believed.

@@ -10,7 +10,10 @@ use mesh_user::{
     admin::{
         self, ExplainQuery, Explanation, Knowledge, LintRow, NoKeys, PolicyFiles, review, server::SOCKET_NAME,
     },
-    ca::{EmbeddedCa, OwnBundle},
+    ca::{
+        OwnBundle,
+        authority::{Authority, AuthoritySettings},
+    },
     capture,
     config::Config,
     policy::{CompiledPolicies, PolicySet, lint::Facts},
@@ -154,7 +157,11 @@ pub(crate) fn cleanup(runtime_dir: &Path) -> anyhow::Result<()> {
 pub(crate) fn issue_intermediate(config: &Path, out: &Path) -> anyhow::Result<()> {
     let config = Config::load(config)?;
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
-    let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
+    let ca = Authority::open(AuthoritySettings {
+        lifetime,
+        max_lifetime: lifetime,
+        ..AuthoritySettings::new(config.ca_directory(), config.trust_domain.clone())
+    })?;
     Ok(ca.issue_intermediate(out)?)
 }
 

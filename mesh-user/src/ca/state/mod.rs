@@ -86,18 +86,43 @@ impl State {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StateError> {
         let (tell, told) = oneshot::channel();
+        self.enqueue(work, move |outcome| {
+            // Nobody waits any more where this fails.
+            let _ = tell.send(outcome);
+        })?;
+        let told = told.await.map_err(|_| StateError::Closed(self.path.clone()))?;
+        told.map_err(|source| StateError::Database { path: self.path.clone(), source })
+    }
+
+    /// As [`Self::write`], for where nothing else runs yet: blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_waiting<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let (tell, told) = mpsc::sync_channel(1);
+        self.enqueue(work, move |outcome| {
+            let _ = tell.send(outcome);
+        })?;
+        let told = told.recv().map_err(|_| StateError::Closed(self.path.clone()))?;
+        told.map_err(|source| StateError::Database { path: self.path.clone(), source })
+    }
+
+    fn enqueue<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        tell: impl FnOnce(rusqlite::Result<T>) + Send + 'static,
+    ) -> Result<(), StateError> {
         let job: Work = Box::new(move |connection| {
             let outcome = work(connection);
             let kept = outcome.is_ok();
-            let reply: Reply = Box::new(move |committed| {
-                // Nobody waits any more where this fails.
-                let _ = tell.send(outcome.and_then(|value| committed.map(|()| value)));
-            });
+            let reply: Reply =
+                Box::new(move |committed| tell(outcome.and_then(|value| committed.map(|()| value))));
             (kept, reply)
         });
-        self.writes.send(job).map_err(|_| StateError::Closed(self.path.clone()))?;
-        let told = told.await.map_err(|_| StateError::Closed(self.path.clone()))?;
-        told.map_err(|source| StateError::Database { path: self.path.clone(), source })
+        self.writes.send(job).map_err(|_| StateError::Closed(self.path.clone()))
     }
 
     /// Reads what is committed now, replicas' writes included. For the few moments in which everything is looked at: it

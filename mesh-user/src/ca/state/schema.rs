@@ -2,8 +2,10 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use crate::ca::authority;
+
 /// Each brings the file from one version to the next (`PRAGMA user_version`).
-const STEPS: &[&str] = &[];
+const STEPS: &[&str] = &[authority::SCHEMA];
 
 /// Brings the file to this program's version.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {

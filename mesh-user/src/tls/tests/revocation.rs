@@ -44,6 +44,20 @@ async fn a_revoked_leaf_is_refused_at_both_ends_and_others_are_not() {
 }
 
 #[tokio::test]
+async fn of_an_authoritys_several_lists_all_count() {
+    let ca = TestCa::new("cluster.local");
+    let nodes = Nodes::of(&ca);
+    let (client, stranger) = (&nodes.client_svid.chain[0], ca.svid(WEB));
+    let (about, other) = (list(&ca, &[client]), list(&ca, &[&stranger.chain[0]]));
+    for lists in [vec![about.clone(), other.clone()], vec![other.clone(), about], vec![other.clone(), other]]
+    {
+        let refused = lists[0] != lists[1];
+        nodes.server_bundles.store(with_lists(&ca, lists));
+        assert_eq!(nodes.handshake().await.1.is_err(), refused);
+    }
+}
+
+#[tokio::test]
 async fn a_session_is_not_resumed_once_its_certificate_is_revoked() {
     let ca = TestCa::new("cluster.local");
     let nodes = Nodes::of(&ca);
