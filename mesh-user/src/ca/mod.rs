@@ -1,7 +1,9 @@
 //! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
 //! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
 
+pub mod audit;
 mod bundle;
+pub mod callers;
 pub mod csr;
 mod embedded;
 mod files;
@@ -9,7 +11,9 @@ mod material;
 mod plan;
 pub mod proto;
 mod revocation;
+pub mod service;
 pub mod signing;
+mod single;
 mod source;
 mod spiffe_bundle;
 pub mod state;
@@ -23,8 +27,9 @@ pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
 pub use revocation::add_revocation_lists;
+pub use single::SingleIssuer;
 pub use source::SvidSource;
-pub use state::StateError;
+pub use state::{State, StateError};
 pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Each brings the file from one version to the next (`PRAGMA user_version`).
-const STEPS: &[&str] = &[];
+const STEPS: &[&str] = &[crate::ca::callers::JOIN_TOKEN_SCHEMA];
 
 /// Brings the file to this program's version.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {

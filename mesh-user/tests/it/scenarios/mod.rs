@@ -2,6 +2,7 @@
 
 use super::harness::Story;
 
+mod authority;
 mod authorizers;
 mod bulk;
 mod bypass;
@@ -34,7 +35,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 36] = [
+    let topics: [(&str, &'static [Story]); 37] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -47,6 +48,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests_envoy", requests_envoy::STORIES),
         ("requests_openid", requests_openid::STORIES),
         ("requests_streams", requests_streams::STORIES),
+        ("authority", authority::STORIES),
         ("authorizers", authorizers::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
