@@ -80,7 +80,10 @@ fn router(admin: Arc<CaAdmin>) -> Router {
         .route("/healthz/ready", get(async || "ready\n"))
         .route("/healthz/live", get(async || "live\n"))
         .fallback(async || {
-            Failure(StatusCode::NOT_FOUND, "no such path in meshd ca's admin API; is meshctl of another version?".into())
+            Failure(
+                StatusCode::NOT_FOUND,
+                "no such path in meshd ca's admin API; is meshctl of another version?".into(),
+            )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(admin)
@@ -110,9 +113,12 @@ impl CaAdmin {
     async fn create(&self, wanted: NewJoinToken) -> Result<NewJoinTokenAnswer, Failure> {
         let bad = |what: String| Failure(StatusCode::BAD_REQUEST, what);
         SpiffeId::for_node(&self.trust_domain, &wanted.node).map_err(|error| bad(error.to_string()))?;
-        let (ttl, most) = (wanted.ttl_seconds.unwrap_or(self.join_tokens.ttl_seconds), self.join_tokens.max_ttl_seconds);
+        let (ttl, most) =
+            (wanted.ttl_seconds.unwrap_or(self.join_tokens.ttl_seconds), self.join_tokens.max_ttl_seconds);
         if !(1..=most).contains(&ttl) {
-            return Err(bad(format!("a join token counts for 1 to {most} s (joinTokens.maxTtlSeconds), not {ttl}")));
+            return Err(bad(format!(
+                "a join token counts for 1 to {most} s (joinTokens.maxTtlSeconds), not {ttl}"
+            )));
         }
         let tokens = self.service.join_tokens();
         let (row, token) = tokens.create(&wanted.node, Duration::from_secs(ttl), SystemTime::now()).await?;
@@ -140,7 +146,8 @@ async fn create(State(admin): State<Arc<CaAdmin>>, body: Bytes) -> Result<Json<N
 
 async fn list(State(admin): State<Arc<CaAdmin>>) -> Result<Json<Vec<JoinTokenRow>>, Failure> {
     let reading = tokio::task::spawn_blocking(move || admin.service.join_tokens().list());
-    let failed = |error: tokio::task::JoinError| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let failed =
+        |error: tokio::task::JoinError| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     Ok(Json(in_time(async { Ok(reading.await.map_err(failed)??) }).await?))
 }
 
@@ -150,7 +157,9 @@ async fn revoke(
 ) -> Result<Json<RevokedAnswer>, Failure> {
     in_time(async {
         if !admin.service.join_tokens().revoke(&id).await? {
-            let what = format!("no join token {id:?} that could still be redeemed; `meshctl ca token list` shows them");
+            let what = format!(
+                "no join token {id:?} that could still be redeemed; `meshctl ca token list` shows them"
+            );
             return Err(Failure(StatusCode::NOT_FOUND, what));
         }
         admin.changed("token revoke", None, &id).await;

@@ -240,12 +240,15 @@ impl Writer {
         let Sink::File(path) = &self.sink else { return };
         match open(path) {
             Ok(file) => self.out = Box::new(file),
-            Err(error) => tracing::error!(%error, "the audit's file cannot be opened anew; the old one stays"),
+            Err(error) => {
+                tracing::error!(%error, "the audit's file cannot be opened anew; the old one stays")
+            }
         }
     }
 
     fn report(&mut self) {
-        let (dropped, suppressed) = (self.losses.dropped.swap(0, Relaxed), self.losses.suppressed.swap(0, Relaxed));
+        let (dropped, suppressed) =
+            (self.losses.dropped.swap(0, Relaxed), self.losses.suppressed.swap(0, Relaxed));
         if dropped + suppressed > 0 {
             let time = rfc3339(SystemTime::now());
             let line = serde_json::json!({
@@ -289,7 +292,12 @@ mod tests {
     }
 
     fn refusal(detail: &str) -> AuditRecord {
-        AuditRecord { call: "test", outcome: "refused", detail: Some(detail.to_owned()), ..AuditRecord::default() }
+        AuditRecord {
+            call: "test",
+            outcome: "refused",
+            detail: Some(detail.to_owned()),
+            ..AuditRecord::default()
+        }
     }
 
     #[test]
@@ -327,7 +335,8 @@ mod tests {
 
     #[test]
     fn what_a_caller_chose_forges_no_line_and_is_cut() {
-        let line = refusal(&format!("a\n{{\"outcome\":\"issued\"}}\u{1b}[2J{}", "é".repeat(5000))).line(SystemTime::now());
+        let line = refusal(&format!("a\n{{\"outcome\":\"issued\"}}\u{1b}[2J{}", "é".repeat(5000)))
+            .line(SystemTime::now());
         assert_eq!(line.matches('\n').count(), 1);
         assert!(line.len() < 4096 && line.trim_end().bytes().all(|b| (b' '..=b'~').contains(&b)), "{line}");
     }

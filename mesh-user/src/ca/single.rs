@@ -53,9 +53,11 @@ impl SingleIssuer {
         longest: Duration,
     ) -> Result<Self, CaError> {
         let bundles = EmbeddedCa::open(directory, trust_domain.clone(), lifetime)?.bundles();
-        let gone = || CaError::Incomplete { path: directory.to_owned(), what: "its files went away".to_owned() };
+        let gone =
+            || CaError::Incomplete { path: directory.to_owned(), what: "its files went away".to_owned() };
         let material = Material::read(directory)?.ok_or_else(gone)?;
-        let invalid = |e: rcgen::Error| CaError::Invalid { path: material.key_path.clone(), what: e.to_string() };
+        let invalid =
+            |e: rcgen::Error| CaError::Invalid { path: material.key_path.clone(), what: e.to_string() };
         let key = KeyPair::from_pem(&material.key).map_err(invalid)?;
         let signer = Signer::from_ca_cert_der(&material.issuing, key).map_err(invalid)?;
         Ok(Self {
@@ -141,7 +143,8 @@ impl CertificateAuthority for SingleIssuer {
     fn sign(&self, request: SigningRequest) -> BoxFuture<'_, Result<SignedSvid, CaError>> {
         Box::pin(async move {
             let key = SubjectPublicKeyInfo::from_der(request.csr.public_key());
-            let key = key.map_err(|e| CaError::Sign { subject: request.id.to_string(), what: e.to_string() })?;
+            let key =
+                key.map_err(|e| CaError::Sign { subject: request.id.to_string(), what: e.to_string() })?;
             self.certify(&request.id, &[], &key, request.lifetime.unwrap_or(self.lifetime))
         })
     }

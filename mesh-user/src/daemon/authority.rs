@@ -13,6 +13,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -84,11 +85,25 @@ pub fn run_authority(config: &Path) -> Result<(), AuthorityError> {
     process::forbid_dumps().map_err(failed("core dumps cannot be forbidden"))?;
     let config = AuthorityConfig::load(config)?;
     logging::init(&config.log, logging::LogFormat::Text)?;
+    raise_descriptor_limit(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(failed("the runtime cannot be made"))?;
     runtime.block_on(serve(&config))
+}
+
+/// Each connection holds a descriptor.
+fn raise_descriptor_limit(config: &AuthorityConfig) {
+    let wanted = u64::from(config.limits.connections) + 1024;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < wanted.min(hard) {
+        // A refusal leaves the limit as it was, which the warning below tells.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
+    }
+    if hard < wanted {
+        tracing::warn!(hard, wanted, "the limit on open files is below what limits.connections may need");
+    }
 }
 
 /// The keys: swapped for those that rotate in these few lines.

@@ -119,7 +119,11 @@ impl SpiffeId {
     /// When the name is not valid as a segment of a SPIFFE path.
     pub fn for_node(trust_domain: &TrustDomain, name: &str) -> Result<Self, SpiffeIdError> {
         let path = format!("/node/{name}");
-        if Self::is_segment(name) { Self::new(trust_domain.clone(), &path) } else { Err(SpiffeIdError::Path(path)) }
+        if Self::is_segment(name) {
+            Self::new(trust_domain.clone(), &path)
+        } else {
+            Err(SpiffeIdError::Path(path))
+        }
     }
 
     /// The node's name, when this is a node's agent.

@@ -13,7 +13,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::{HandshakeError, PeerVerifier, context::{local, provider}, rustls_verifiers::ClientVerifier};
+use super::{
+    HandshakeError, PeerVerifier,
+    context::{local, provider},
+    rustls_verifiers::ClientVerifier,
+};
 
 /// A server's configuration; `certificate` is asked at each handshake.
 ///

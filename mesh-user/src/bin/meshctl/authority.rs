@@ -59,8 +59,10 @@ async fn ask(command: &CaCommand, format: Output, out: &mut dyn Write) -> anyhow
         }
         CaCommand::Token(TokenCommand::Revoke { id, service }) => {
             let hex = id.bytes().all(|b| b.is_ascii_hexdigit()) && !id.is_empty();
-            hex.then_some(()).with_context(|| format!("{id:?} is no join token's name; see `meshctl ca token list`"))?;
-            let revoked: RevokedAnswer = client(service).post(&format!("/v1/join-tokens/{id}/revoke")).await?;
+            hex.then_some(())
+                .with_context(|| format!("{id:?} is no join token's name; see `meshctl ca token list`"))?;
+            let revoked: RevokedAnswer =
+                client(service).post(&format!("/v1/join-tokens/{id}/revoke")).await?;
             render::done(out, format, &format!("join token {} is revoked", revoked.id))?;
         }
         _ => anyhow::bail!("this command does not ask meshd ca"),

@@ -106,7 +106,11 @@ mod tests {
         let nodes = ConfiguredNodes::new(&[
             NodeConfig {
                 name: "n1".into(),
-                identities: vec![pattern("spiffe://a.b/ns/shop/*"), pattern("spiffe://a.b/node/*"), pattern("spiffe://a.b/ca")],
+                identities: vec![
+                    pattern("spiffe://a.b/ns/shop/*"),
+                    pattern("spiffe://a.b/node/*"),
+                    pattern("spiffe://a.b/ca"),
+                ],
             },
             NodeConfig { name: "n2".into(), identities: vec![pattern("spiffe://a.b/ns/bank/sa/teller")] },
         ]);
@@ -127,7 +131,8 @@ mod tests {
             (n1, Some("n1"), Some("web"), None),
             ("spiffe://a.b/node/n3", Some("n3"), Some(web), None),
         ] {
-            let granted = grant(&caller(identity, agent_of), asked, &domain, &nodes).ok().map(|id| id.to_string());
+            let granted =
+                grant(&caller(identity, agent_of), asked, &domain, &nodes).ok().map(|id| id.to_string());
             if granted.as_deref() != allowed {
                 wrong.push(format!("{identity} asked for {asked:?} and got {granted:?}"));
             }

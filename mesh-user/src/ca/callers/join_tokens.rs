@@ -67,7 +67,13 @@ fn hash(token: &str) -> Vec<u8> {
 }
 
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<JoinToken> {
-    Ok(JoinToken { id: row.get(0)?, node: row.get(1)?, created: row.get(2)?, expires: row.get(3)?, redeemed: row.get(4)? })
+    Ok(JoinToken {
+        id: row.get(0)?,
+        node: row.get(1)?,
+        created: row.get(2)?,
+        expires: row.get(3)?,
+        redeemed: row.get(4)?,
+    })
 }
 
 impl JoinTokens {
@@ -108,7 +114,8 @@ impl JoinTokens {
             if state.query_row(live, [created], |row| row.get::<_, i64>(0))? >= MOST {
                 return Ok(false);
             }
-            let insert = "INSERT INTO join_token (hash, id, node, created, expires) VALUES (?1, ?2, ?3, ?4, ?5)";
+            let insert =
+                "INSERT INTO join_token (hash, id, node, created, expires) VALUES (?1, ?2, ?3, ?4, ?5)";
             state.execute(insert, params![hash, kept.id, kept.node, kept.created, kept.expires])?;
             Ok(true)
         });
@@ -150,7 +157,8 @@ impl JoinTokens {
     /// # Errors
     /// When the state cannot be read.
     pub fn list(&self) -> Result<Vec<JoinToken>, CaError> {
-        let all = "SELECT id, node, created, expires, redeemed FROM join_token ORDER BY created DESC, id LIMIT ?1";
+        let all =
+            "SELECT id, node, created, expires, redeemed FROM join_token ORDER BY created DESC, id LIMIT ?1";
         Ok(self.state.read(|state| state.prepare(all)?.query_map([2 * MOST], row)?.collect())?)
     }
 
@@ -182,11 +190,13 @@ mod tests {
         let (one, other) = (tokens(&folder), tokens(&folder));
         let now = SystemTime::now();
         let (made, token) = one.create("n1", HOUR, now).await.unwrap();
-        let tries = (0..40).map(|i| if i % 2 == 0 { &one } else { &other }).map(|tokens| tokens.redeem(&token, now));
+        let tries =
+            (0..40).map(|i| if i % 2 == 0 { &one } else { &other }).map(|tokens| tokens.redeem(&token, now));
         let outcomes = futures_util::future::join_all(tries).await;
         let nodes: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok()).collect();
         assert_eq!(nodes, ["n1"]);
-        let replays = outcomes.iter().filter(|o| matches!(o, Err(Refusal::ReplayedJoinToken(node)) if node == "n1"));
+        let replays =
+            outcomes.iter().filter(|o| matches!(o, Err(Refusal::ReplayedJoinToken(node)) if node == "n1"));
         assert_eq!(replays.count(), 39);
         assert!(other.list().unwrap().iter().any(|t| t.id == made.id && t.redeemed.is_some()));
     }
@@ -197,7 +207,9 @@ mod tests {
         let tokens = tokens(&folder);
         let now = SystemTime::now();
         let (_, old) = tokens.create("n1", HOUR, now - 2 * HOUR).await.unwrap();
-        assert!(matches!(tokens.redeem(&old, now).await, Err(Refusal::ExpiredJoinToken(node)) if node == "n1"));
+        assert!(
+            matches!(tokens.redeem(&old, now).await, Err(Refusal::ExpiredJoinToken(node)) if node == "n1")
+        );
         let (made, token) = tokens.create("n1", HOUR, now).await.unwrap();
         assert!(tokens.revoke(&made.id).await.unwrap());
         assert!(!tokens.revoke(&made.id).await.unwrap());

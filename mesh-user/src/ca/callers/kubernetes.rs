@@ -76,7 +76,9 @@ impl Tokens {
         let mut config = match kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
-                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| failed(&e))?
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                    .await
+                    .map_err(|e| failed(&e))?
             }
             None => Config::incluster().map_err(|e| failed(&e))?,
         };
@@ -133,9 +135,12 @@ impl Tokens {
 
 /// What an answer means.
 fn judge(review: TokenReview, audiences: &[String]) -> Result<ServiceAccount, Refusal> {
-    let status = review.status.ok_or_else(|| Refusal::CannotAsk("the API server gave no status".to_owned()))?;
+    let status =
+        review.status.ok_or_else(|| Refusal::CannotAsk("the API server gave no status".to_owned()))?;
     if status.authenticated != Some(true) {
-        return Err(Refusal::Token(status.error.unwrap_or_else(|| "the API server does not say why".to_owned())));
+        return Err(Refusal::Token(
+            status.error.unwrap_or_else(|| "the API server does not say why".to_owned()),
+        ));
     }
     // An API server that does not know audiences names none, and then the token is for itself.
     let named = status.audiences.unwrap_or_default();
@@ -155,7 +160,9 @@ fn account(user: &UserInfo) -> Result<ServiceAccount, Refusal> {
         let values = user.extra.as_ref()?.get(&format!("authentication.kubernetes.io/{key}"))?;
         values.first().cloned()
     };
-    let (Some(pod), Some(pod_uid)) = (extra("pod-name"), extra("pod-uid")) else { return Err(Refusal::Unbound) };
+    let (Some(pod), Some(pod_uid)) = (extra("pod-name"), extra("pod-uid")) else {
+        return Err(Refusal::Unbound);
+    };
     Ok(ServiceAccount {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
@@ -193,9 +200,7 @@ pub(in crate::ca) mod fake {
     }
 
     fn status(token: &str, asked: &Value) -> Value {
-        let user = |account: &str, extra: Value| {
-            json!({ "username": account, "groups": ["system:serviceaccounts"], "extra": extra })
-        };
+        let user = |account: &str, extra: Value| json!({ "username": account, "groups": ["system:serviceaccounts"], "extra": extra });
         let bound = |pod: &str, node: &str| {
             json!({
                 "authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [format!("uid-{pod}")],
@@ -216,7 +221,9 @@ pub(in crate::ca) mod fake {
             "no-audiences" => {
                 json!({ "authenticated": true, "user": user("system:serviceaccount:shop:web", bound("web-1", "n1")) })
             }
-            "other-audience" => json!({ "authenticated": false, "error": "token audiences [vault] is invalid" }),
+            "other-audience" => {
+                json!({ "authenticated": false, "error": "token audiences [vault] is invalid" })
+            }
             "expired" => json!({ "authenticated": false, "error": "service account token has expired" }),
             _ => json!({ "authenticated": false, "error": "invalid bearer token" }),
         }

@@ -7,18 +7,13 @@ pub mod kubernetes;
 mod rates;
 mod refusal;
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fmt, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, header::AUTHORIZATION};
 
 pub use grant::{ConfiguredNodes, Placement, grant, service_identity};
-pub use join_tokens::{JoinToken, JoinTokens};
 pub(in crate::ca) use join_tokens::SCHEMA as JOIN_TOKEN_SCHEMA;
+pub use join_tokens::{JoinToken, JoinTokens};
 pub use rates::Rates;
 pub use refusal::Refusal;
 
@@ -113,7 +108,11 @@ pub struct Callers {
 
 impl Callers {
     /// `verifier` believes this CA's own certificates and no others; `tokens` where Kubernetes is configured.
-    pub fn new(config: &AuthorityConfig, verifier: Arc<PeerVerifier>, tokens: Option<kubernetes::Tokens>) -> Self {
+    pub fn new(
+        config: &AuthorityConfig,
+        verifier: Arc<PeerVerifier>,
+        tokens: Option<kubernetes::Tokens>,
+    ) -> Self {
         Self {
             trust_domain: config.trust_domain.clone(),
             verifier,
@@ -295,7 +294,7 @@ mod tests {
             (&ca, "spiffe://a.b/ca", later, "service's own"),
             (&ca, "spiffe://a.b/node/n1/x", later, "service's own"),
             (&other, "spiffe://c.d/node/n1", later, "trust domain"),
-            (&other, "spiffe://a.b/node/n1", later, "authority"),
+            (&other, "spiffe://a.b/node/n1", later, "no path"),
         ] {
             let refused = callers.by_certificate(&seen(issuer, id, not_after)).map(drop);
             let why = refused.err().map(|refusal| refusal.to_string()).unwrap_or_default();

@@ -13,9 +13,7 @@ use std::{
 };
 
 use governor::{
-    DefaultDirectRateLimiter, Quota, RateLimiter,
-    clock::DefaultClock,
-    middleware::NoOpMiddleware,
+    DefaultDirectRateLimiter, Quota, RateLimiter, clock::DefaultClock, middleware::NoOpMiddleware,
     state::keyed::HashMapStateStore,
 };
 
@@ -82,7 +80,13 @@ struct Remembered<K: Hash + Eq + Clone> {
 
 impl<K: Hash + Eq + Clone> Remembered<K> {
     fn new(quota: Quota, most: usize) -> Self {
-        Self { each: RateLimiter::hashmap(quota), rest: RateLimiter::direct(quota), most, began: Instant::now(), swept: AtomicU64::new(0) }
+        Self {
+            each: RateLimiter::hashmap(quota),
+            rest: RateLimiter::direct(quota),
+            most,
+            began: Instant::now(),
+            swept: AtomicU64::new(0),
+        }
     }
 
     fn check(&self, key: &K) -> bool {
@@ -106,7 +110,12 @@ mod tests {
 
     #[test]
     fn one_caller_is_bounded_others_are_not_and_nobody_fills_memory() {
-        let limits = AuthorityLimits { caller_per_second: 1, caller_burst: 10, remembered_callers: 100, ..AuthorityLimits::default() };
+        let limits = AuthorityLimits {
+            caller_per_second: 1,
+            caller_burst: 10,
+            remembered_callers: 100,
+            ..AuthorityLimits::default()
+        };
         let rates = Rates::new(&limits);
         let greedy = Arc::from("greedy");
         let served = (0..1000).filter(|_| rates.caller(&greedy).is_ok()).count();
@@ -119,9 +128,11 @@ mod tests {
 
     #[test]
     fn all_of_an_ipv6_network_is_one_address() {
-        let limits = AuthorityLimits { address_per_second: 1, address_burst: 5, ..AuthorityLimits::default() };
+        let limits =
+            AuthorityLimits { address_per_second: 1, address_burst: 5, ..AuthorityLimits::default() };
         let rates = Rates::new(&limits);
-        let served = (0..100_u16).filter(|i| rates.address(format!("fd00::{i:x}").parse().unwrap()).is_ok()).count();
+        let served =
+            (0..100_u16).filter(|i| rates.address(format!("fd00::{i:x}").parse().unwrap()).is_ok()).count();
         assert!((5..10).contains(&served), "{served}");
         assert!(rates.address("fd00:0:0:1::1".parse().unwrap()).is_ok());
         assert!(rates.address("::ffff:192.0.2.1".parse().unwrap()).is_ok());

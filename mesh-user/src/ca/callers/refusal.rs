@@ -101,7 +101,9 @@ impl Refusal {
             | Self::Certificate(_)
             | Self::User(_) => Status::unauthenticated("request authenticate failure"),
             Self::UnknownJoinToken | Self::ReplayedJoinToken(_) | Self::ExpiredJoinToken(_) => {
-                Status::unauthenticated("the join token does not count; make another with `meshctl ca token create`")
+                Status::unauthenticated(
+                    "the join token does not count; make another with `meshctl ca token create`",
+                )
             }
             Self::NotAllowed(_) => Status::permission_denied("request impersonation authentication failure"),
             Self::Csr(error) => Status::invalid_argument(format!("CSR signing error ({error})")),

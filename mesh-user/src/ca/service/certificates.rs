@@ -37,7 +37,8 @@ impl IstioCertificateService for Certificates {
         let service = Arc::clone(&self.0);
         // A caller that goes away in the middle does not take along the line of what was signed.
         let answering = tokio::spawn(async move { answer(&service, visit, request).await });
-        let cert_chain = answering.await.map_err(|_| Status::internal("it failed; the service's log says why"))??;
+        let cert_chain =
+            answering.await.map_err(|_| Status::internal("it failed; the service's log says why"))??;
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
 }
@@ -87,7 +88,9 @@ pub(super) async fn sign(
 
 /// The workload that a node's agent asks for. An empty name is none, as in istiod.
 fn impersonated(metadata: Option<&Struct>) -> Result<Option<&str>, Refusal> {
-    let Some(value) = metadata.and_then(|metadata| metadata.fields.get(IMPERSONATED)) else { return Ok(None) };
+    let Some(value) = metadata.and_then(|metadata| metadata.fields.get(IMPERSONATED)) else {
+        return Ok(None);
+    };
     match &value.kind {
         Some(Kind::StringValue(id)) if id.is_empty() => Ok(None),
         Some(Kind::StringValue(id)) => Ok(Some(id)),

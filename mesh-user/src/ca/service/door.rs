@@ -123,7 +123,8 @@ impl Door {
         let mut routes = self.routes.clone();
         let answering = async {
             // Its error is Infallible.
-            let _ready = poll_fn(|context| HttpService::<Request<Incoming>>::poll_ready(&mut routes, context)).await;
+            let _ready =
+                poll_fn(|context| HttpService::<Request<Incoming>>::poll_ready(&mut routes, context)).await;
             routes.call(request).await
         };
         if call == WATCH {
@@ -172,7 +173,13 @@ impl Door {
 }
 
 /// A refusal that no handler has seen.
-pub(super) fn record(service: &Service, call: &'static str, peer: &str, reason: &'static str, detail: String) {
+pub(super) fn record(
+    service: &Service,
+    call: &'static str,
+    peer: &str,
+    reason: &'static str,
+    detail: String,
+) {
     service.metrics.refused(reason);
     service.audit.refused(AuditRecord {
         call,

@@ -28,12 +28,17 @@ impl Join for NodesJoin {
         let service = Arc::clone(&self.0);
         // A token that was spent is spent: what it bought is recorded whoever still waits for it.
         let answering = tokio::spawn(async move { answer(&service, visit, request.into_inner()).await });
-        let cert_chain = answering.await.map_err(|_| Status::internal("it failed; the service's log says why"))??;
+        let cert_chain =
+            answering.await.map_err(|_| Status::internal("it failed; the service's log says why"))??;
         Ok(Response::new(RedeemResponse { cert_chain }))
     }
 }
 
-async fn answer(service: &Arc<Service>, mut visit: Visit, request: RedeemRequest) -> Result<Vec<String>, Status> {
+async fn answer(
+    service: &Arc<Service>,
+    mut visit: Visit,
+    request: RedeemRequest,
+) -> Result<Vec<String>, Status> {
     match redeem(service, &mut visit, request).await {
         Ok((id, svid)) => {
             visit.issued(&id, &svid).await;

@@ -88,7 +88,8 @@ impl Listeners {
             let bound = TcpListener::bind(address).await;
             network.push(bound.map_err(|source| ListenError::Address { address, source })?);
         }
-        let local = config.unix_socket.as_ref().map(|socket| bind_local(&socket.path, !socket.uids.is_empty()));
+        let local =
+            config.unix_socket.as_ref().map(|socket| bind_local(&socket.path, !socket.uids.is_empty()));
         Ok(Self { network, local: local.transpose()? })
     }
 
@@ -231,7 +232,8 @@ impl Hall {
     }
 
     async fn serve_network(self, stream: TcpStream, address: SocketAddr, place: Place) {
-        let refuse = |reason, detail| record(&self.service, "handshake", &address.to_string(), reason, detail);
+        let refuse =
+            |reason, detail| record(&self.service, "handshake", &address.to_string(), reason, detail);
         // Small messages that wait for each other; without it only slower.
         let _slower = stream.set_nodelay(true);
         let stream = match timeout(self.service.limits.handshake_timeout(), self.tls.accept(stream)).await {

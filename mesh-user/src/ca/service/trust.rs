@@ -146,19 +146,24 @@ async fn next_message(said: &mut Option<Streaming<WatchRequest>>) -> Result<Opti
 
 /// As agents read it, the CA's own trust domain first.
 fn state(own: &TrustDomain, trust: &Trust) -> TrustState {
-    let mut bundles: Vec<_> = trust.bundles.roots.iter().map(|(domain, roots)| Bundle {
-        trust_domain: domain.to_string(),
-        roots: roots.iter().map(|root| root.to_vec()).collect(),
-        revocation_lists: trust
-            .bundles
-            .revoked
-            .get(domain)
-            .into_iter()
-            .flatten()
-            .map(|list| list.der().to_vec())
-            .collect(),
-        jwt_authorities: Vec::new(),
-    }).collect();
+    let mut bundles: Vec<_> = trust
+        .bundles
+        .roots
+        .iter()
+        .map(|(domain, roots)| Bundle {
+            trust_domain: domain.to_string(),
+            roots: roots.iter().map(|root| root.to_vec()).collect(),
+            revocation_lists: trust
+                .bundles
+                .revoked
+                .get(domain)
+                .into_iter()
+                .flatten()
+                .map(|list| list.der().to_vec())
+                .collect(),
+            jwt_authorities: Vec::new(),
+        })
+        .collect();
     bundles.sort_by_key(|bundle| bundle.trust_domain != own.as_str());
     TrustState { version: trust.version, bundles }
 }

@@ -115,10 +115,7 @@ impl Fleet {
     }
 
     /// Runs what asks the service, on the node.
-    fn on_node<T: Send>(
-        &self,
-        work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
-    ) -> anyhow::Result<T> {
+    fn on_node<T: Send>(&self, work: impl AsyncFnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         let netns = fs::File::open(self.node.netns_path())?;
         let run = || {
             setns(&netns, CloneFlags::CLONE_NEWNET)?;
@@ -151,10 +148,10 @@ impl Fleet {
         let (roots, address) = (self.roots()?, self.address());
         self.on_node(async move || {
             let key = KeyPair::generate()?;
-            let value = prost_types::Value {
-                kind: Some(prost_types::value::Kind::StringValue(id.to_owned())),
-            };
-            let metadata = prost_types::Struct { fields: [("ImpersonatedIdentity".to_owned(), value)].into() };
+            let value =
+                prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(id.to_owned())) };
+            let metadata =
+                prost_types::Struct { fields: [("ImpersonatedIdentity".to_owned(), value)].into() };
             let request =
                 IstioCertificateRequest { csr: csr(&key)?, validity_duration: 600, metadata: Some(metadata) };
             let mut client = IstioCertificateServiceClient::new(connect(roots, address, Some(own)).await?);
@@ -182,7 +179,8 @@ async fn connect(roots: RootCertStore, address: SocketAddr, own: Option<&Own>) -
     let mut config = match own {
         Some(own) => {
             let (_, leafs) = own.chain.split_last().context("an empty chain")?;
-            let chain = CertificateDer::pem_slice_iter(leafs.concat().as_bytes()).collect::<Result<_, _>>()?;
+            let chain =
+                CertificateDer::pem_slice_iter(leafs.concat().as_bytes()).collect::<Result<_, _>>()?;
             let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.key.serialize_der()));
             builder.with_client_auth_cert(chain, key)?
         }
@@ -201,7 +199,9 @@ async fn connect(roots: RootCertStore, address: SocketAddr, own: Option<&Own>) -
     Ok(Endpoint::from_static("https://ca.example.com").connect_with_connector(connect).await?)
 }
 
-fn a_node_joins_by_a_token_and_gets_certificates_of_its_workloads_only(ground: &Ground) -> anyhow::Result<()> {
+fn a_node_joins_by_a_token_and_gets_certificates_of_its_workloads_only(
+    ground: &Ground,
+) -> anyhow::Result<()> {
     let fleet = Fleet::new(ground)?;
     let token = fleet.meshctl(&["token", "create", "--node", "n1", "--ttl", "600"])?;
     ensure!(!fleet.meshctl(&["token", "list"])?.contains(&token), "the list shows the token");
@@ -249,7 +249,10 @@ fn a_join_token_that_was_redeemed_stays_so_after_a_crash(ground: &Ground) -> any
         service.kill_hard()?;
         fleet.start()?;
         let again = fleet.redeem(&token)?.err();
-        ensure!(again == Some(Code::Unauthenticated), "round {round}: redeemed again after a crash: {again:?}");
+        ensure!(
+            again == Some(Code::Unauthenticated),
+            "round {round}: redeemed again after a crash: {again:?}"
+        );
     }
     // What nobody has redeemed still counts.
     let node = fleet.redeem(&kept)?.map_err(|code| anyhow::anyhow!("{code:?}"))?;

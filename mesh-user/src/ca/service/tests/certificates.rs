@@ -27,7 +27,8 @@ async fn a_pod_gets_its_own_identity_whatever_its_csr_says() {
     let own = Own::new(key, &answer.cert_chain);
     assert_eq!(names(&own.chain[0]), ["URI(spiffe://mesh.test/ns/shop/sa/web)"]);
     assert_eq!(certificates(answer.cert_chain.last().unwrap()), ground.roots());
-    let peer = ground.service.verifier.verify(&own.chain, PeerRole::Server, None, std::time::SystemTime::now());
+    let peer =
+        ground.service.verifier.verify(&own.chain, PeerRole::Server, None, std::time::SystemTime::now());
     let peer = peer.unwrap();
     let life = peer.not_after.duration_since(std::time::SystemTime::now()).unwrap().as_secs();
     assert!((3500..=3600).contains(&life), "{life}");
@@ -81,11 +82,18 @@ async fn a_nodes_agent_gets_what_runs_on_its_node_and_nothing_else() {
             line["outcome"] == "issued" && line["authentication"] == authentication && line["identity"] == web
         };
         assert_eq!(ground.audited(issued).await["node"], "n1");
-        for asked in [teller, "spiffe://mesh.test/node/n2", "spiffe://mesh.test/ca", "spiffe://other.test/ns/shop/sa/web"] {
+        for asked in [
+            teller,
+            "spiffe://mesh.test/node/n2",
+            "spiffe://mesh.test/ca",
+            "spiffe://other.test/ns/shop/sa/web",
+        ] {
             let refused = obtain(channel.clone(), token, Some(asked)).await.err().unwrap();
             assert_eq!(refused.code(), Code::PermissionDenied, "{authentication} {asked}");
             let wanted = |line: &serde_json::Value| {
-                line["reason"] == "not_allowed" && line["asked"] == asked && line["authentication"] == authentication
+                line["reason"] == "not_allowed"
+                    && line["asked"] == asked
+                    && line["authentication"] == authentication
             };
             ground.audited(wanted).await;
         }
@@ -143,10 +151,10 @@ async fn a_revoked_certificate_ends_on_its_open_connection_too() {
     let list = RevocationList::new(crl(&ground, &node).into()).unwrap();
     let trust = ground.service.trust();
     let domain = trust.bundles.roots.keys().next().unwrap().clone();
-    ground.authority.inner.distribute(TrustBundles {
-        revoked: [(domain.clone(), vec![list])].into(),
-        ..trust.bundles.clone()
-    });
+    ground
+        .authority
+        .inner
+        .distribute(TrustBundles { revoked: [(domain.clone(), vec![list])].into(), ..trust.bundles.clone() });
     // The service follows in a task of its own.
     while ground.service.believed.load().revoked[&domain].is_empty() {
         tokio::task::yield_now().await;

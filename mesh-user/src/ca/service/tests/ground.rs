@@ -31,7 +31,9 @@ use crate::{
         audit::Sink,
         callers::{ConfiguredNodes, kubernetes::fake::ApiServer},
         proto::{
-            istio::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
+            istio::{
+                IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
+            },
             meshd::{RedeemRequest, join_client::JoinClient},
         },
         signing::{SignedSvid, SigningRequest},
@@ -138,7 +140,8 @@ impl Ground {
             roots.add(root).unwrap();
         }
         let builder = ClientConfig::builder_with_provider(Arc::new(provider()));
-        let builder = builder.with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12]).unwrap();
+        let builder =
+            builder.with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12]).unwrap();
         let builder = builder.with_root_certificates(roots);
         let mut config = match own {
             Some(own) => {
@@ -249,11 +252,15 @@ pub(super) fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
 pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
     let names = parsed.subject_alternative_name().unwrap().unwrap().value;
-    names.general_names.iter().map(|name| match name {
-        x509_parser::extensions::GeneralName::URI(uri) => format!("URI({uri})"),
-        x509_parser::extensions::GeneralName::DNSName(name) => format!("DNS({name})"),
-        other => format!("{other:?}"),
-    }).collect()
+    names
+        .general_names
+        .iter()
+        .map(|name| match name {
+            x509_parser::extensions::GeneralName::URI(uri) => format!("URI({uri})"),
+            x509_parser::extensions::GeneralName::DNSName(name) => format!("DNS({name})"),
+            other => format!("{other:?}"),
+        })
+        .collect()
 }
 
 /// PEM that asks for these URI names.
@@ -287,7 +294,11 @@ pub(super) fn ask(csr: String, token: Option<&str>, asked: Option<&str>) -> Requ
 }
 
 /// Asks with a fresh key.
-pub(super) async fn obtain(channel: Channel, token: Option<&str>, asked: Option<&str>) -> Result<Own, Status> {
+pub(super) async fn obtain(
+    channel: Channel,
+    token: Option<&str>,
+    asked: Option<&str>,
+) -> Result<Own, Status> {
     let key = KeyPair::generate().unwrap();
     let request = ask(csr(&key, &[]), token, asked);
     let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;

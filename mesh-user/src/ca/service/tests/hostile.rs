@@ -23,8 +23,20 @@ async fn whoever_proves_nothing_gets_nothing_and_each_has_a_line() {
         (good(), Some("no-audiences"), None, Code::Unauthenticated, "wrong_audience"),
         (good(), Some("expired"), None, Code::Unauthenticated, "bad_token"),
         (good(), Some("unbound"), None, Code::Unauthenticated, "unbound_token"),
-        (good(), Some("web"), Some("spiffe://mesh.test/ns/shop/sa/other"), Code::PermissionDenied, "not_allowed"),
-        (good(), Some("ztunnel-n1"), Some("spiffe://mesh.test/ns/bank/sa/teller"), Code::PermissionDenied, "not_allowed"),
+        (
+            good(),
+            Some("web"),
+            Some("spiffe://mesh.test/ns/shop/sa/other"),
+            Code::PermissionDenied,
+            "not_allowed",
+        ),
+        (
+            good(),
+            Some("ztunnel-n1"),
+            Some("spiffe://mesh.test/ns/bank/sa/teller"),
+            Code::PermissionDenied,
+            "not_allowed",
+        ),
         (good(), Some("nodeless-agent"), Some(web), Code::PermissionDenied, "not_allowed"),
         (good(), Some("ztunnel-n1"), Some("not a SPIFFE ID"), Code::InvalidArgument, "bad_request"),
         (forged_csr(), Some("web"), None, Code::InvalidArgument, "no_possession"),
@@ -65,13 +77,17 @@ async fn a_token_that_is_not_believed_is_not_made_good_by_a_certificate() {
 async fn what_is_too_long_is_refused_before_it_is_read() {
     let ground = Ground::new().await;
     let request = ask("x".repeat(4 << 20), Some("web"), None);
-    let answer = IstioCertificateServiceClient::new(ground.anonymous().await).create_certificate(request).await;
+    let answer =
+        IstioCertificateServiceClient::new(ground.anonymous().await).create_certificate(request).await;
     let code = answer.err().unwrap().code();
     assert!(matches!(code, Code::OutOfRange | Code::ResourceExhausted), "{code:?}");
     ground.audited(|line| line["reason"] == "too_long" && line["call"] == "CreateCertificate").await;
     let mut request = ask(String::new(), None, None);
-    request.metadata_mut().insert("authorization", format!("Bearer {}", "t".repeat(100_000)).parse().unwrap());
-    let answer = IstioCertificateServiceClient::new(ground.anonymous().await).create_certificate(request).await;
+    request
+        .metadata_mut()
+        .insert("authorization", format!("Bearer {}", "t".repeat(100_000)).parse().unwrap());
+    let answer =
+        IstioCertificateServiceClient::new(ground.anonymous().await).create_certificate(request).await;
     answer.err().unwrap();
     assert!(!ground.audit_text().contains("tttt"));
 }
@@ -82,11 +98,12 @@ async fn a_request_that_never_ends_is_ended() {
     let stream = ground.tls(ground.client_config(None)).await.unwrap();
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
-    let request = http::Request::post("https://ca.test/istio.v1.auth.IstioCertificateService/CreateCertificate")
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .unwrap();
+    let request =
+        http::Request::post("https://ca.test/istio.v1.auth.IstioCertificateService/CreateCertificate")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .unwrap();
     let (answer, mut body) = client.send_request(request, false).unwrap();
     // The head of a message of 1000 bytes, of which one comes.
     body.send_data(bytes::Bytes::from_static(&[0, 0, 0, 3, 232, 1]), false).unwrap();
@@ -97,7 +114,9 @@ async fn a_request_that_never_ends_is_ended() {
 
 #[tokio::test]
 async fn a_connection_that_says_nothing_is_closed() {
-    let ground = Ground::with("limits: { handshakeTimeoutMs: 200, idleTimeoutMs: 200, connectionsPerAddress: 2 }\n").await;
+    let ground =
+        Ground::with("limits: { handshakeTimeoutMs: 200, idleTimeoutMs: 200, connectionsPerAddress: 2 }\n")
+            .await;
     let mut silent = tokio::net::TcpStream::connect(ground.address).await.unwrap();
     let mut idle = ground.tls(ground.client_config(None)).await.unwrap();
     // The third of one address finds no place.
@@ -138,11 +157,14 @@ async fn ten_thousand_requests_of_one_caller_leave_others_served() {
     let flood = async {
         let mut served = 0;
         for _ in 0..100 {
-            let hundred = (0..100).map(|_| {
-                let mut client = IstioCertificateServiceClient::new(channel.clone());
-                let request = ask(text.clone(), Some("web"), None);
-                async move { client.create_certificate(request).await.map(drop).map_err(|status| status.code()) }
-            });
+            let hundred =
+                (0..100).map(|_| {
+                    let mut client = IstioCertificateServiceClient::new(channel.clone());
+                    let request = ask(text.clone(), Some("web"), None);
+                    async move {
+                        client.create_certificate(request).await.map(drop).map_err(|status| status.code())
+                    }
+                });
             for outcome in futures_util::future::join_all(hundred).await {
                 match outcome {
                     Ok(()) => served += 1,
@@ -188,7 +210,8 @@ async fn unknown_calls_are_refused_and_recorded() {
     let stream = ground.tls(ground.client_config(None)).await.unwrap();
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
-    let request = http::Request::post("https://ca.test/x.y/Z").header("content-type", "application/grpc").body(());
+    let request =
+        http::Request::post("https://ca.test/x.y/Z").header("content-type", "application/grpc").body(());
     let answer = client.send_request(request.unwrap(), true).unwrap().0.await.unwrap();
     assert_eq!(answer.headers()["grpc-status"], (Code::Unimplemented as i32).to_string());
     ground.audited(|line| line["reason"] == "unknown_call" && line["call"] == "other").await;
