@@ -115,11 +115,20 @@ impl Door {
     async fn pass(self, mut request: Request<Incoming>) -> Response<Body> {
         let busy = self.activity.request();
         let call = call(request.uri().path());
-        let recorded = Arc::new(AtomicBool::new(false));
-        request.extensions_mut().insert(Doing { peer: self.peer.clone(), recorded: Arc::clone(&recorded) });
         if let Err(refusal) = self.may_knock() {
             return self.refuse(call, &refusal);
         }
+        // What watches is counted by its handler.
+        let place = match call {
+            WATCH => None,
+            _ => match Arc::clone(&self.service.requests).try_acquire_owned() {
+                Ok(place) => Some(Arc::new(place)),
+                Err(_none) => return self.refuse(call, &Refusal::Busy("requests")),
+            },
+        };
+        let recorded = Arc::new(AtomicBool::new(false));
+        let doing = Doing { peer: self.peer.clone(), recorded: Arc::clone(&recorded), place };
+        request.extensions_mut().insert(doing);
         let mut routes = self.routes.clone();
         let answering = async {
             // Its error is Infallible.
@@ -128,14 +137,10 @@ impl Door {
             routes.call(request).await
         };
         if call == WATCH {
-            // What watches is counted by the handler, and lasts.
             let Ok(response) = answering.await;
             let response = self.look(call, response, &recorded);
             return response.map(|body| Body::new(Lasting { body, _busy: busy }));
         }
-        let Ok(_place) = self.service.requests.try_acquire() else {
-            return self.refuse(call, &Refusal::Busy("requests"));
-        };
         match timeout(self.service.limits.request_timeout(), answering).await {
             Ok(Ok(response)) => self.look(call, response, &recorded),
             Err(_elapsed) => self.refuse(call, &Refusal::TooSlow),

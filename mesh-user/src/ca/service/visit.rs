@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, metadata::MetadataMap};
 
 use super::Service;
@@ -26,6 +27,8 @@ pub struct Doing {
     pub(super) peer: Peer,
     /// Whether the audit has its line.
     pub(super) recorded: Arc<AtomicBool>,
+    /// Its place among those that are answered at once; a watcher has another kind.
+    pub(super) place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// A request that is being answered.
@@ -36,6 +39,8 @@ pub struct Visit {
     record: AuditRecord,
     proof: Option<Proof>,
     began: Instant,
+    /// Kept to the end, though the caller may have gone: what is signed for nobody is bounded too.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Visit {
@@ -54,6 +59,7 @@ impl Visit {
             peer,
             proof: None,
             began: Instant::now(),
+            _place: doing.and_then(|doing| doing.place.clone()),
         }
     }
 
