@@ -241,7 +241,7 @@ impl Writer {
         match open(path) {
             Ok(file) => self.out = Box::new(file),
             Err(error) => {
-                tracing::error!(%error, "the audit's file cannot be opened anew; the old one stays")
+                tracing::error!(%error, "the audit's file cannot be opened anew; the old one stays");
             }
         }
     }

@@ -98,7 +98,7 @@ impl JoinTokens {
         rand::fill(&mut *secret).map_err(no_randomness)?;
         let mut id = [0; 8];
         rand::fill(&mut id).map_err(no_randomness)?;
-        let token = Zeroizing::new(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(&*secret)));
+        let token = Zeroizing::new(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(*secret)));
         let created = unix(now);
         let made = JoinToken {
             id: format!("{:016x}", u64::from_be_bytes(id)),

@@ -1,4 +1,4 @@
-//! Bound service-account tokens, judged by the API server that issued them (TokenReview). What it believed is remembered for a
+//! Bound service-account tokens, judged by the API server that issued them (`TokenReview`). What it believed is remembered for a
 //! few seconds, by the token's SHA-256, so that an agent that asks for a thousand workloads costs one review.
 //!
 //! Sources: the Kubernetes API's `authentication.k8s.io/v1` `TokenReview`, and `k8s.io/apiserver`

@@ -30,8 +30,8 @@ async fn a_pod_gets_its_own_identity_whatever_its_csr_says() {
     let peer =
         ground.service.verifier.verify(&own.chain, PeerRole::Server, None, std::time::SystemTime::now());
     let peer = peer.unwrap();
-    let life = peer.not_after.duration_since(std::time::SystemTime::now()).unwrap().as_secs();
-    assert!((3500..=3600).contains(&life), "{life}");
+    let seconds = peer.not_after.duration_since(std::time::SystemTime::now()).unwrap().as_secs();
+    assert!((3500..=3600).contains(&seconds), "{seconds}");
     let line = ground.audited(|line| line["outcome"] == "issued").await;
     assert_eq!(line["identity"], "spiffe://mesh.test/ns/shop/sa/web");
     assert_eq!(line["caller"], "system:serviceaccount:shop:web");

@@ -210,10 +210,8 @@ impl Ground {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        match tokio::time::timeout(Duration::from_secs(30), found).await {
-            Ok(line) => line,
-            Err(_elapsed) => panic!("the audit lacks a line: {}", self.audit_text()),
-        }
+        let found = tokio::time::timeout(Duration::from_secs(30), found).await;
+        found.unwrap_or_else(|_elapsed| panic!("the audit lacks a line: {}", self.audit_text()))
     }
 
     /// A node's certificate, by a join token.
