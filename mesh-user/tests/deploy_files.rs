@@ -107,3 +107,20 @@ fn the_unit_has_no_mount_namespace() {
     }
     assert!(unit.contains("Type=notify\n") && unit.contains("WatchdogSec="));
 }
+
+#[test]
+fn the_authoritys_unit_has_no_privilege_and_a_file_system_of_its_own() {
+    let unit = deploy_file("systemd/meshd-ca.service");
+    for line in [
+        "Type=notify",
+        "User=meshd-ca",
+        "CapabilityBoundingSet=",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "LimitCORE=0",
+        "StateDirectoryMode=0700",
+        "ExecStart=/usr/bin/meshd ca --config /etc/meshd/ca.yaml",
+    ] {
+        assert!(unit.lines().any(|l| l == line), "{line} is missing");
+    }
+}

@@ -17,7 +17,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{api::ApiError, server::SOCKET_NAME};
+use super::{api::ApiError, ca_server::CA_SOCKET_NAME, server::SOCKET_NAME};
 
 /// Longest answer taken, in bytes: 65 536 connections at about 1 KiB each.
 const MAX_ANSWER_BYTES: usize = 96 * 1024 * 1024;
@@ -31,6 +31,16 @@ pub enum ClientError {
         "meshd is not running: {path}: {source}\nstart it with `systemctl start meshd` or `meshd run --config FILE`, or name its folder with --runtime-dir"
     )]
     NotRunning {
+        /// The socket.
+        path: PathBuf,
+        /// The failing call's error.
+        source: io::Error,
+    },
+    /// No `meshd ca` listens.
+    #[error(
+        "meshd ca is not running: {path}: {source}\nstart it with `systemctl start meshd-ca` or `meshd ca --config FILE`, or name its folder with --ca-runtime-dir"
+    )]
+    CaNotRunning {
         /// The socket.
         path: PathBuf,
         /// The failing call's error.
@@ -76,6 +86,11 @@ impl AdminClient {
     /// For the daemon whose runtime folder this is.
     pub fn new(runtime_dir: &Path) -> Self {
         Self { socket: runtime_dir.join(SOCKET_NAME) }
+    }
+
+    /// For the `meshd ca` whose runtime folder this is.
+    pub fn of_ca(runtime_dir: &Path) -> Self {
+        Self { socket: runtime_dir.join(CA_SOCKET_NAME) }
     }
 
     /// `GET` of a JSON document.
@@ -131,6 +146,9 @@ impl AdminClient {
     fn connect_error(&self, source: io::Error) -> ClientError {
         let path = self.socket.clone();
         match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if path.ends_with(CA_SOCKET_NAME) => {
+                ClientError::CaNotRunning { path, source }
+            }
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning { path, source }
             }

@@ -3,6 +3,8 @@
 //! policy, never shows a key, and a slow or hostile client costs it a bounded amount of memory and time.
 
 pub mod api;
+pub mod ca_api;
+pub mod ca_server;
 pub mod client;
 pub mod explain;
 mod explain_request;
@@ -24,6 +26,8 @@ pub use api::{
     API_VERSION, CertRow, CheckRow, ConnectionList, ConnectionRow, ExplainedRequest, Explanation, JwksRow,
     Mode, PolicyRow, ReloadReport, Status, WorkloadRow,
 };
+pub use ca_api::{CaStatus, JoinTokenRow, NewJoinToken, NewJoinTokenAnswer, RevokedAnswer};
+pub use ca_server::{CaAdmin, CaAdminServer};
 pub use client::{AdminClient, ClientError};
 pub use explain::{Knowledge, NoKeys, explain};
 pub use question::{ExplainBody, RequestQuery};

@@ -76,27 +76,27 @@ pub enum ServerError {
     },
 }
 
-/// The bound admin socket; removes its file when dropped, if the file is still its own.
+/// A bound socket for root and the daemon's user; removes its file when dropped, if the file is still its own.
 #[derive(Debug)]
-pub struct AdminServer {
+pub(super) struct AdminSocket {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
     limits: AdminLimits,
-    source_uid: u32,
+    own_uid: u32,
 }
 
-impl AdminServer {
-    /// Binds `<runtime_dir>/admin.sock`. The caller holds the runtime folder's lock, so a socket that lies
+impl AdminSocket {
+    /// Binds `<runtime_dir>/<name>`. The caller holds the runtime folder's lock, so a socket that lies
     /// there belongs to a dead daemon and is replaced.
-    pub fn bind(runtime_dir: &Path, limits: AdminLimits) -> Result<Self, ServerError> {
-        let path = runtime_dir.join(SOCKET_NAME);
+    pub(super) fn bind(runtime_dir: &Path, name: &str, limits: AdminLimits) -> Result<Self, ServerError> {
+        let path = runtime_dir.join(name);
         if fs::symlink_metadata(&path).is_ok_and(|meta| !meta.file_type().is_socket()) {
             return Err(ServerError::NotASocket(path));
         }
         let failed = |source| ServerError::Bind { path: path.clone(), source };
         // Bound under another name and renamed with its mode set: nobody can connect in between.
-        let unready = runtime_dir.join(format!(".{SOCKET_NAME}.{}", std::process::id()));
+        let unready = runtime_dir.join(format!(".{name}.{}", std::process::id()));
         let _absent = fs::remove_file(&unready);
         let listener = UnixListener::bind(&unready).map_err(failed)?;
         let inode = fs::set_permissions(&unready, fs::Permissions::from_mode(0o600))
@@ -104,17 +104,11 @@ impl AdminServer {
             .and_then(|()| fs::symlink_metadata(&path))
             .map_err(failed)?
             .ino();
-        Ok(Self { listener, path, inode, limits, source_uid: nix::unistd::geteuid().as_raw() })
+        Ok(Self { listener, path, inode, limits, own_uid: nix::unistd::geteuid().as_raw() })
     }
 
-    /// Where it listens.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Serves until cancelled.
-    pub async fn serve(self, source: Arc<dyn AdminSource>, stop: CancellationToken) {
-        let router = routes::admin_router(Arc::clone(&source));
+    /// Serves until cancelled; `refused` is told why a client was turned away.
+    pub(super) async fn serve(self, router: Router, refused: impl Fn(&'static str), stop: CancellationToken) {
         let slots = Arc::new(Semaphore::new(self.limits.connections));
         while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
             let stream = match accepted {
@@ -124,23 +118,45 @@ impl AdminServer {
                     continue;
                 }
             };
-            if let Err(refused) = peer::check(&stream, self.source_uid) {
-                tracing::warn!(%refused, "admin connection closed");
-                source.admin_refused("credentials");
+            if let Err(error) = peer::check(&stream, self.own_uid) {
+                tracing::warn!(refused = %error, "admin connection closed");
+                refused("credentials");
                 continue;
             }
             if !spawn_connection(stream, &router, self.limits, &slots, &stop) {
-                source.admin_refused("limit");
+                refused("limit");
             }
         }
     }
 }
 
-impl Drop for AdminServer {
+impl Drop for AdminSocket {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
             let _gone = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// The node's admin API on its socket.
+#[derive(Debug)]
+pub struct AdminServer(AdminSocket);
+
+impl AdminServer {
+    /// Binds `<runtime_dir>/admin.sock`. The caller holds the runtime folder's lock.
+    pub fn bind(runtime_dir: &Path, limits: AdminLimits) -> Result<Self, ServerError> {
+        AdminSocket::bind(runtime_dir, SOCKET_NAME, limits).map(Self)
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Serves until cancelled.
+    pub async fn serve(self, source: Arc<dyn AdminSource>, stop: CancellationToken) {
+        let router = routes::admin_router(Arc::clone(&source));
+        self.0.serve(router, |why| source.admin_refused(why), stop).await;
     }
 }
 
@@ -167,12 +183,22 @@ impl MetricsServer {
     /// Serves until cancelled.
     pub async fn serve(self, source: Arc<dyn AdminSource>, stop: CancellationToken) {
         let router = routes::metrics_router(Arc::clone(&source));
+        self.serve_router(router, |why| source.admin_refused(why), stop).await;
+    }
+
+    /// Serves another's metrics likewise.
+    pub(super) async fn serve_router(
+        self,
+        router: Router,
+        refused: impl Fn(&'static str),
+        stop: CancellationToken,
+    ) {
         let slots = Arc::new(Semaphore::new(self.limits.connections));
         while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
             match accepted {
                 Ok((stream, _)) => {
                     if !spawn_connection(stream, &router, self.limits, &slots, &stop) {
-                        source.admin_refused("metrics_limit");
+                        refused("metrics_limit");
                     }
                 }
                 Err(error) => pause_after(&error).await,

@@ -6,6 +6,8 @@
 
 #[path = "meshctl/args.rs"]
 mod args;
+#[path = "meshctl/authority.rs"]
+mod authority;
 #[path = "meshctl/offline.rs"]
 mod offline;
 #[path = "meshctl/online.rs"]
@@ -68,6 +70,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Ca(CaCommand::Bundle { config, format }) => {
             writeln!(out, "{}", offline::bundle(config, *format)?)?;
         }
+        Command::Ca(command) => authority::run(command, format, &mut out)?,
         Command::Policy(command) => {
             if let Some(code) = policy::offline(arguments, command, &mut out)? {
                 return Ok(code);

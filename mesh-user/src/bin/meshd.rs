@@ -21,6 +21,12 @@ enum Command {
         #[arg(long, default_value = "/etc/meshd/node.yaml")]
         config: PathBuf,
     },
+    /// Run the certificate authority that a fleet's agents ask, until SIGTERM or SIGINT.
+    Ca {
+        /// Its file (YAML); `meshctl ca config-schema` prints the schema.
+        #[arg(long, default_value = "/etc/meshd/ca.yaml")]
+        config: PathBuf,
+    },
     /// The canary's child; started by meshd itself.
     #[command(name = canary::PEER_COMMAND, hide = true)]
     CanaryPeer {
@@ -39,6 +45,9 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => mesh_user::daemon::run(&config).map_err(|error| error.to_string()),
+        Command::Ca { config } => {
+            mesh_user::daemon::run_authority(&config).map_err(|error| error.to_string())
+        }
         Command::CanaryPeer { held, client, server, cgroup_processes } => {
             let play = if held { canary::run_held_peer } else { canary::run_peer };
             play(&client, &server, cgroup_processes.as_deref()).map_err(|error| error.to_string())

@@ -1,8 +1,10 @@
 //! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
 //! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
 
+pub mod audit;
 pub mod authority;
 mod bundle;
+pub mod callers;
 pub mod csr;
 mod embedded;
 mod files;
@@ -12,7 +14,9 @@ mod material;
 mod plan;
 pub mod proto;
 mod revocation;
+pub mod service;
 pub mod signing;
+mod single;
 mod source;
 mod spiffe_bundle;
 pub mod state;
@@ -26,6 +30,7 @@ pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
 pub use revocation::add_revocation_lists;
+pub use single::SingleIssuer;
 pub use source::SvidSource;
 pub use state::{State, StateError};
 pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};

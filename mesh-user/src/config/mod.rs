@@ -1,6 +1,7 @@
 //! The node's configuration file: its types, its schema, its errors with line and column.
 //! Reads that one file and nothing else; says no to what it does not understand.
 
+mod authority;
 mod extension_providers;
 mod locate;
 #[cfg(test)]
@@ -14,6 +15,10 @@ pub mod yaml;
 
 use std::{fmt, path::Path};
 
+pub use authority::{
+    AuditConfig, AuthorityConfig, AuthorityLimits, IdentityPattern, JoinTokenConfig, KubernetesConfig,
+    NodeConfig, UnixSocketConfig,
+};
 pub use extension_providers::{
     ExtensionProvider, GrpcAuthorizer, HeaderPattern, HttpAuthorizer, RequestBodyInCheck,
 };

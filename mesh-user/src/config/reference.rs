@@ -3,9 +3,10 @@
 
 use serde_json::Value;
 
-use super::Config;
+use super::{AuthorityConfig, Config};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
+const AUTHORITY_DOCUMENT: &str = include_str!("../../../docs/authority.md");
 
 /// Follows a reference, or the one that matters of an optional value.
 fn target<'a>(schema: &'a Value, mut node: &'a Value) -> &'a Value {
@@ -71,16 +72,21 @@ fn rows(schema: &Value, node: &Value, prefix: &str, rows: &mut Vec<String>) {
 
 #[test]
 fn every_field_of_the_schema_is_in_the_documentation_as_it_is() {
-    let schema = Config::schema();
-    let mut wanted = Vec::new();
-    rows(&schema, &schema, "", &mut wanted);
-    assert!(wanted.len() > 60, "the schema was not understood: {wanted:?}");
-    let written: Vec<_> = DOCUMENT.lines().filter(|l| l.starts_with("| `")).collect();
-    assert!(written == wanted, "the table in docs/configuration.md has to be:\n{}", wanted.join("\n"));
+    for (name, document, schema, fields) in [
+        ("configuration", DOCUMENT, Config::schema(), 60),
+        ("authority", AUTHORITY_DOCUMENT, AuthorityConfig::schema(), 40),
+    ] {
+        let mut wanted = Vec::new();
+        rows(&schema, &schema, "", &mut wanted);
+        assert!(wanted.len() > fields, "the schema was not understood: {wanted:?}");
+        let written: Vec<_> = document.lines().filter(|l| l.starts_with("| `")).collect();
+        assert!(written == wanted, "the table in docs/{name}.md has to be:\n{}", wanted.join("\n"));
+    }
 }
 
 #[test]
-fn the_documented_example_is_valid() {
-    let example = DOCUMENT.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    Config::parse(example, "docs/configuration.md").unwrap();
+fn the_documented_examples_are_valid() {
+    let example = |document: &'static str| document.split("```yaml\n").nth(1)?.split("```").next();
+    Config::parse(example(DOCUMENT).unwrap(), "docs/configuration.md").unwrap();
+    AuthorityConfig::parse(example(AUTHORITY_DOCUMENT).unwrap(), "docs/authority.md").unwrap();
 }

@@ -585,6 +585,6 @@ fn default_service_account() -> String {
     "default".to_owned()
 }
 
-fn default_log() -> String {
+pub(super) fn default_log() -> String {
     "info".to_owned()
 }

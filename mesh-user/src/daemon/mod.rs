@@ -1,6 +1,7 @@
 //! The daemon: puts the parts together, runs them, takes them down in order. It holds no logic of its own
 //! about identity, policy or bytes.
 
+mod authority;
 mod check;
 mod error;
 mod lifecycle;
@@ -9,5 +10,6 @@ mod reload;
 mod review;
 mod source;
 
+pub use authority::{AuthorityError, run_authority};
 pub use error::DaemonError;
 pub use lifecycle::run;

@@ -113,6 +113,30 @@ impl SpiffeId {
         Self::new(trust_domain.clone(), &path)
     }
 
+    /// `spiffe://<trust domain>/node/<name>`: a node's agent. No service account has this form.
+    ///
+    /// # Errors
+    /// When the name is not valid as a segment of a SPIFFE path.
+    pub fn for_node(trust_domain: &TrustDomain, name: &str) -> Result<Self, SpiffeIdError> {
+        let path = format!("/node/{name}");
+        if Self::is_segment(name) {
+            Self::new(trust_domain.clone(), &path)
+        } else {
+            Err(SpiffeIdError::Path(path))
+        }
+    }
+
+    /// The node's name, when this is a node's agent.
+    pub fn node(&self) -> Option<&str> {
+        self.path.strip_prefix("/node/").filter(|name| Self::is_segment(name))
+    }
+
+    /// Whether the text can stand between two slashes of a path.
+    pub fn is_segment(text: &str) -> bool {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        !text.is_empty() && text.len() <= 253 && text != "." && text != ".." && text.bytes().all(allowed)
+    }
+
     fn new(trust_domain: TrustDomain, path: &str) -> Result<Self, SpiffeIdError> {
         if "spiffe://".len() + trust_domain.as_str().len() + path.len() > MAX_BYTES {
             return Err(SpiffeIdError::TooLong);
@@ -191,6 +215,17 @@ mod tests {
         assert_eq!(id.service_account(), Some(("shop", "web")));
         assert_eq!(id.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(SpiffeId::for_service_account(id.trust_domain(), "shop", "web").unwrap(), id);
+    }
+
+    #[test]
+    fn a_nodes_agent_is_no_service_account() {
+        let id = SpiffeId::for_node(&TrustDomain::cluster_local(), "node-a").unwrap();
+        assert_eq!(id.to_string(), "spiffe://cluster.local/node/node-a");
+        assert_eq!((id.node(), id.service_account()), (Some("node-a"), None));
+        assert_eq!("spiffe://a/node/b/c".parse::<SpiffeId>().unwrap().node(), None);
+        for bad in ["", "a/b", "..", "a b"] {
+            assert!(SpiffeId::for_node(&TrustDomain::cluster_local(), bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub(crate) enum Command {
     Reload,
     /// Removes all that a dead meshd left attached or pinned. Refused while meshd runs.
     Cleanup,
-    /// The embedded certificate authority.
+    /// The certificate authority: the embedded one's files, and the service `meshd ca`.
     #[command(subcommand)]
     Ca(CaCommand),
     /// Metrics in `OpenMetrics` text.
@@ -172,5 +172,51 @@ pub(crate) enum CaCommand {
         /// PEM, or SPIFFE's own form, a JWK set.
         #[arg(long, value_enum, default_value_t = BundleFormat::Pem)]
         format: BundleFormat,
+    },
+    /// The service `meshd ca` in a few figures.
+    Status(CaService),
+    /// One-time tokens with which nodes become known to `meshd ca`.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Metrics of `meshd ca` in `OpenMetrics` text.
+    Metrics(CaService),
+    /// The file of `meshd ca` as JSON schema.
+    ConfigSchema,
+    /// Checks a file of `meshd ca`; errors carry line and column.
+    ConfigValidate {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// Which `meshd ca` is asked.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CaService {
+    /// Its runtimeDir.
+    #[arg(long, env = "MESHD_CA_RUNTIME_DIR", default_value = "/run/meshd-ca", value_name = "DIR")]
+    pub(crate) ca_runtime_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Makes one and prints it: there is no other copy.
+    Create {
+        /// The node that it makes known.
+        #[arg(long, value_name = "NAME")]
+        node: String,
+        /// How long it counts, in seconds; the configuration's joinTokens.ttlSeconds unless given.
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<u64>,
+        #[command(flatten)]
+        service: CaService,
+    },
+    /// Tokens with their nodes, without their secrets.
+    List(CaService),
+    /// Takes one back that nobody has redeemed.
+    Revoke {
+        /// As `list` shows it.
+        id: String,
+        #[command(flatten)]
+        service: CaService,
     },
 }

@@ -2,6 +2,7 @@
 
 use super::harness::Story;
 
+mod authority;
 mod authorizers;
 mod bulk;
 mod bypass;
@@ -35,7 +36,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 37] = [
+    let topics: &[(&str, &'static [Story])] = &[
         ("selfcheck", selfcheck::STORIES),
         ("cluster", cluster::STORIES),
         ("bulk", bulk::STORIES),
@@ -49,6 +50,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests_envoy", requests_envoy::STORIES),
         ("requests_openid", requests_openid::STORIES),
         ("requests_streams", requests_streams::STORIES),
+        ("authority", authority::STORIES),
         ("authorizers", authorizers::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
@@ -74,5 +76,5 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("selectors", selectors::STORIES),
         ("operating", operating::STORIES),
     ];
-    topics.into_iter().flat_map(|(topic, stories)| stories.iter().map(move |story| (topic, story))).collect()
+    topics.iter().flat_map(|(topic, stories)| stories.iter().map(move |story| (*topic, story))).collect()
 }

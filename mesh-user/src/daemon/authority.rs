@@ -1,0 +1,197 @@
+//! The process `meshd ca`: opens the keys and the state, serves, and stops in order. It holds no logic of its own about
+//! who may have what.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{AdminLimits, CaAdmin, CaAdminServer, MetricsServer, ServerError, ca_server},
+    ca::{
+        CaError, SingleIssuer, State,
+        audit::{Audit, Sink},
+        callers::{ConfiguredNodes, JoinTokens, kubernetes},
+        service::{ListenError, Listeners, Service, ServiceParts},
+        signing::CertificateAuthority,
+    },
+    config::{AuthorityConfig, ConfigError},
+    sys::process,
+    telemetry::{
+        logging::{self, LoggingError},
+        systemd,
+    },
+};
+
+/// How long a stop may take.
+const STOPPING: Duration = Duration::from_secs(30);
+
+/// Why `meshd ca` does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log filter.
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    /// Keys or state.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// Addresses and sockets.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] ServerError),
+    /// The API server.
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::KubernetesError),
+    /// Another one runs.
+    #[error("another meshd ca runs with runtimeDir {}; replicas on one machine need one each", .0.display())]
+    AlreadyRunning(PathBuf),
+    /// Folders, files, threads, signals.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> AuthorityError {
+    |source| AuthorityError::Io { action: action.into(), source }
+}
+
+/// Runs the service until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run_authority(config: &Path) -> Result<(), AuthorityError> {
+    // Before any key is read.
+    process::forbid_dumps().map_err(failed("core dumps cannot be forbidden"))?;
+    let config = AuthorityConfig::load(config)?;
+    logging::init(&config.log, logging::LogFormat::Text)?;
+    raise_descriptor_limit(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("the runtime cannot be made"))?;
+    runtime.block_on(serve(&config))
+}
+
+/// Each connection holds a descriptor.
+fn raise_descriptor_limit(config: &AuthorityConfig) {
+    let wanted = u64::from(config.limits.connections) + 1024;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < wanted.min(hard) {
+        // A refusal leaves the limit as it was, which the warning below tells.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
+    }
+    if hard < wanted {
+        tracing::warn!(hard, wanted, "the limit on open files is below what limits.connections may need");
+    }
+}
+
+/// The keys: swapped for those that rotate in these few lines.
+fn open_authority(config: &AuthorityConfig) -> Result<Arc<dyn CertificateAuthority>, CaError> {
+    let lifetime = Duration::from_secs(config.svid_lifetime_seconds);
+    let longest = Duration::from_secs(config.max_svid_lifetime_seconds);
+    Ok(Arc::new(SingleIssuer::open(&config.directory, config.trust_domain.clone(), lifetime, longest)?))
+}
+
+async fn serve(config: &AuthorityConfig) -> Result<(), AuthorityError> {
+    let stop = CancellationToken::new();
+    let _lock = lock(&config.runtime_dir)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed("signals cannot be handled"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("signals cannot be handled"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed("signals cannot be handled"))?;
+    let audit = Arc::new(open_audit(config)?);
+    let listeners = Listeners::bind(config).await?;
+    let service = open_service(config, Arc::clone(&audit)).await?;
+    let addresses: Vec<_> = listeners.addresses().iter().map(ToString::to_string).collect();
+    let admin = Arc::new(CaAdmin {
+        service: Arc::clone(&service),
+        trust_domain: config.trust_domain.clone(),
+        listen: addresses.clone(),
+        join_tokens: config.join_tokens.clone(),
+    });
+    let socket = CaAdminServer::bind(&config.runtime_dir, AdminLimits::default())?;
+    if let Some(address) = config.metrics.listen {
+        let metrics = MetricsServer::bind(address, AdminLimits::default()).await?;
+        tokio::spawn(ca_server::serve_metrics(metrics, Arc::clone(&admin), stop.clone()));
+    }
+    tokio::spawn(socket.serve(admin, stop.clone()));
+    tokio::spawn(Arc::clone(&service).follow(stop.clone()));
+    let serving = tokio::spawn(listeners.serve(service, stop.clone()));
+    tracing::info!(trust_domain = %config.trust_domain, listen = ?addresses, "meshd ca is ready");
+    systemd::ready("certificates may be asked for");
+    let _watchdog = systemd::spawn_watchdog(vec![tokio::runtime::Handle::current()]);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => audit.reopen(),
+        }
+    }
+    systemd::stopping(STOPPING);
+    tracing::info!("stopping");
+    stop.cancel();
+    // An error means that it panicked: it serves no more either way.
+    let served = serving.await;
+    let _written = tokio::task::spawn_blocking(move || audit.shutdown()).await;
+    served.unwrap_or(Ok(()))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn open_service(config: &AuthorityConfig, audit: Arc<Audit>) -> Result<Arc<Service>, AuthorityError> {
+    let authority = open_authority(config)?;
+    let kubernetes = match &config.kubernetes {
+        Some(k) => Some(kubernetes::Tokens::connect(k.kubeconfig.as_deref(), k.audiences.clone()).await?),
+        None => None,
+    };
+    let parts = ServiceParts {
+        authority,
+        placement: Arc::new(ConfiguredNodes::new(&config.nodes)),
+        kubernetes,
+        join_tokens: JoinTokens::new(State::open(&config.directory)?),
+        audit,
+    };
+    Ok(Service::new(config, parts).await?)
+}
+
+fn open_audit(config: &AuthorityConfig) -> Result<Audit, AuthorityError> {
+    let (sink, name) = match &config.audit.file {
+        Some(path) => (Sink::File(path.clone()), format!("the audit {} cannot be opened", path.display())),
+        None => (Sink::Stderr, "the audit's thread cannot be started".to_owned()),
+    };
+    Audit::start(sink, config.audit.refusals_per_second).map_err(failed(name))
+}
+
+/// Held for the life of the process; the kernel releases it when that dies.
+fn lock(folder: &Path) -> Result<Flock<File>, AuthorityError> {
+    let unusable = || failed(format!("runtimeDir {} cannot be used", folder.display()));
+    // Others may pass through to the socket for agents; the admin socket has a mode of its own.
+    DirBuilder::new().recursive(true).mode(0o711).create(folder).map_err(unusable())?;
+    let path = fs::canonicalize(folder).map_err(unusable())?.join("ca.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable())?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, Errno::EWOULDBLOCK)) => Err(AuthorityError::AlreadyRunning(folder.to_owned())),
+        Err((_, errno)) => Err(unusable()(errno.into())),
+    }
+}
