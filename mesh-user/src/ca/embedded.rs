@@ -143,6 +143,11 @@ impl EmbeddedCa {
         Ok(())
     }
 
+    /// Whom it signs for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
     /// Where its files are.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -180,6 +185,11 @@ impl EmbeddedCa {
     }
 
     fn sign_leaf(&self, id: &SpiffeId) -> Result<Svid, CaError> {
+        self.sign_leaf_with_key(id).map(|(svid, _)| svid)
+    }
+
+    /// With the key, PKCS #8, for a workload that holds it itself.
+    pub(super) fn sign_leaf_with_key(&self, id: &SpiffeId) -> Result<(Svid, Zeroizing<Vec<u8>>), CaError> {
         let sign = |what: String| CaError::Sign { subject: id.to_string(), what };
         let now = OffsetDateTime::now_utc();
         let not_after = (now + self.lifetime).min(self.not_after);
@@ -203,20 +213,21 @@ impl EmbeddedCa {
         params.not_after = not_after.replace_nanosecond(0).unwrap_or(not_after);
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let certificate = params.signed_by(&key, &self.issuer).map_err(|e| sign(e.to_string()))?;
+        let pkcs8 = Zeroizing::new(key.0.serialize_der());
         let signer = {
-            let pkcs8 = Zeroizing::new(key.0.serialize_der());
             let der = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
             rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der.into()).map_err(|e| sign(e.to_string()))?
         };
         let chain = [certificate.der()].into_iter().chain(&self.chain).cloned().collect();
-        Ok(Svid {
+        let svid = Svid {
             spiffe_id: id.clone(),
             chain,
             key: signer,
             not_before: params.not_before.into(),
             not_after: params.not_after.into(),
             serial: format!("{:032x}", u128::from_be_bytes(serial)),
-        })
+        };
+        Ok((svid, pkcs8))
     }
 }
 

@@ -5,6 +5,7 @@ mod bundle;
 pub mod csr;
 mod embedded;
 mod files;
+pub mod jwt_svid;
 mod material;
 mod plan;
 pub mod proto;
@@ -16,6 +17,7 @@ pub mod state;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod workload_api;
 
 use std::{path::PathBuf, time::SystemTime};
 
@@ -91,6 +93,9 @@ pub enum CaError {
     /// The issuing certificate's own validity has ended.
     #[error("the issuing certificate expired; replace the files in the CA's folder and restart")]
     IssuerExpired,
+    /// The Workload API that SVIDs come from gives none.
+    #[error(transparent)]
+    WorkloadApi(#[from] workload_api::ClientError),
     /// Building or signing a certificate failed.
     #[error("cannot issue a certificate for {subject}: {what}")]
     Sign {
