@@ -23,7 +23,7 @@ use std::{path::PathBuf, time::SystemTime};
 
 pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
-pub use files::{parse_bundle, read_bundle};
+pub use files::{parse_bundle, parse_jwt_authorities, read_bundle};
 pub use revocation::add_revocation_lists;
 pub use source::SvidSource;
 pub use state::StateError;

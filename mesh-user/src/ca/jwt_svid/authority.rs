@@ -22,12 +22,12 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{DEFAULT_LIFETIME, JwtSvid, JwtSvidRequest, MAX_LIFETIME, MintJwt, check_audiences};
 use crate::{
-    ca::{CaError, files},
+    ca::{CaError, files, spiffe_bundle},
     identity::{JwtAuthorities, TrustDomain},
 };
 
 const KEYS: &str = "jwt.key";
-pub(in crate::ca) const PUBLIC_KEYS: &str = "jwt.json";
+const PUBLIC_KEYS: &str = "jwt.json";
 /// More are a mistake.
 const MAX_KEYS: usize = 8;
 
@@ -73,7 +73,9 @@ impl JwtAuthority {
             keys.push(key.ok_or_else(|| invalid("holds a key that is no P-256 one (PKCS #8)".to_owned()))?);
         }
         if keys.len() > MAX_KEYS {
-            return Err(invalid(format!("holds more than {MAX_KEYS} keys; remove those whose tokens have ended")));
+            return Err(invalid(format!(
+                "holds more than {MAX_KEYS} keys; remove those whose tokens have ended"
+            )));
         }
         let published = keys.iter().map(Key::published).collect::<Option<JwtAuthorities>>();
         let published = published.ok_or_else(|| invalid("holds a key without a public half".to_owned()))?;
@@ -174,6 +176,13 @@ fn publish(directory: &Path, keys: &JwtAuthorities) -> Result<(), CaError> {
     files::write(directory, PUBLIC_KEYS, text.as_bytes(), 0o644)
 }
 
+/// The public halves in a CA's folder; none: there is no authority yet.
+pub(in crate::ca) fn read_published(directory: &Path) -> Result<JwtAuthorities, CaError> {
+    let path = directory.join(PUBLIC_KEYS);
+    let Some(text) = files::read_public(&path)? else { return Ok(JwtAuthorities::new()) };
+    spiffe_bundle::read_jwt(&text).map_err(|what| CaError::Invalid { path, what })
+}
+
 /// As a JWK set.
 pub(in crate::ca) fn key_set(keys: &JwtAuthorities) -> Value {
     let keys: Vec<Value> = keys.values().filter_map(|jwk| serde_json::from_str(jwk).ok()).collect();
@@ -222,7 +231,10 @@ mod tests {
         let believed = verify("till", 1_700_000_000).unwrap();
         assert_eq!(believed.spiffe_id.to_string(), ID);
         assert_eq!(believed.claims["aud"], json!(["shop", "till"]));
-        assert_eq!((believed.claims["iat"].as_u64(), believed.claims["exp"].as_u64()), (Some(1_700_000_000), Some(1_700_000_300)));
+        assert_eq!(
+            (believed.claims["iat"].as_u64(), believed.claims["exp"].as_u64()),
+            (Some(1_700_000_000), Some(1_700_000_300))
+        );
         assert_eq!(verify("other", 1_700_000_000), Err(JwtSvidRefusal::Audience));
         assert_eq!(verify("shop", 1_700_000_361), Err(JwtSvidRefusal::Token(Refusal::Expired)));
         let others = bundles(&open(&folder()));

@@ -104,9 +104,9 @@ where
         let mut client = self.client.clone();
         Box::pin(async move {
             let subject = request.id.to_string();
-            let lifetime = request.lifetime.map_or(0, |life| i64::try_from(life.as_secs()).unwrap_or(i64::MAX));
-            let message =
-                MintRequest { spiffe_id: subject.clone(), audiences: request.audiences, lifetime };
+            let lifetime =
+                request.lifetime.map_or(0, |life| i64::try_from(life.as_secs()).unwrap_or(i64::MAX));
+            let message = MintRequest { spiffe_id: subject.clone(), audiences: request.audiences, lifetime };
             let answer = client.mint(message).await.map_err(|status| CaError::Sign {
                 subject,
                 what: format!("the CA refuses a JWT-SVID: {:?}: {}", status.code(), status.message()),
@@ -121,7 +121,9 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ca::proto::meshd::jwt_svid_server::JwtSvidServer, identity::TrustBundles, jwt::verify_jwt_svid};
+    use crate::{
+        ca::proto::meshd::jwt_svid_server::JwtSvidServer, identity::TrustBundles, jwt::verify_jwt_svid,
+    };
 
     struct Only(&'static str);
 
@@ -141,7 +143,8 @@ mod tests {
     async fn an_agent_gets_tokens_of_those_it_may_speak_for_and_of_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let authority =
-            super::super::JwtAuthority::open(&folder.path().join("ca"), "cluster.local".parse().unwrap()).unwrap();
+            super::super::JwtAuthority::open(&folder.path().join("ca"), "cluster.local".parse().unwrap())
+                .unwrap();
         let jwt_authorities = [("cluster.local".parse().unwrap(), authority.published().clone())].into();
         let bundles = TrustBundles { jwt_authorities, ..TrustBundles::default() };
         let own = "spiffe://cluster.local/ns/shop/sa/web";
@@ -156,7 +159,10 @@ mod tests {
         let minted = agent.mint(request(own, &["till"])).await.unwrap();
         let expires = minted.expires.duration_since(UNIX_EPOCH).unwrap().as_secs();
         let believed = verify_jwt_svid(&minted.token, "till", &bundles, expires - 60).unwrap();
-        assert_eq!((believed.spiffe_id.to_string().as_str(), believed.claims["exp"].as_u64()), (own, Some(expires)));
+        assert_eq!(
+            (believed.spiffe_id.to_string().as_str(), believed.claims["exp"].as_u64()),
+            (own, Some(expires))
+        );
         let other = agent.mint(request("spiffe://cluster.local/ns/shop/sa/till", &["till"])).await;
         assert!(other.unwrap_err().to_string().contains("PermissionDenied"));
         let nobody = agent.mint(request(own, &[])).await;

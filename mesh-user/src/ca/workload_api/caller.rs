@@ -187,7 +187,11 @@ mod tests {
             ("host", &["root"], None, &[]),
             ("host", &[], Some(7), &[]),
         ] {
-            assert_eq!(places.names(&places.seen(netns, cgroups, user)), names, "{netns} {cgroups:?} {user:?}");
+            assert_eq!(
+                places.names(&places.seen(netns, cgroups, user)),
+                names,
+                "{netns} {cgroups:?} {user:?}"
+            );
         }
     }
 
@@ -217,7 +221,9 @@ mod tests {
         let lineage = cgroup::lineage(&own).unwrap();
         assert_eq!(lineage.len(), own.ancestors().count());
         let metadata = directory.dir.metadata().unwrap();
-        assert!(format!("{:?}", lineage[0]).contains(&std::os::unix::fs::MetadataExt::ino(&metadata).to_string()));
+        assert!(
+            format!("{:?}", lineage[0]).contains(&std::os::unix::fs::MetadataExt::ino(&metadata).to_string())
+        );
         assert_eq!(cgroup::lineage(Path::new("/../outside")).unwrap(), []);
     }
 }

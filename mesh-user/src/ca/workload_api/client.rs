@@ -36,6 +36,7 @@ use crate::{
             JwtBundlesRequest, JwtBundlesResponse, X509svid, X509svidRequest, X509svidResponse,
             spiffe_workload_api_client::SpiffeWorkloadApiClient,
         },
+        spiffe_bundle,
     },
     identity::{JwtAuthorities, RevocationList, SpiffeId, Svid, TrustBundles, TrustDomain},
     jwt::json,
@@ -43,7 +44,7 @@ use crate::{
 };
 
 /// Names the socket where the node's file does not (SPIFFE_Workload_Endpoint.md section 4).
-pub const ENDPOINT_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
+const ENDPOINT_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -134,7 +135,8 @@ impl WorkloadApiSource {
         let (trust, trusted) = watch::channel(Arc::default());
         let (pushed, pushes) = watch::channel(0);
         let stop = CancellationToken::new();
-        let publisher = Arc::new(Publisher { path: path.clone(), received, trust, pushed, parts: Mutex::default() });
+        let publisher =
+            Arc::new(Publisher { path: path.clone(), received, trust, pushed, parts: Mutex::default() });
         for follow in [Follow::X509, Follow::Jwt] {
             let (publisher, stop) = (Arc::clone(&publisher), stop.clone());
             tokio::spawn(async move { stop.run_until_cancelled(follow.run(&publisher)).await });
@@ -246,7 +248,8 @@ impl Follow {
                 let answers = client.fetch_x509svid(meant(X509svidRequest {})).await.map_err(failed)?;
                 let mut answers: Streaming<X509svidResponse> = answers.into_inner();
                 while let Some(answer) = answers.message().await.map_err(failed)? {
-                    let (svids, trust) = read(answer, SystemTime::now()).map_err(|what| invalid(path, what))?;
+                    let (svids, trust) =
+                        read(answer, SystemTime::now()).map_err(|what| invalid(path, what))?;
                     publisher.x509(svids, trust);
                     *failures = 0;
                 }
@@ -311,7 +314,7 @@ fn backoff(failures: u32, chance: f64) -> Duration {
 
 /// The SVIDs of an answer and what they are held against. One that does not fit together spoils all: a server that is
 /// wrong about one is not believed about others.
-fn read(
+pub(super) fn read(
     mut answer: X509svidResponse,
     now: SystemTime,
 ) -> Result<(BTreeMap<SpiffeId, Svid>, TrustBundles), String> {
@@ -332,7 +335,8 @@ fn read_parts(
     let mut trust = TrustBundles::default();
     let mut ids = Vec::new();
     for message in &*messages {
-        let id: SpiffeId = message.spiffe_id.parse().map_err(|e| format!("{:.100?}: {e}", message.spiffe_id))?;
+        let id: SpiffeId =
+            message.spiffe_id.parse().map_err(|e| format!("{:.100?}: {e}", message.spiffe_id))?;
         add_roots(&mut trust, id.trust_domain(), &message.bundle)?;
         ids.push(id);
     }
@@ -368,7 +372,8 @@ fn trust_domain(id: &str) -> Result<TrustDomain, String> {
 fn add_roots(trust: &mut TrustBundles, domain: &TrustDomain, bundle: &[u8]) -> Result<(), String> {
     let known = trust.roots.entry(domain.clone()).or_default();
     for root in certificates(bundle).map_err(|what| format!("the bundle of {domain} {what}"))? {
-        webpki::anchor_from_trusted_cert(&root).map_err(|e| format!("the bundle of {domain} has a bad root: {e}"))?;
+        webpki::anchor_from_trusted_cert(&root)
+            .map_err(|e| format!("the bundle of {domain} has a bad root: {e}"))?;
         if !known.contains(&root) {
             known.push(root);
         }
@@ -405,7 +410,8 @@ fn domains_of(
         (Ok((_, list)), Ok((_, root))) => list.issuer() == root.subject(),
         _ => false,
     };
-    let of: Vec<_> = roots.iter().filter(|(_, roots)| roots.iter().any(named)).map(|(domain, _)| domain).collect();
+    let of: Vec<_> =
+        roots.iter().filter(|(_, roots)| roots.iter().any(named)).map(|(domain, _)| domain).collect();
     let of: Vec<_> = if of.is_empty() { roots.keys().collect() } else { of };
     of.into_iter().cloned().collect()
 }
@@ -418,8 +424,10 @@ fn svid(
 ) -> Result<Svid, String> {
     let chain = certificates(&message.x509_svid)?;
     let pkcs8 = Zeroizing::new(std::mem::take(&mut message.x509_svid_key));
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()).into())
-        .map_err(|_| "its key is no private key (PKCS #8) that is supported".to_owned())?;
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(
+        &PrivatePkcs8KeyDer::from(pkcs8.as_slice()).into(),
+    )
+    .map_err(|_| "its key is no private key (PKCS #8) that is supported".to_owned())?;
     let pair = CertifiedKey::new(chain.clone(), Arc::clone(&key));
     pair.keys_match().map_err(|_| "the key is not the leaf's".to_owned())?;
     let algorithms = provider().signature_verification_algorithms;
@@ -443,15 +451,12 @@ fn read_jwt(answer: &JwtBundlesResponse) -> Result<BTreeMap<TrustDomain, JwtAuth
     let mut authorities = BTreeMap::new();
     for (domain, bundle) in &answer.bundles {
         let domain = trust_domain(domain)?;
-        let set = json::object(bundle).ok_or_else(|| format!("the JWT bundle of {domain} is no JSON object"))?;
+        let set =
+            json::object(bundle).ok_or_else(|| format!("the JWT bundle of {domain} is no JSON object"))?;
         let keys = set.get("keys").and_then(Value::as_array);
         let keys = keys.ok_or_else(|| format!("the JWT bundle of {domain} has no list `keys`"))?;
-        let keys = keys.iter().take(MAX_ITEMS).filter_map(|key| {
-            // Without an ID no token can name it (SPIFFE Trust Domain and Bundle section 4.2.4).
-            let kid = key.get("kid")?.as_str().filter(|kid| !kid.is_empty())?;
-            Some((Arc::from(kid), Arc::from(key.to_string())))
-        });
-        authorities.insert(domain, keys.collect());
+        // Here they need not say what they are for: SPIRE's do not.
+        authorities.insert(domain, spiffe_bundle::jwt_authorities(keys.iter()));
     }
     Ok(authorities)
 }

@@ -11,10 +11,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 
 use super::exportable::{ExportableSvid, IssueExportable};
-use crate::{
-    ca::plan::Plan,
-    identity::SpiffeId,
-};
+use crate::{ca::plan::Plan, identity::SpiffeId};
 
 /// How long an SVID is kept that nobody listens to.
 const LINGER: Duration = Duration::from_secs(30);
@@ -53,7 +50,11 @@ impl Keeper {
         }
         let (sender, receiver) = watch::channel(Held::default());
         entries.insert(id.clone(), sender.clone());
-        let task = Task { id: id.clone(), held: sender, plan: Plan { next: UNIX_EPOCH, made: UNIX_EPOCH, failures: 0 } };
+        let task = Task {
+            id: id.clone(),
+            held: sender,
+            plan: Plan { next: UNIX_EPOCH, made: UNIX_EPOCH, failures: 0 },
+        };
         tokio::spawn(task.run(Arc::clone(&self.issuer), Arc::clone(&self.entries)));
         receiver
     }

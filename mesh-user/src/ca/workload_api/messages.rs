@@ -23,10 +23,15 @@ pub(super) fn x509_svids(svids: &[impl AsRef<ExportableSvid>], trust: &TrustBund
         spiffe_id: svid.spiffe_id.to_string(),
         x509_svid: concatenated(&svid.chain),
         x509_svid_key: svid.key.to_vec(),
-        bundle: trust.roots.get(svid.spiffe_id.trust_domain()).map(|roots| concatenated(roots)).unwrap_or_default(),
+        bundle: trust
+            .roots
+            .get(svid.spiffe_id.trust_domain())
+            .map(|roots| concatenated(roots))
+            .unwrap_or_default(),
         hint: String::new(),
     };
-    let own = |domain: &TrustDomain| svids.iter().any(|svid| svid.as_ref().spiffe_id.trust_domain() == domain);
+    let own =
+        |domain: &TrustDomain| svids.iter().any(|svid| svid.as_ref().spiffe_id.trust_domain() == domain);
     let federated = bundles(trust).filter(|(domain, _)| !own(domain));
     X509svidResponse {
         svids: svids.iter().map(|svid| message(svid.as_ref())).collect(),
@@ -42,7 +47,12 @@ pub(super) fn x509_bundles(trust: &TrustBundles) -> X509BundlesResponse {
 
 pub(super) fn jwt_bundles(trust: &TrustBundles) -> JwtBundlesResponse {
     let bundles = trust.jwt_authorities.iter().map(|(domain, keys)| {
-        (id(domain), jwt_svid::key_set(keys).to_string().into_bytes())
+        let mut set = jwt_svid::key_set(keys);
+        for key in set["keys"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            // A plain JWK set, as SPIRE's: libraries for tokens do not know this use.
+            key.shift_remove("use");
+        }
+        (id(domain), set.to_string().into_bytes())
     });
     JwtBundlesResponse { bundles: bundles.collect::<HashMap<_, _>>() }
 }

@@ -315,7 +315,10 @@ impl SpiffeWorkloadApi for Arc<Service> {
             let minted = match timeout_at(deadline, minter.mint(request)).await {
                 Ok(Ok(minted)) => minted,
                 failed => {
-                    let error = failed.map_or_else(|_| "no answer in time".to_owned(), |f| f.err().map_or_else(String::new, |e| e.to_string()));
+                    let error = failed.map_or_else(
+                        |_| "no answer in time".to_owned(),
+                        |f| f.err().map_or_else(String::new, |e| e.to_string()),
+                    );
                     tracing::warn!(spiffe_id = %id, %error, "no JWT-SVID could be minted");
                     return Err(Status::unavailable("no JWT-SVID can be had now; meshd's log says why"));
                 }
