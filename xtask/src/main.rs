@@ -32,6 +32,7 @@ mod process;
 mod qemu;
 mod report;
 mod setup;
+mod spiffe;
 mod story;
 mod story_programs;
 mod systemd;
@@ -147,6 +148,7 @@ fn run(task: Task) -> Result<ExitCode> {
             deny::ensure()?;
             envoy::ensure();
             openid::ensure();
+            spiffe::ensure();
             story_programs::ensure();
             if !no_vm {
                 for series in kernels::ALL {

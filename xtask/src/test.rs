@@ -18,7 +18,7 @@ use crate::{
     libtest::Summary,
     lint, machines, openid, paths,
     report::{self, Level},
-    setup, story_programs,
+    setup, spiffe, story_programs,
     verdicts::{ANY_KERNEL, Verdicts},
 };
 
@@ -39,6 +39,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     setup::for_tests()?;
     envoy::ensure();
     openid::ensure();
+    spiffe::ensure();
     story_programs::ensure();
     ebpf::build()?;
     let mut levels = Vec::new();

@@ -6,6 +6,7 @@
 //!
 //! Sources: SPIFFE_Workload_API.md, SPIFFE_Workload_Endpoint.md.
 
+mod authority;
 mod caller;
 mod client;
 mod exportable;

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::{Buf as _, BytesMut};
 use futures_util::stream::unfold;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::{
@@ -28,6 +29,7 @@ use tonic::{
 
 use super::{
     MAX_ANSWER_BYTES, SECURITY_HEADER,
+    authority::Rewriter,
     caller::Share,
     service::{Service, WorkloadApiParts},
 };
@@ -282,13 +284,24 @@ impl Accepting {
         });
         (open.connections, open.since) = (own + 1, now);
         let caller = Caller { peer, account: Arc::clone(&open.account) };
-        Ok(Connection { stream, caller, share, accounts: Arc::clone(&self.accounts) })
+        let accounts = Arc::clone(&self.accounts);
+        Ok(Connection {
+            stream,
+            rewriter: Rewriter::default(),
+            ready: BytesMut::new(),
+            caller,
+            share,
+            accounts,
+        })
     }
 }
 
 /// A connection that knows its caller.
 struct Connection {
     stream: UnixStream,
+    rewriter: Rewriter,
+    /// Rewritten and not yet read.
+    ready: BytesMut,
     caller: Caller,
     share: Share,
     accounts: Arc<Accounts>,
@@ -313,11 +326,24 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let own = self.get_mut();
+        let mut bytes = [0; 4096];
+        while own.ready.is_empty() {
+            let mut read = ReadBuf::new(&mut bytes);
+            std::task::ready!(Pin::new(&mut own.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            own.rewriter.feed(read.filled(), &mut own.ready)?;
+        }
+        let length = own.ready.len().min(buffer.remaining());
+        buffer.put_slice(own.ready.get(..length).unwrap_or_default());
+        own.ready.advance(length);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -31,10 +31,11 @@ mod selfcheck;
 mod servers_first;
 mod transparency;
 mod truth;
+pub(crate) mod workload_api;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 36] = [
+    let topics: [(&str, &'static [Story]); 37] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -48,6 +49,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests_openid", requests_openid::STORIES),
         ("requests_streams", requests_streams::STORIES),
         ("authorizers", authorizers::STORIES),
+        ("workload_api", workload_api::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
