@@ -34,11 +34,18 @@ impl OwnBundle {
             let changed = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
             let changed =
                 changed.map_err(|source| CaError::Io { path: path.clone(), action: "look at it", source })?;
-            let jwt_authorities = jwt_svid::read_published(directory)?;
-            return Ok(Self { roots, pem, jwt_authorities, changed });
+            return Ok(Self { roots, pem, jwt_authorities: JwtAuthorities::new(), changed });
         }
         let what = "holds no CA: start meshd once, which makes one, or name the CA's folder in ca.directory";
         Err(CaError::Incomplete { path: directory.to_owned(), what: what.to_owned() })
+    }
+
+    /// With the JWT authorities whose keys are in `directory`, if there are any.
+    ///
+    /// # Errors
+    /// When they are there and cannot be read.
+    pub fn with_jwt_authorities(self, directory: &Path) -> Result<Self, CaError> {
+        Ok(Self { jwt_authorities: jwt_svid::read_published(directory)?, ..self })
     }
 
     /// DER.

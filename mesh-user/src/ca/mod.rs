@@ -1,5 +1,6 @@
 //! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
-//! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
+//! [`crate::identity::Svid`], or for the workload whose it is, by the Workload API; the CA's own key never leaves it except
+//! through [`EmbeddedCa::issue_intermediate`].
 
 mod bundle;
 pub mod csr;

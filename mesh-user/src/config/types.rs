@@ -113,6 +113,12 @@ impl Config {
         self.ca.directory.clone().unwrap_or_else(|| self.state_dir.join("ca"))
     }
 
+    /// Where the keys of JWT-SVIDs are: with the CA that this node made, also where another one, whose folder may be
+    /// read-only, signs its certificates.
+    pub fn jwt_directory(&self) -> PathBuf {
+        self.state_dir.join("ca")
+    }
+
     /// The Workload API's socket: `workloadApi.socket`, else in a folder of its own beside the runtime directory, which
     /// only root may enter.
     pub fn workload_api_socket(&self) -> PathBuf {

@@ -13,7 +13,7 @@ use crate::{
         workload_api::{WorkloadApiLimits, WorkloadApiParts, WorkloadApiServer, WorkloadApiSettings},
     },
     config::Config,
-    identity::TrustBundles,
+    identity::{TrustBundles, TrustDomain},
     world::World,
 };
 
@@ -23,7 +23,7 @@ pub(super) struct WorkloadApi {
     server: Mutex<Option<WorkloadApiServer>>,
     ca: Arc<EmbeddedCa>,
     authority: Arc<JwtAuthority>,
-    domain: crate::identity::TrustDomain,
+    domain: TrustDomain,
     world: watch::Sender<Arc<World>>,
     trust: watch::Sender<Arc<TrustBundles>>,
 }
@@ -38,7 +38,7 @@ impl WorkloadApi {
             return Ok(None);
         }
         let domain = config.trust_domain.clone();
-        let authority = Arc::new(JwtAuthority::open(&config.ca_directory(), domain.clone())?);
+        let authority = Arc::new(JwtAuthority::open(&config.jwt_directory(), domain.clone())?);
         let socket = config.workload_api_socket();
         let server =
             WorkloadApiServer::bind(&WorkloadApiSettings { socket, limits: WorkloadApiLimits::default() })?;

@@ -1,5 +1,5 @@
 //! Who is at the other end of a Unix socket: the process that connected, as the kernel remembers it (unix(7)), and what
-//! that process is now. A process's number may be given to another one when it has ended; its pidfd (pidfd_open(2)) never
+//! that process is now. A process's number may be given to another one when it has ended; its pidfd (`pidfd_open(2)`) never
 //! is, so whatever is read by the number counts only while the pidfd says that the process lives.
 
 use std::{
@@ -134,7 +134,7 @@ fn cgroup(membership: &str) -> Option<PathBuf> {
     membership.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
 }
 
-/// `Uid:` with real, effective, saved and file-system user (proc_pid_status(5)). The process's own name, further up, has
+/// `Uid:` with real, effective, saved and file-system user (`proc_pid_status(5)`). The process's own name, further up, has
 /// its line breaks escaped.
 fn users(status: &str) -> Option<(u32, u32)> {
     let mut ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace();

@@ -195,6 +195,7 @@ mod tests {
 
     use super::{super::MAX_AUDIENCE_BYTES, *};
     use crate::{
+        ca::{EmbeddedCa, OwnBundle},
         identity::TrustBundles,
         jwt::{JwtSvidRefusal, Refusal, verify_jwt_svid},
     };
@@ -303,6 +304,20 @@ mod tests {
         let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
         assert_eq!(**kid, *BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, canonical.as_bytes())));
         assert_eq!(jwk["use"], "jwt-svid");
+    }
+
+    #[test]
+    fn its_public_half_is_in_the_bundle_for_others() {
+        let folder = folder();
+        let authority = open(&folder);
+        let domain = "cluster.local".parse().unwrap();
+        EmbeddedCa::open(folder.path(), domain, Duration::from_secs(3600)).unwrap();
+        let bundle = OwnBundle::read(folder.path()).unwrap().with_jwt_authorities(folder.path()).unwrap();
+        let text = bundle.spiffe().unwrap().to_string();
+        let path = Path::new("bundle.json");
+        assert_eq!(&crate::ca::parse_jwt_authorities(path, &text).unwrap(), authority.published());
+        assert_eq!(crate::ca::parse_bundle(path, &text).unwrap(), bundle.roots());
+        assert!(!text.contains("\"d\""));
     }
 
     #[test]

@@ -43,7 +43,7 @@ use crate::{
     tls::{PeerRole, PeerVerifier, provider},
 };
 
-/// Names the socket where the node's file does not (SPIFFE_Workload_Endpoint.md section 4).
+/// Names the socket where the node's file does not (SPIFFE Workload Endpoint section 4).
 const ENDPOINT_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
@@ -131,17 +131,22 @@ impl WorkloadApiSource {
             Some(address) => socket_path(address)?,
             None => socket_path(&std::env::var(ENDPOINT_VARIABLE).unwrap_or_default())?,
         };
-        let (received, receiver) = watch::channel(Arc::default());
-        let (trust, trusted) = watch::channel(Arc::default());
-        let (pushed, pushes) = watch::channel(0);
+        let (sender, received) = watch::channel(Arc::default());
+        let (trust_sender, trust) = watch::channel(Arc::default());
+        let (push_sender, pushed) = watch::channel(0);
         let stop = CancellationToken::new();
-        let publisher =
-            Arc::new(Publisher { path: path.clone(), received, trust, pushed, parts: Mutex::default() });
+        let publisher = Arc::new(Publisher {
+            path: path.clone(),
+            received: sender,
+            trust: trust_sender,
+            pushed: push_sender,
+            parts: Mutex::default(),
+        });
         for follow in [Follow::X509, Follow::Jwt] {
             let (publisher, stop) = (Arc::clone(&publisher), stop.clone());
             tokio::spawn(async move { stop.run_until_cancelled(follow.run(&publisher)).await });
         }
-        Ok(Self { path, received: receiver, trust: trusted, pushed: pushes, stop })
+        Ok(Self { path, received, trust, pushed, stop })
     }
 }
 
@@ -169,7 +174,7 @@ impl SvidSource for WorkloadApiSource {
     }
 }
 
-/// A scheme and an absolute path, nothing else (SPIFFE_Workload_Endpoint.md section 4).
+/// A scheme and an absolute path, nothing else (SPIFFE Workload Endpoint section 4).
 fn socket_path(address: &str) -> Result<PathBuf, ClientError> {
     let path = address.strip_prefix("unix:").map(|rest| rest.strip_prefix("//").unwrap_or(rest));
     let path = path.filter(|path| path.starts_with('/') && !path.contains(['?', '#']));
@@ -320,7 +325,9 @@ pub(super) fn read(
 ) -> Result<(BTreeMap<SpiffeId, Svid>, TrustBundles), String> {
     let mut messages = std::mem::take(&mut answer.svids);
     let result = read_parts(&mut messages, &answer, now);
-    messages.iter_mut().for_each(|message| message.x509_svid_key.zeroize());
+    for message in &mut messages {
+        message.x509_svid_key.zeroize();
+    }
     result
 }
 
@@ -440,7 +447,7 @@ fn svid(
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| "its leaf cannot be read".to_owned())?;
     let time = |time: x509_parser::time::ASN1Time| SystemTime::from(time.to_datetime());
     let (not_before, not_after) = (time(leaf.validity().not_before), time(leaf.validity().not_after));
-    let serial = leaf.serial.to_bytes_be().iter().map(|byte| format!("{byte:02x}")).collect();
+    let serial = format!("{:x}", leaf.serial);
     Ok(Svid { spiffe_id: id.clone(), key, not_before, not_after, serial, chain })
 }
 

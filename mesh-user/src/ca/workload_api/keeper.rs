@@ -115,14 +115,14 @@ impl Task {
 
     async fn renew(&mut self, issuer: &dyn IssueExportable) {
         let jitter = rand::random::<f64>();
-        let issued = timeout(ISSUE_TIMEOUT, issuer.issue_exportable(&self.id)).await;
-        let issued = match issued {
+        let answer = timeout(ISSUE_TIMEOUT, issuer.issue_exportable(&self.id)).await;
+        let outcome = match answer {
             Ok(Ok(svid)) => Ok(svid),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the authority does not answer".to_owned()),
         };
         let now = SystemTime::now();
-        match issued {
+        match outcome {
             Ok(svid) => {
                 self.plan = Plan::after_issue(now, svid.not_after, jitter);
                 tracing::info!(spiffe_id = %self.id, serial = %svid.serial, "SVID issued for the Workload API");
@@ -148,5 +148,5 @@ async fn next(pushed: &mut Option<watch::Receiver<u64>>) {
         return;
     }
     *pushed = None;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -1,6 +1,6 @@
 //! What the Workload API says, from what is held. Pure.
 //!
-//! Source: SPIFFE_Workload_API.md sections 5 and 6.
+//! Source: SPIFFE Workload API sections 5 and 6.
 
 use std::collections::HashMap;
 

@@ -4,7 +4,7 @@
 //!
 //! Keys that are handed out are made for that: the daemon's own never leave it.
 //!
-//! Sources: SPIFFE_Workload_API.md, SPIFFE_Workload_Endpoint.md.
+//! Sources: SPIFFE Workload API, SPIFFE Workload Endpoint.
 
 mod authority;
 mod caller;
@@ -23,7 +23,7 @@ pub use server::{ServerError, WorkloadApiLimits, WorkloadApiServer, WorkloadApiS
 pub use service::WorkloadApiParts;
 
 /// Every request carries it with the value `true`, which keeps out requests that a workload was talked into sending
-/// (SPIFFE_Workload_Endpoint.md section 5.1).
+/// (SPIFFE Workload Endpoint section 5.1).
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 /// What no answer of a Workload API exceeds: SVIDs, bundles and revocation lists.
 const MAX_ANSWER_BYTES: usize = 4 << 20;

@@ -196,7 +196,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
-/// SPIFFE_Workload_Endpoint.md section 5.1.
+/// SPIFFE Workload Endpoint section 5.1.
 #[allow(clippy::result_large_err, reason = "tonic's own type")]
 fn must_be_meant(request: Request<()>) -> Result<Request<()>, Status> {
     let mut said = request.metadata().get_all(SECURITY_HEADER).iter();

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     ca::{
-        jwt_svid::{JwtSvidRequest, MAX_AUDIENCE_BYTES, MintJwt, check_audiences},
+        jwt_svid::{JwtSvid, JwtSvidRequest, MAX_AUDIENCE_BYTES, MintJwt, check_audiences},
         proto::workload::{
             JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
             ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
@@ -312,18 +312,17 @@ impl SpiffeWorkloadApi for Arc<Service> {
         let mut svids = Vec::new();
         for id in ids {
             let request = JwtSvidRequest { id: id.clone(), audiences: audience.clone(), lifetime: None };
-            let minted = match timeout_at(deadline, minter.mint(request)).await {
-                Ok(Ok(minted)) => minted,
-                failed => {
-                    let error = failed.map_or_else(
-                        |_| "no answer in time".to_owned(),
-                        |f| f.err().map_or_else(String::new, |e| e.to_string()),
-                    );
-                    tracing::warn!(spiffe_id = %id, %error, "no JWT-SVID could be minted");
-                    return Err(Status::unavailable("no JWT-SVID can be had now; meshd's log says why"));
+            let answer = timeout_at(deadline, minter.mint(request)).await;
+            let failure = match answer {
+                Ok(Ok(JwtSvid { token, .. })) => {
+                    svids.push(Jwtsvid { spiffe_id: id.to_string(), svid: token, hint: String::new() });
+                    continue;
                 }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the authority does not answer".to_owned(),
             };
-            svids.push(Jwtsvid { spiffe_id: id.to_string(), svid: minted.token, hint: String::new() });
+            tracing::warn!(spiffe_id = %id, error = %failure, "no JWT-SVID could be minted");
+            return Err(Status::unavailable("no JWT-SVID can be had now; meshd's log says why"));
         }
         Ok(Response::new(JwtsvidResponse { svids }))
     }

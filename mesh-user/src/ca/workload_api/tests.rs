@@ -35,9 +35,10 @@ use crate::{
             spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
             *,
         },
+        signing::{CertificateAuthority, SignedSvid, SigningRequest, Trust},
     },
     config::Config,
-    identity::{SpiffeId, TrustBundles},
+    identity::{SpiffeId, Svid, TrustBundles, TrustDomain},
     tls::test_pki::{Leaf, TestCa},
     world::World,
 };
@@ -90,7 +91,7 @@ struct Given {
     issuing: Arc<Issuing>,
     service: Arc<Service>,
     stop: CancellationToken,
-    served: tokio::task::JoinHandle<Result<(), ServerError>>,
+    serving: tokio::task::JoinHandle<Result<(), ServerError>>,
 }
 
 /// A server for the workload `web`, which is this process.
@@ -115,8 +116,8 @@ fn given(limits: WorkloadApiLimits) -> Given {
     let settings = WorkloadApiSettings { socket: folder.path().join("api/workload.sock"), limits };
     let server = WorkloadApiServer::bind(&settings).unwrap();
     let service = Service::new(parts, limits, stop.clone()).unwrap();
-    let served = tokio::spawn(server.serve_service(Arc::clone(&service), stop.clone()));
-    Given { folder, world, trust, issuing, service, stop, served }
+    let serving = tokio::spawn(server.serve_service(Arc::clone(&service), stop.clone()));
+    Given { folder, world, trust, issuing, service, stop, serving }
 }
 
 impl Given {
@@ -354,7 +355,7 @@ async fn it_stops_when_told_and_leaves_no_socket() {
     given.stop.cancel();
     assert_eq!(svids.message().await.map(drop).unwrap_err().code(), Code::Unavailable);
     drop((svids, client));
-    given.served.await.unwrap().unwrap();
+    given.serving.await.unwrap().unwrap();
     assert!(!given.folder.path().join("api/workload.sock").exists());
 }
 
@@ -399,6 +400,56 @@ fn keys_and_tokens_are_never_shown() {
         futures_util::FutureExt::now_or_never(ca.issue_exportable(&WEB.parse().unwrap())).unwrap().unwrap();
     let shown = format!("{svid:?}");
     assert!(shown.ends_with(".. }") && shown.len() < 200, "{shown}");
+}
+
+/// Signs what it is asked to, and says for whom that was.
+struct Signing {
+    ca: TestCa,
+    trust: watch::Receiver<Arc<Trust>>,
+}
+
+impl CertificateAuthority for Signing {
+    fn trust_domain(&self) -> &TrustDomain {
+        &self.ca.trust_domain
+    }
+
+    fn sign(&self, request: SigningRequest) -> BoxFuture<'_, Result<SignedSvid, CaError>> {
+        let key = rcgen::SubjectPublicKeyInfo::from_der(request.csr.public_key()).unwrap();
+        let chain = self.ca.certify(&Leaf::of(&request.id.to_string()), &key);
+        let (now, serial) =
+            (SystemTime::now().into(), format!("{} {}", request.caller, request.node.unwrap()));
+        let not_after = now + Duration::from_secs(1800);
+        let signed = SignedSvid { chain, roots: vec![self.ca.root()], serial, not_before: now, not_after };
+        Box::pin(std::future::ready(Ok(signed)))
+    }
+
+    fn own_svid<'a>(&'a self, _: &'a SpiffeId, _: &'a [String]) -> BoxFuture<'a, Result<Svid, CaError>> {
+        unreachable!("nobody asks for it")
+    }
+
+    fn trust(&self) -> watch::Receiver<Arc<Trust>> {
+        self.trust.clone()
+    }
+
+    fn acknowledge(&self, _: &str, _: u64) {}
+}
+
+#[tokio::test]
+async fn what_an_authority_signs_by_csr_is_of_the_key_that_is_handed_out() {
+    let ca = Signing { ca: TestCa::new("cluster.local"), trust: watch::channel(Arc::default()).1 };
+    let root = ca.ca.root();
+    let issue = IssueThrough::new(Arc::new(ca), "a".into());
+    let svid = issue.issue_exportable(&WEB.parse().unwrap()).await.unwrap();
+    assert_eq!(svid.serial, "workload API a");
+    let message = messages::x509_svids(
+        &[Arc::new(svid)],
+        &TrustBundles {
+            roots: [("cluster.local".parse().unwrap(), vec![root])].into(),
+            ..TrustBundles::default()
+        },
+    );
+    // The client checks that key, leaf, identity and root belong together.
+    client::read(message, SystemTime::now()).unwrap();
 }
 
 /// Answers as told, once per call; then it denies.
