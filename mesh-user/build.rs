@@ -13,6 +13,15 @@ use std::{
 const OBJECTS_DIR: &str = "bpf/bpfel-unknown-none/release";
 const OBJECTS: [&str; 2] = ["mesh-ebpf", "mesh-sk-lookup"];
 const PROTOS: [&str; 3] = ["istio_ca", "meshd_ca", "spiffe_workload"];
+/// Messages that hold private keys or tokens, and those around them.
+const SECRET: [&str; 6] = [
+    ".X509SVID",
+    ".X509SVIDResponse",
+    ".JWTSVID",
+    ".JWTSVIDResponse",
+    ".ValidateJWTSVIDRequest",
+    ".meshd.ca.v1.MintResponse",
+];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
@@ -45,7 +54,7 @@ fn generate() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let files = PROTOS.map(|name| format!("proto/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure().skip_debug(SECRET).compile_fds(descriptors)?;
     Ok(())
 }
 

@@ -34,6 +34,7 @@ mod process;
 mod qemu;
 mod report;
 mod setup;
+mod spiffe;
 mod story;
 mod story_programs;
 mod systemd;
@@ -151,6 +152,7 @@ fn run(task: Task) -> Result<ExitCode> {
             deny::ensure()?;
             envoy::ensure();
             openid::ensure();
+            spiffe::ensure();
             story_programs::ensure();
             kube::ensure();
             if !no_vm {

@@ -19,7 +19,7 @@ use crate::{
     libtest::Summary,
     lint, machines, openid, paths,
     report::{self, Level},
-    setup, story_programs,
+    setup, spiffe, story_programs,
     verdicts::{ANY_KERNEL, Verdicts},
 };
 
@@ -40,6 +40,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     setup::for_tests()?;
     envoy::ensure();
     openid::ensure();
+    spiffe::ensure();
     story_programs::ensure();
     kube::ensure();
     ebpf::build()?;

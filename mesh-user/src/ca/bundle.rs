@@ -7,16 +7,18 @@ use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 
 use super::{
-    CaError, files,
+    CaError, files, jwt_svid,
     material::{PLUGGED_ROOTS, ROOT_CERTIFICATE},
     spiffe_bundle,
 };
+use crate::identity::JwtAuthorities;
 
 /// The roots in a CA's folder.
 #[derive(Debug)]
 pub struct OwnBundle {
     roots: Vec<CertificateDer<'static>>,
     pem: String,
+    jwt_authorities: JwtAuthorities,
     changed: SystemTime,
 }
 
@@ -32,10 +34,18 @@ impl OwnBundle {
             let changed = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
             let changed =
                 changed.map_err(|source| CaError::Io { path: path.clone(), action: "look at it", source })?;
-            return Ok(Self { roots, pem, changed });
+            return Ok(Self { roots, pem, jwt_authorities: JwtAuthorities::new(), changed });
         }
         let what = "holds no CA: start meshd once, which makes one, or name the CA's folder in ca.directory";
         Err(CaError::Incomplete { path: directory.to_owned(), what: what.to_owned() })
+    }
+
+    /// With the JWT authorities whose keys are in `directory`, if there are any.
+    ///
+    /// # Errors
+    /// When they are there and cannot be read.
+    pub fn with_jwt_authorities(self, directory: &Path) -> Result<Self, CaError> {
+        Ok(Self { jwt_authorities: jwt_svid::read_published(directory)?, ..self })
     }
 
     /// DER.
@@ -53,6 +63,6 @@ impl OwnBundle {
     /// # Errors
     /// When a root's key has no form as a JWK.
     pub fn spiffe(&self) -> Result<Value, CaError> {
-        spiffe_bundle::write(&self.roots, self.changed)
+        spiffe_bundle::write(&self.roots, &self.jwt_authorities, self.changed)
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use rcgen::BasicConstraints;
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::{
     CaError, Issuer, files,
@@ -89,6 +90,11 @@ impl EmbeddedCa {
         Ok(ca)
     }
 
+    /// Whom it signs for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
     /// Where its files are.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -117,11 +123,16 @@ impl EmbeddedCa {
     }
 
     fn sign_leaf(&self, id: &SpiffeId) -> Result<Svid, CaError> {
+        self.sign_leaf_with_key(id).map(|(svid, _)| svid)
+    }
+
+    /// With the key, PKCS #8, for a workload that holds it itself.
+    pub(super) fn sign_leaf_with_key(&self, id: &SpiffeId) -> Result<(Svid, Zeroizing<Vec<u8>>), CaError> {
         let key = SecretKey::generate()
             .map_err(|e| CaError::Sign { subject: id.to_string(), what: e.to_string() })?;
         let terms = leaf::Terms { id, dns_names: &[], lifetime: self.lifetime, backdate: BACKDATE };
         let leaf = leaf::sign((&self.issuer, self.not_after), &key, &terms)?;
-        leaf::svid(id, leaf, &self.chain, &key)
+        Ok((leaf::svid(id, leaf, &self.chain, &key)?, key.to_der()))
     }
 }
 

@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use zeroize::Zeroizing;
 
 use super::{CaError, spiffe_bundle};
+use crate::identity::JwtAuthorities;
 
 /// No file of a CA is larger; a larger one is a mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -106,13 +107,7 @@ pub(super) type Certificates = (Vec<CertificateDer<'static>>, String);
 
 /// Certificates, or none when the file is not there. Others may read it, but not write it.
 pub(super) fn read_certificates(path: &Path) -> Result<Option<Certificates>, CaError> {
-    let Some((mut file, metadata)) = open(path)? else { return Ok(None) };
-    if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-        let hint = format!("chown {0} {1}; chmod go-w {1}", geteuid(), path.display());
-        return Err(refused(path, "others could have written it", hint));
-    }
-    let mut text = String::new();
-    file.read_to_string(&mut text).map_err(io(path, "read it"))?;
+    let Some(text) = read_public(path)? else { return Ok(None) };
     parse_certificates(path, &text).map(|certificates| Some((certificates, text)))
 }
 
@@ -154,6 +149,34 @@ pub fn parse_bundle(path: &Path, text: &str) -> Result<Vec<CertificateDer<'stati
         })?;
     }
     Ok(certificates)
+}
+
+/// The JWT authorities beside the roots that [`parse_bundle`] finds: only a bundle as SPIFFE writes it has some.
+///
+/// # Errors
+/// When the text is such a bundle and cannot be read.
+pub fn parse_jwt_authorities(path: &Path, text: &str) -> Result<JwtAuthorities, CaError> {
+    if !text.trim_start().starts_with('{') {
+        return Ok(JwtAuthorities::new());
+    }
+    spiffe_bundle::read_jwt(text).map_err(|what| CaError::Invalid { path: path.to_owned(), what })
+}
+
+/// A text of the CA's folder that is no secret, or none when the file is not there.
+pub(super) fn read_public(path: &Path) -> Result<Option<String>, CaError> {
+    let Some((mut file, metadata)) = open(path)? else { return Ok(None) };
+    written_by_us(path, &metadata)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(io(path, "read it"))?;
+    Ok(Some(text))
+}
+
+fn written_by_us(path: &Path, metadata: &std::fs::Metadata) -> Result<(), CaError> {
+    if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        let hint = format!("chown {0} {1}; chmod go-w {1}", geteuid(), path.display());
+        return Err(refused(path, "others could have written it", hint));
+    }
+    Ok(())
 }
 
 /// Writes a file whole or not at all: a temporary one, fsync, rename, fsync of the folder.

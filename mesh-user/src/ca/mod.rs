@@ -1,5 +1,6 @@
 //! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
-//! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
+//! [`crate::identity::Svid`], or for the workload whose it is, by the Workload API; the CA's own key never leaves it except
+//! through [`EmbeddedCa::issue_intermediate`].
 
 pub mod audit;
 pub mod authority;
@@ -8,6 +9,7 @@ pub mod callers;
 pub mod csr;
 mod embedded;
 mod files;
+pub mod jwt_svid;
 mod keys;
 mod leaf;
 mod material;
@@ -23,12 +25,13 @@ pub mod state;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod workload_api;
 
 use std::{path::PathBuf, time::SystemTime};
 
 pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
-pub use files::{parse_bundle, read_bundle};
+pub use files::{parse_bundle, parse_jwt_authorities, read_bundle};
 pub use revocation::add_revocation_lists;
 pub use single::SingleIssuer;
 pub use source::SvidSource;
@@ -108,6 +111,9 @@ pub enum CaError {
     /// A step of the CA itself that is not possible, or not safe.
     #[error("{0}")]
     Refused(String),
+    /// The Workload API that SVIDs come from gives none.
+    #[error(transparent)]
+    WorkloadApi(#[from] workload_api::ClientError),
     /// Building or signing a certificate failed.
     #[error("cannot issue a certificate for {subject}: {what}")]
     Sign {

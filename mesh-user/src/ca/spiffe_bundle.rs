@@ -1,8 +1,12 @@
-//! Trust bundles as SPIFFE writes them: a JWK set whose entries of use `x509-svid` each carry one root. Pure.
+//! Trust bundles as SPIFFE writes them: a JWK set whose entries of use `x509-svid` each carry one root, and those of use
+//! `jwt-svid` each a key that signs JWT-SVIDs. Pure.
 //!
-//! Sources: SPIFFE Trust Domain and Bundle section 4, X509-SVID section 6, RFC 7517, RFC 7518 section 6, RFC 8037.
+//! Sources: SPIFFE Trust Domain and Bundle section 4, X509-SVID section 6, JWT-SVID section 6, RFC 7517, RFC 7518 section 6, RFC 8037.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use base64::{
     Engine as _,
@@ -13,10 +17,12 @@ use serde_json::{Value, json};
 use x509_parser::{oid_registry, prelude::*, public_key::PublicKey};
 
 use super::CaError;
-use crate::jwt::json;
+use crate::{identity::JwtAuthorities, jwt::json};
 
 /// How soon a consumer looks again (SPIFFE Trust Domain and Bundle section 6.2).
 const REFRESH_HINT: Duration = Duration::from_secs(5 * 60);
+/// More keys of one trust domain are a mistake.
+const MAX_JWT_AUTHORITIES: usize = 256;
 
 /// The roots in a bundle; entries of other uses and unknown types of key are passed over.
 ///
@@ -44,12 +50,40 @@ pub(super) fn read(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(roots)
 }
 
-/// The bundle of these roots, for others to read. `changed` is when they last did, which is its sequence number.
+/// The JWT authorities in a bundle; none is no error.
+///
+/// # Errors
+/// What is wrong, when it is no JWK set.
+pub(super) fn read_jwt(text: &str) -> Result<JwtAuthorities, String> {
+    let bundle = json::object(text.as_bytes()).ok_or("is no JSON object (or has a member twice)")?;
+    let keys = bundle.get("keys").and_then(Value::as_array).ok_or("has no list `keys`")?;
+    Ok(jwt_authorities(keys.iter().filter(|key| key.get("use").is_some_and(|used| used == "jwt-svid"))))
+}
+
+/// Keys by their ID; without one no token can name it, so it does not count (JWT-SVID section 6.2).
+pub(super) fn jwt_authorities<'a>(keys: impl Iterator<Item = &'a Value>) -> JwtAuthorities {
+    let named = keys.filter_map(|key| {
+        let kid = key.get("kid")?.as_str().filter(|kid| !kid.is_empty())?;
+        Some((Arc::from(kid), Arc::from(key.to_string())))
+    });
+    named.take(MAX_JWT_AUTHORITIES).collect()
+}
+
+/// The bundle of these roots and keys, for others to read. `changed` is when they last did, which is its sequence number.
 ///
 /// # Errors
 /// When a root's key is of a type that JWK has no form for here.
-pub(super) fn write(roots: &[CertificateDer<'_>], changed: SystemTime) -> Result<Value, CaError> {
-    let keys: Vec<_> = roots.iter().map(entry).collect::<Result<_, _>>()?;
+pub(super) fn write(
+    roots: &[CertificateDer<'_>],
+    jwt_authorities: &JwtAuthorities,
+    changed: SystemTime,
+) -> Result<Value, CaError> {
+    let mut keys: Vec<_> = roots.iter().map(entry).collect::<Result<_, _>>()?;
+    keys.extend(jwt_authorities.values().filter_map(|jwk| {
+        let mut jwk: Value = serde_json::from_str(jwk).ok()?;
+        jwk["use"] = json!("jwt-svid");
+        Some(jwk)
+    }));
     Ok(json!({
         "spiffe_sequence": changed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         "spiffe_refresh_hint": REFRESH_HINT.as_secs(),
@@ -124,7 +158,7 @@ mod tests {
         .into();
         let certificates: Vec<_> = roots.iter().map(|(algorithm, ..)| root(algorithm)).collect();
         let changed = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let bundle = write(&certificates, changed).unwrap();
+        let bundle = write(&certificates, &JwtAuthorities::new(), changed).unwrap();
         assert_eq!(bundle["spiffe_sequence"], 1_700_000_000);
         for (key, (_, kty, length)) in bundle["keys"].as_array().unwrap().iter().zip(&roots) {
             let number = key["x"].as_str().or(key["n"].as_str()).unwrap();
@@ -132,6 +166,26 @@ mod tests {
             assert!(key.get("kid").is_none() && key["use"] == "x509-svid");
         }
         assert_eq!(read(&bundle.to_string()).unwrap(), certificates);
+    }
+
+    #[test]
+    fn keys_of_jwt_svids_read_back_and_those_without_an_id_do_not_count() {
+        let keys: JwtAuthorities =
+            [(Arc::from("a"), Arc::from(r#"{"kty":"EC","kid":"a","use":"jwt-svid"}"#))].into();
+        let mut bundle = write(&[root(&rcgen::PKCS_ED25519)], &keys, UNIX_EPOCH).unwrap();
+        let listed = bundle["keys"].as_array_mut().unwrap();
+        for other in [
+            json!({ "use": "jwt-svid", "kty": "EC" }),
+            json!({ "use": "jwt-svid", "kty": "EC", "kid": "" }),
+            json!({ "use": "sig", "kty": "EC", "kid": "b" }),
+            json!({ "kty": "EC", "kid": "c" }),
+            json!(7),
+        ] {
+            listed.push(other);
+        }
+        assert_eq!(read_jwt(&bundle.to_string()).unwrap(), keys);
+        assert_eq!(read(&bundle.to_string()).unwrap().len(), 1);
+        assert!(read_jwt("[]").is_err() && read_jwt("{}").is_err());
     }
 
     #[test]

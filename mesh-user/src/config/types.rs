@@ -54,6 +54,9 @@ pub struct Config {
     /// The embedded certificate authority.
     #[serde(default)]
     pub ca: CaConfig,
+    /// The SPIFFE Workload API, for workloads that want their SVIDs themselves.
+    #[serde(default)]
+    pub workload_api: WorkloadApiConfig,
     /// Roots of other trust domains.
     #[serde(default)]
     pub trust_bundles: Vec<TrustBundleFile>,
@@ -108,6 +111,22 @@ impl Config {
     /// The embedded CA's folder: `ca.directory`, else `<stateDir>/ca`.
     pub fn ca_directory(&self) -> PathBuf {
         self.ca.directory.clone().unwrap_or_else(|| self.state_dir.join("ca"))
+    }
+
+    /// Where the keys of JWT-SVIDs are: with the CA that this node made, also where another one, whose folder may be
+    /// read-only, signs its certificates.
+    pub fn jwt_directory(&self) -> PathBuf {
+        self.state_dir.join("ca")
+    }
+
+    /// The Workload API's socket: `workloadApi.socket`, else in a folder of its own beside the runtime directory, which
+    /// only root may enter.
+    pub fn workload_api_socket(&self) -> PathBuf {
+        self.workload_api.socket.clone().unwrap_or_else(|| {
+            let mut folder = self.runtime_dir.clone().into_os_string();
+            folder.push("-workload");
+            PathBuf::from(folder).join("workload.sock")
+        })
     }
 }
 
@@ -220,6 +239,16 @@ impl Default for CaConfig {
     fn default() -> Self {
         Self { directory: None, svid_lifetime_seconds: 86_400 }
     }
+}
+
+/// The SPIFFE Workload API.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WorkloadApiConfig {
+    /// Whether it is served. Whoever can reach the socket gets the SVIDs, keys included, of the workloads that it is.
+    pub enabled: bool,
+    /// The Unix socket. None: `<runtimeDir>-workload/workload.sock`.
+    pub socket: Option<PathBuf>,
 }
 
 /// Revocation lists of a trust domain's authorities, as a file.

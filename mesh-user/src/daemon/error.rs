@@ -1,7 +1,10 @@
 //! Why the daemon does not start.
 
 use crate::{
-    admin::ServerError, ca::CaError, capture::CaptureError, discovery::DiscoveryError,
+    admin::ServerError,
+    ca::{CaError, workload_api},
+    capture::CaptureError,
+    discovery::DiscoveryError,
     telemetry::logging::LoggingError,
 };
 
@@ -26,6 +29,9 @@ pub enum DaemonError {
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] ServerError),
+    /// The Workload API's socket.
+    #[error(transparent)]
+    WorkloadApi(#[from] workload_api::ServerError),
     /// What token issuers' keys are fetched with.
     #[error("the keys of token issuers cannot be fetched: {0}; see jwks.extraRoots")]
     Jwks(String),

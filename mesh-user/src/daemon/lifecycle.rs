@@ -21,6 +21,7 @@ use super::{
     DaemonError,
     reload::{InForce, Runtime, merged},
     source::Source,
+    workload_api::WorkloadApi,
 };
 use crate::{
     admin::{AdminLimits, AdminServer, MetricsServer},
@@ -90,6 +91,9 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         let (svids, stop) = (Arc::clone(&runtime.mesh.svids), stop.clone());
         async move { svids.run(stop).await }
     });
+    if let Some(workload_api) = &runtime.workload_api {
+        workload_api.serve(stop.clone());
+    }
     tokio::spawn(Arc::clone(&files).run(stop.clone()));
     let ready = format!("{} connections may come", runtime.mesh.relay_kind().as_str());
     tracing::info!(node = %snapshot.config.node, relay = runtime.mesh.relay_kind().as_str(), "meshd is ready");
@@ -120,7 +124,8 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     };
     capture.choose(form(config.capture.form, &proofs))?;
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
-    let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
+    let ca = Arc::new(EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?);
+    let workload_api = WorkloadApi::bind(config, &ca)?;
     let svids = Arc::new(SvidStore::new(ca).counted_by(Arc::clone(&metrics)));
     let bundles = Arc::new(ArcSwap::from_pointee(merged(svids.bundles(), &snapshot.bundles)));
     let tls = TlsContext::new(
@@ -154,6 +159,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         acceptors: Acceptors::default(),
         capture,
         bundles,
+        workload_api,
         proofs,
         in_force: InForce::nothing(),
         recheck_kernel_path: AtomicBool::new(false),

@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::plan::plan;
+use super::{plan::plan, workload_api::WorkloadApi};
 use crate::{
     capture::{Capture, CaptureError, canary::Capability},
     discovery::{FileSource, Snapshot},
@@ -54,6 +54,8 @@ pub(super) struct Runtime {
     pub(super) acceptors: Acceptors,
     pub(super) capture: Capture,
     pub(super) bundles: Arc<ArcSwap<TrustBundles>>,
+    /// None: it is not served.
+    pub(super) workload_api: Option<WorkloadApi>,
     /// What the canary proved at start.
     pub(super) proofs: Vec<Capability>,
     /// Held while a snapshot is put into force: they come one at a time, from a signal, the watcher or an admin.
@@ -150,17 +152,28 @@ impl Runtime {
         self.certify(snapshot);
         // Listeners must know the new workloads before the hooks send them connections.
         let before = Arc::clone(&self.mesh.view().snapshot);
-        self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &snapshot.bundles)));
+        self.believe(snapshot);
         self.mesh.set_snapshot(Arc::clone(snapshot));
         self.mesh.keys.set_sources(&snapshot.policies.jwks_sources(&snapshot.world));
         if let Err(error) = self.enrol() {
-            self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &before.bundles)));
+            self.believe(&before);
             self.certify(&before);
             self.mesh.keys.set_sources(&before.policies.jwks_sources(&before.world));
             self.mesh.set_snapshot(before);
             return Err(error);
         }
+        if let Some(workload_api) = &self.workload_api {
+            workload_api.put(&snapshot.world, self.bundles.load_full());
+        }
         Ok(proxy::recheck(&self.mesh))
+    }
+
+    fn believe(&self, snapshot: &Snapshot) {
+        let mut trust = merged(self.mesh.svids.bundles(), &snapshot.bundles);
+        if let Some(workload_api) = &self.workload_api {
+            workload_api.add_authorities(&mut trust);
+        }
+        self.bundles.store(Arc::new(trust));
     }
 
     /// Sees to it that each local workload of `snapshot` has an SVID, and no other identity.
@@ -231,5 +244,8 @@ pub(super) fn merged(mut own: TrustBundles, extra: &TrustBundles) -> TrustBundle
         own.roots.entry(domain.clone()).or_default().extend(roots.iter().cloned());
     }
     own.revoked.clone_from(&extra.revoked);
+    for (domain, keys) in &extra.jwt_authorities {
+        own.jwt_authorities.entry(domain.clone()).or_default().extend(keys.clone());
+    }
     own
 }

@@ -260,6 +260,10 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
     for (bundle, (file, text)) in config.trust_bundles.iter().zip(&inputs.bundles) {
         let roots = ca::parse_bundle(file, text)?;
         bundles.roots.entry(bundle.trust_domain.clone()).or_default().extend(roots);
+        let authorities = ca::parse_jwt_authorities(file, text)?;
+        if !authorities.is_empty() {
+            bundles.jwt_authorities.entry(bundle.trust_domain.clone()).or_default().extend(authorities);
+        }
     }
     let mut warnings = set.warnings.clone();
     warnings.extend(revoke(&mut bundles, &config, inputs)?);

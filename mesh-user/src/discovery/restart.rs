@@ -23,6 +23,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         capture => "capture",
         relay => "relay",
         ca => "ca",
+        workload_api => "workloadApi",
         jwks => "jwks",
         observation => "observation",
         limits.workloads => "limits.workloads",

@@ -49,4 +49,9 @@ pub struct TrustBundles {
     pub roots: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
     /// What authorities of a trust domain have taken back. Of several lists of one authority all count.
     pub revoked: BTreeMap<TrustDomain, Vec<RevocationList>>,
+    /// Who signs JWT-SVIDs of a trust domain.
+    pub jwt_authorities: BTreeMap<TrustDomain, JwtAuthorities>,
 }
+
+/// Public keys by key ID, each as a JWK (RFC 7517), JSON.
+pub type JwtAuthorities = BTreeMap<Arc<str>, Arc<str>>;

@@ -13,6 +13,7 @@ mod keys;
 mod locate;
 mod refusal;
 mod rule;
+mod svid;
 #[cfg(test)]
 pub(crate) mod test_tokens;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use keys::{KeySet, KeySetError, MAX_JWKS_BYTES};
 pub use refusal::{Refusal, Refused};
 pub use rule::{HeaderLocation, JwksSource, JwtRule, KeyLocation, KeySource};
 pub(crate) use rule::{comparable_audience, fetchable};
+pub use svid::{JwtSvidRefusal, VerifiedJwtSvid, verify_jwt_svid};
 pub use token::MAX_TOKEN_BYTES;
 pub use verified::VerifiedSignatures;
 

@@ -22,6 +22,8 @@ pub(super) struct Token {
     payload: (usize, usize),
     algorithm: Algorithm,
     kid: Option<String>,
+    /// The header's `typ`; empty where it is no text.
+    media_type: Option<String>,
     signature: Vec<u8>,
     pub(super) issuer: Option<String>,
     pub(super) subject: Option<String>,
@@ -45,7 +47,9 @@ impl Token {
         }
         let decode = |part: &str, refusal| URL_SAFE_NO_PAD.decode(part).map_err(|_| refusal);
         let decoded = decode(header, Refusal::HeaderEncoding)?;
-        let (algorithm, kid) = read_header(&json::object(&decoded).ok_or(Refusal::HeaderJson)?)?;
+        let header_members = json::object(&decoded).ok_or(Refusal::HeaderJson)?;
+        let (algorithm, kid) = read_header(&header_members)?;
+        let media_type = header_members.get("typ").map(|typ| typ.as_str().unwrap_or_default().to_owned());
         let decoded = decode(payload, Refusal::PayloadEncoding)?;
         let claims = json::object(&decoded).ok_or(Refusal::PayloadJson)?;
         string(&claims, "jti", Refusal::Jti)?;
@@ -60,6 +64,7 @@ impl Token {
             payload: (start, start + payload.len()),
             algorithm,
             kid,
+            media_type,
             signature: decode(signature, Refusal::SignatureEncoding)?,
             issuer,
             subject,
@@ -68,6 +73,22 @@ impl Token {
             expires,
             claims,
         })
+    }
+
+    pub(super) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    pub(super) fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    pub(super) fn media_type(&self) -> Option<&str> {
+        self.media_type.as_deref()
+    }
+
+    pub(super) fn expires(&self) -> Option<u64> {
+        self.expires
     }
 
     /// The claims as they were sent, base64url.

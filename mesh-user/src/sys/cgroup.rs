@@ -4,11 +4,13 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use mesh_common::MAX_CGROUP_LEVELS;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use super::peer::FileId;
 
 /// The kernel gives the tree's true root this inode number (`kernfs_create_root`).
 const ROOT_INODE: u64 = 1;
@@ -82,6 +84,24 @@ pub fn path_in_tree(path: &Path) -> io::Result<Option<PathBuf>> {
         let below = path.strip_prefix(mounted_at).ok()?;
         right.starts_with("cgroup2 ").then(|| Path::new(root).join(below))
     }))
+}
+
+/// A cgroup that /proc shows at this path, and those above it up to the root of a mount that leads there: the deepest
+/// first. Empty: no mount does.
+pub fn lineage(in_tree: &Path) -> io::Result<Vec<FileId>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    // As in `path_in_tree`.
+    let place = mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut fields = left.split(' ').skip(3);
+        let (root, mounted_at) = (fields.next()?, fields.next()?);
+        let below = in_tree.strip_prefix(root).ok()?;
+        // What lies outside of our cgroup namespace has no name here.
+        let named = below.components().all(|part| matches!(part, Component::Normal(_)));
+        (right.starts_with("cgroup2 ") && named).then(|| (Path::new(mounted_at), below))
+    });
+    let Some((mount, below)) = place else { return Ok(Vec::new()) };
+    below.ancestors().map(|part| FileId::of(&mount.join(part))).collect()
 }
 
 /// The cgroup v2 of this process.

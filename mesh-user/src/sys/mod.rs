@@ -7,6 +7,7 @@ pub mod memory;
 pub mod mount;
 mod netlink;
 pub mod netns;
+pub mod peer;
 pub mod process;
 pub mod rtnetlink;
 pub mod sock_diag;

@@ -25,6 +25,8 @@ pub(crate) enum Needs {
     Envoy,
     /// `meshd` and an `OpenID` provider, once, on this machine's own kernel.
     OpenIdProvider,
+    /// `meshd` and py-spiffe, once, on this machine's own kernel.
+    SpiffeClient,
     /// `meshd`, once, where the processor has `cmpxchg16b`: haproxy does not run without it.
     WideCompare,
     /// A Kubernetes API server, once, on this machine's own kernel.
@@ -177,6 +179,16 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
         }
         if super::kube::assets().is_none() {
             return Some("no API server under target/kube: cargo xtask test builds it".to_owned());
+        }
+    }
+    if story.needs == Needs::SpiffeClient {
+        if ground::Scale::from_environment().is_vm() {
+            return Some(
+                "a Python of this machine's own is needed: its stories are told natively".to_owned(),
+            );
+        }
+        if scenarios::workload_api::python().is_none() {
+            return Some("no py-spiffe under target/tools: cargo xtask test installs it".to_owned());
         }
     }
     if story.needs == Needs::WideCompare && !has_wide_compare() {

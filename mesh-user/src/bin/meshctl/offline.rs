@@ -167,7 +167,8 @@ pub(crate) fn issue_intermediate(config: &Path, out: &Path) -> anyhow::Result<()
 
 /// The roots of this node's own trust domain, as text.
 pub(crate) fn bundle(config: &Path, format: BundleFormat) -> anyhow::Result<String> {
-    let bundle = OwnBundle::read(&Config::load(config)?.ca_directory())?;
+    let config = Config::load(config)?;
+    let bundle = OwnBundle::read(&config.ca_directory())?.with_jwt_authorities(&config.jwt_directory())?;
     Ok(match format {
         BundleFormat::Pem => bundle.pem().trim_end().to_owned(),
         BundleFormat::Spiffe => format!("{:#}", bundle.spiffe()?),

@@ -202,5 +202,9 @@ fn own_domain(authority: &dyn CertificateAuthority) -> TrustBundles {
     let domain = authority.trust_domain();
     let roots = trust.bundles.roots.get(domain).cloned().unwrap_or_default();
     let revoked = trust.bundles.revoked.get(domain).cloned().unwrap_or_default();
-    TrustBundles { roots: [(domain.clone(), roots)].into(), revoked: [(domain.clone(), revoked)].into() }
+    TrustBundles {
+        roots: [(domain.clone(), roots)].into(),
+        revoked: [(domain.clone(), revoked)].into(),
+        ..TrustBundles::default()
+    }
 }

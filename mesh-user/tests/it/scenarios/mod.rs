@@ -33,6 +33,7 @@ mod selfcheck;
 mod servers_first;
 mod transparency;
 mod truth;
+pub(crate) mod workload_api;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
@@ -52,6 +53,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests_streams", requests_streams::STORIES),
         ("authority", authority::STORIES),
         ("authorizers", authorizers::STORIES),
+        ("workload_api", workload_api::STORIES),
         ("truth", truth::STORIES),
         ("endings", endings::STORIES),
         ("hold", hold::STORIES),
