@@ -1,4 +1,4 @@
-//! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
+//! The embedded certificate authority, those elsewhere, and SVID renewal. A private key leaves this module only inside an
 //! [`crate::identity::Svid`]; the CA's own key never leaves it except through [`EmbeddedCa::issue_intermediate`].
 
 mod bundle;
@@ -6,8 +6,10 @@ pub mod csr;
 mod embedded;
 mod files;
 mod material;
+mod merge;
 mod plan;
 pub mod proto;
+pub mod remote;
 mod revocation;
 pub mod signing;
 mod source;
@@ -17,15 +19,20 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, read_bundle};
+pub use merge::merged;
+pub use remote::RemoteError;
 pub use revocation::add_revocation_lists;
-pub use source::SvidSource;
+pub use source::{InProcess, SvidSource};
 pub use state::StateError;
-pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};
+pub use store::{CertificateStatus, NoSvid, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};
 
@@ -88,6 +95,12 @@ pub enum CaError {
     /// The CA's state could not be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A CA elsewhere could not be asked, refused, or gave what is not to be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Whoever issues took too long.
+    #[error("no SVID was issued within {} s", .0.as_secs())]
+    Timeout(Duration),
     /// The issuing certificate's own validity has ended.
     #[error("the issuing certificate expired; replace the files in the CA's folder and restart")]
     IssuerExpired,

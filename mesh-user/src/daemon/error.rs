@@ -20,6 +20,9 @@ pub enum DaemonError {
     /// The certificate authority.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// A field of `ca` that its provider needs.
+    #[error("ca.{0} is missing or wrong: `meshctl config validate` says more")]
+    CaField(&'static str),
     /// The eBPF side.
     #[error(transparent)]
     Capture(#[from] CaptureError),

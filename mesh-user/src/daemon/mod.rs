@@ -8,6 +8,7 @@ mod plan;
 mod reload;
 mod review;
 mod source;
+mod svid_source;
 
 pub use error::DaemonError;
 pub use lifecycle::run;

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 
 use super::plan::plan;
 use crate::{
+    ca::merged,
     capture::{Capture, CaptureError, canary::Capability},
     discovery::{FileSource, Snapshot},
     identity::TrustBundles,
@@ -150,11 +151,11 @@ impl Runtime {
         self.certify(snapshot);
         // Listeners must know the new workloads before the hooks send them connections.
         let before = Arc::clone(&self.mesh.view().snapshot);
-        self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &snapshot.bundles)));
+        self.believe(&snapshot.bundles);
         self.mesh.set_snapshot(Arc::clone(snapshot));
         self.mesh.keys.set_sources(&snapshot.policies.jwks_sources(&snapshot.world));
         if let Err(error) = self.enrol() {
-            self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &before.bundles)));
+            self.believe(&before.bundles);
             self.certify(&before);
             self.mesh.keys.set_sources(&before.policies.jwks_sources(&before.world));
             self.mesh.set_snapshot(before);
@@ -163,12 +164,24 @@ impl Runtime {
         Ok(proxy::recheck(&self.mesh))
     }
 
+    /// Puts into force whom the source of SVIDs believes now; returns how many live connections were closed.
+    pub(super) fn follow_trust(&self) -> usize {
+        let _in_force = self.in_force();
+        self.believe(&self.mesh.view().snapshot.bundles);
+        proxy::recheck(&self.mesh)
+    }
+
+    /// Believes what the source of SVIDs says, and files.
+    fn believe(&self, files: &TrustBundles) {
+        let trust = Arc::clone(&self.mesh.svids.trust().borrow());
+        let bundles = Arc::new(merged(TrustBundles::clone(&trust), files));
+        self.bundles.store(Arc::clone(&bundles));
+        self.mesh.svids.trust_in_force(&trust, &bundles);
+    }
+
     /// Sees to it that each local workload of `snapshot` has an SVID, and no other identity.
-    fn certify(&self, snapshot: &Snapshot) {
-        let local = snapshot.world.local_workloads().map(|w| w.spiffe_id.clone());
-        for (id, error) in self.mesh.svids.ensure(local) {
-            tracing::error!(%id, %error, "no SVID could be issued; connections of this identity are refused");
-        }
+    pub(super) fn certify(&self, snapshot: &Snapshot) {
+        self.mesh.svids.ensure(snapshot.world.local_workloads().map(|w| w.spiffe_id.clone()));
     }
 
     /// Makes capture match the snapshot in force.
@@ -223,13 +236,4 @@ fn warn_of(snapshot: &Snapshot) {
     for warning in &snapshot.warnings {
         tracing::warn!("{warning}");
     }
-}
-
-/// The issuer's roots and those from files, and what files revoke.
-pub(super) fn merged(mut own: TrustBundles, extra: &TrustBundles) -> TrustBundles {
-    for (domain, roots) in &extra.roots {
-        own.roots.entry(domain.clone()).or_default().extend(roots.iter().cloned());
-    }
-    own.revoked.clone_from(&extra.revoked);
-    own
 }

@@ -158,6 +158,8 @@ pub struct Metrics {
     /// Without labels, and absent where the issuer does not know its end.
     ca_expiry: Family<Vec<(String, String)>, Gauge>,
     svid_renewals: Family<ResultLabels, Counter>,
+    svid_last_success: Gauge,
+    svid_source_up: Gauge,
     config_reloads: Family<ResultLabels, Counter>,
     config_last_reload_success: Gauge,
     config_last_reload_seconds: Gauge,
@@ -249,6 +251,16 @@ impl Metrics {
             svids: register(r, "meshd_svids", "Identities by the state of their SVID"),
             ca_expiry: register(r, "meshd_ca_expiry_seconds", "End of the issuing certificate, Unix time"),
             svid_renewals: register(r, "meshd_svid_renewals", "SVIDs issued or renewed, and failures to"),
+            svid_last_success: register(
+                r,
+                "meshd_svid_last_success_timestamp_seconds",
+                "When an SVID was issued last, Unix time; 0: never",
+            ),
+            svid_source_up: register(
+                r,
+                "meshd_svid_source_up",
+                "1 unless whoever issues SVIDs is known to be out of reach",
+            ),
             config_reloads: register(r, "meshd_config_reloads", "Reloads of configuration and policies"),
             config_last_reload_success: register(
                 r,
@@ -413,15 +425,21 @@ impl Metrics {
         }
     }
 
-    /// Identities by what their SVID is (`valid`, `missing`, `failing`: its renewal fails), and when the
+    /// Identities by what their SVID is (`valid`, `missing`, `failing`: its renewal fails, `overdue`: for long), and when the
     /// issuing certificate ends (Unix time), where that is known.
-    pub fn set_svid_states(&self, states: [(&'static str, usize); 3], issuer_end_seconds: Option<u64>) {
+    pub fn set_svid_states(&self, states: [(&'static str, usize); 4], issuer_end_seconds: Option<u64>) {
         for (state, count) in states {
             self.svids.get_or_create(&StateLabels { state }).set(as_gauge(count as u64));
         }
         if let Some(end) = issuer_end_seconds {
             self.ca_expiry.get_or_create(&Vec::new()).set(as_gauge(end));
         }
+    }
+
+    /// Whether whoever issues SVIDs can be asked, and when one was issued last (Unix time).
+    pub fn set_svid_source(&self, up: bool, last_success_seconds: Option<u64>) {
+        self.svid_source_up.set(i64::from(up));
+        self.svid_last_success.set(as_gauge(last_success_seconds.unwrap_or_default()));
     }
 
     /// Replaces the places that keys of token issuers are fetched from.
