@@ -20,6 +20,7 @@ mod modes;
 mod neighbours;
 mod operating;
 mod policy;
+mod renewal;
 mod requests;
 mod requests_documents;
 mod requests_envoy;
@@ -34,7 +35,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 36] = [
+    let topics: [(&str, &'static [Story]); 37] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -71,6 +72,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("neighbours", neighbours::STORIES),
         ("selectors", selectors::STORIES),
         ("operating", operating::STORIES),
+        ("renewal", renewal::STORIES),
     ];
     topics.into_iter().flat_map(|(topic, stories)| stories.iter().map(move |story| (topic, story))).collect()
 }
