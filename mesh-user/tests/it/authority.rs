@@ -16,9 +16,9 @@ use mesh_user::ca::proto::meshd::trust_server::{Trust, TrustServer};
 use mesh_user::ca::proto::meshd::{Bundle, TrustState, WatchRequest};
 use prost_types::value::Kind;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, SerialNumber,
 };
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -112,7 +112,9 @@ impl Authority {
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let list = list.signed_by(&self.shared.issuer)?.der().to_vec();
-        self.shared.trust.send_modify(|state| *state = trust(state.version + 1, &self.shared.root, vec![list]));
+        self.shared
+            .trust
+            .send_modify(|state| *state = trust(state.version + 1, &self.shared.root, vec![list]));
         Ok(())
     }
 }
@@ -145,7 +147,8 @@ fn sign(shared: &Shared, request: IstioCertificateRequest) -> anyhow::Result<Vec
     params.not_after = (now + shared.life).into();
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     let certificate = params.signed_by(&csr.public_key, &shared.issuer)?;
     *shared.issued.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     Ok(vec![certificate.pem(), shared.root.pem()])
@@ -157,7 +160,8 @@ impl IstioCertificateService for Shared {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let cert_chain = sign(self, request.into_inner()).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let cert_chain =
+            sign(self, request.into_inner()).map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
 }

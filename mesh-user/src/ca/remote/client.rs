@@ -63,6 +63,14 @@ impl Client {
         Ok(())
     }
 
+    /// One that has ended would be refused where none is asked for.
+    pub(super) fn forget_own(&self) -> Result<(), RemoteError> {
+        if self.connector.own.swap(Arc::new(None)).is_some() {
+            self.channel.store(Arc::new(self.connector.channel()?));
+        }
+        Ok(())
+    }
+
     /// `CreateCertificate`.
     pub(super) async fn create(
         &self,

@@ -179,6 +179,7 @@ impl MeshdCa {
 
     async fn redeem(&self) -> Result<(), RemoteError> {
         let token = node::join_token(self.settings.join_token_file.as_deref())?;
+        self.client.forget_own()?;
         let key = NewKey::generate()?;
         let request = RedeemRequest { token: token.to_string(), csr: key.csr(None)? };
         let mut client = JoinClient::new(self.client.channel()).max_decoding_message_size(MAX_ANSWER_BYTES);
