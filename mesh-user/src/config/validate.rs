@@ -184,7 +184,7 @@ fn ca_address(check: &mut Check<'_>, ca: &CaConfig, socket: Option<&str>) {
         let parts = address.rsplit_once(':');
         let port = parts.and_then(|(_, port)| port.parse().ok()).filter(|port: &u16| *port > 0);
         let host = parts.map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
-        if port.is_none() || !host.is_some_and(|host| ServerName::try_from(host).is_ok()) {
+        if port.is_none() || host.is_none_or(|host| ServerName::try_from(host).is_err()) {
             check.wrong("ca.address", format!("{address:?} is no address: write host:port"));
         }
     }

@@ -158,8 +158,7 @@ pub struct Metrics {
     /// Without labels, and absent where the issuer does not know its end.
     ca_expiry: Family<Vec<(String, String)>, Gauge>,
     svid_renewals: Family<ResultLabels, Counter>,
-    svid_last_success: Gauge,
-    svid_source_up: Gauge,
+    svid_source: SvidSourceMetrics,
     config_reloads: Family<ResultLabels, Counter>,
     config_last_reload_success: Gauge,
     config_last_reload_seconds: Gauge,
@@ -168,6 +167,29 @@ pub struct Metrics {
     access_log_lines: Family<ResultLabels, Counter>,
     key_places: KeyPlaces,
     authorizers: AuthorizerMetrics,
+}
+
+#[derive(Debug, Clone)]
+struct SvidSourceMetrics {
+    up: Gauge,
+    last_success: Gauge,
+}
+
+impl SvidSourceMetrics {
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            up: register(
+                r,
+                "meshd_svid_source_up",
+                "1 unless whoever issues SVIDs is known to be out of reach",
+            ),
+            last_success: register(
+                r,
+                "meshd_svid_last_success_timestamp_seconds",
+                "When an SVID was issued last, Unix time; 0: never",
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -251,16 +273,7 @@ impl Metrics {
             svids: register(r, "meshd_svids", "Identities by the state of their SVID"),
             ca_expiry: register(r, "meshd_ca_expiry_seconds", "End of the issuing certificate, Unix time"),
             svid_renewals: register(r, "meshd_svid_renewals", "SVIDs issued or renewed, and failures to"),
-            svid_last_success: register(
-                r,
-                "meshd_svid_last_success_timestamp_seconds",
-                "When an SVID was issued last, Unix time; 0: never",
-            ),
-            svid_source_up: register(
-                r,
-                "meshd_svid_source_up",
-                "1 unless whoever issues SVIDs is known to be out of reach",
-            ),
+            svid_source: SvidSourceMetrics::new(r),
             config_reloads: register(r, "meshd_config_reloads", "Reloads of configuration and policies"),
             config_last_reload_success: register(
                 r,
@@ -438,8 +451,8 @@ impl Metrics {
 
     /// Whether whoever issues SVIDs can be asked, and when one was issued last (Unix time).
     pub fn set_svid_source(&self, up: bool, last_success_seconds: Option<u64>) {
-        self.svid_source_up.set(i64::from(up));
-        self.svid_last_success.set(as_gauge(last_success_seconds.unwrap_or_default()));
+        self.svid_source.up.set(i64::from(up));
+        self.svid_source.last_success.set(as_gauge(last_success_seconds.unwrap_or_default()));
     }
 
     /// Replaces the places that keys of token issuers are fetched from.

@@ -185,7 +185,7 @@ impl Fake {
         // Not in order: a CA that dies cuts its streams.
         tokio::spawn(async move {
             tokio::select! {
-                served = server.serve_with_incoming(Box::pin(incoming)) => served.unwrap(),
+                ended = server.serve_with_incoming(Box::pin(incoming)) => ended.unwrap(),
                 () = stopped.cancelled() => {}
             }
         });
@@ -214,7 +214,7 @@ impl Fake {
         match mood {
             Mood::NoCertificates => answer.clear(),
             Mood::Garbage => {
-                answer = vec!["-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into()]
+                answer = vec!["-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into()];
             }
             Mood::Huge => answer = vec!["x".repeat(200 * 1024)],
             Mood::Endless => answer = vec![answer[0].repeat(17)],
@@ -329,12 +329,12 @@ impl trust_server::Trust for Arc<Fake> {
     }
 }
 
-trait Stream2: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream2 for T {}
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
 
 /// A connection and whose it is, as tonic wants it.
 struct Io {
-    io: Box<dyn Stream2>,
+    bytes: Box<dyn Bytes>,
     peer: Peer,
     /// The CA dies, and its connections with it.
     dead: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -344,8 +344,8 @@ struct Io {
 struct Peer(Option<CertificateDer<'static>>);
 
 impl Io {
-    fn new(io: impl Stream2 + 'static, peer: Peer) -> Self {
-        Self { io: Box::new(io), peer, dead: None }
+    fn new(io: impl Bytes + 'static, peer: Peer) -> Self {
+        Self { bytes: Box::new(io), peer, dead: None }
     }
 }
 
@@ -367,7 +367,7 @@ impl AsyncRead for Io {
             self.dead = None;
             return Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()));
         }
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        Pin::new(&mut self.bytes).poll_read(cx, buf)
     }
 }
 
@@ -377,14 +377,14 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        Pin::new(&mut self.bytes).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut self.bytes).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut self.bytes).poll_shutdown(cx)
     }
 }

@@ -104,7 +104,7 @@ impl MeshdCa {
                 Ok(Some(svid)) => ca.client.set_own(Arc::new(svid))?,
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the node's own certificate is not used: it must join again")
+                    tracing::warn!(%error, "the node's own certificate is not used: it must join again");
                 }
             }
         }
@@ -219,7 +219,7 @@ impl MeshdCa {
         }
         let mut planned: Option<(Arc<Svid>, Plan)> = None;
         loop {
-            sleep(self.next_look(planned.as_ref().map(|(_, plan)| *plan))).await;
+            sleep(next_look(planned.as_ref().map(|(_, plan)| *plan))).await;
             let Some(own) = self.client.own() else {
                 // Asking for a workload's certificate joins, too; a node without workloads joins here.
                 let _ = self.join().await;
@@ -242,11 +242,6 @@ impl MeshdCa {
             }
             planned = Some((own, plan));
         }
-    }
-
-    fn next_look(&self, plan: Option<Plan>) -> Duration {
-        let wait = plan.map_or(Duration::from_secs(1), |plan| plan.next.saturating_sub(boot_time()));
-        wait.min(LOOK)
     }
 
     async fn renewed_own(&self) -> Result<(), RemoteError> {
@@ -311,6 +306,11 @@ impl MeshdCa {
             }
         }
     }
+}
+
+fn next_look(plan: Option<Plan>) -> Duration {
+    let wait = plan.map_or(Duration::from_secs(1), |plan| plan.next.saturating_sub(boot_time()));
+    wait.min(LOOK)
 }
 
 impl SvidSource for MeshdCa {

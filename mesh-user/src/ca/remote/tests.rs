@@ -226,14 +226,14 @@ async fn trust_is_followed_acknowledged_and_kept() {
     next(&mut trust).await;
     scene.fake.tell(1, Vec::new());
     scene.fake.tell(5, vec![list.der().to_vec()]);
-    let last = next(&mut trust).await;
-    assert!(last.revoked.contains_key(&TrustDomain::cluster_local()));
+    let newest = next(&mut trust).await;
+    assert!(newest.revoked.contains_key(&TrustDomain::cluster_local()));
 
     // A restart while the CA is away goes on with what was told last.
     drop(listening);
     until("the CA is away", || ca.trouble().is_some()).await;
     let restarted = scene.open(scene.settings("localhost:1"));
-    assert_eq!(*restarted.trust().borrow(), last);
+    assert_eq!(*restarted.trust().borrow(), newest);
     let error = refusal(&*restarted).await;
     assert!(error.contains("cannot be reached") && error.contains("ca.address"), "{error}");
     assert!(restarted.trouble().unwrap().contains("localhost:1"));

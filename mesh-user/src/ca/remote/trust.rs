@@ -25,7 +25,7 @@ const MAX_LISTS: usize = 64;
 
 /// What is believed now.
 pub(super) struct Trust {
-    trust_domain: TrustDomain,
+    domain: TrustDomain,
     /// For verifiers of this module.
     pub(super) bundles: Arc<ArcSwap<TrustBundles>>,
     /// For the daemon.
@@ -43,16 +43,15 @@ struct Versions {
 
 impl Trust {
     /// What was kept, else what the roots file says.
-    pub(super) fn open(directory: &Path, trust_domain: TrustDomain, roots: TrustBundles) -> Self {
-        let kept =
-            read(directory).and_then(|state| Some((state.version, parse(&trust_domain, &state).ok()?)));
+    pub(super) fn open(directory: &Path, domain: TrustDomain, roots: TrustBundles) -> Self {
+        let kept = read(directory).and_then(|state| Some((state.version, parse(&domain, &state).ok()?)));
         let kept = kept.inspect(|(version, _)| {
             tracing::info!(version, "the trust that the CA told last is in force until it tells more");
         });
         let (version, bundles) = kept.unwrap_or((0, roots));
         let bundles = Arc::new(bundles);
         Self {
-            trust_domain,
+            domain,
             bundles: Arc::new(ArcSwap::new(Arc::clone(&bundles))),
             told: watch::Sender::new(Arc::clone(&bundles)),
             versions: Mutex::new(Versions { told: version, bundles }),
@@ -72,7 +71,7 @@ impl Trust {
 
     /// Whether any root of our own trust domain is known.
     pub(super) fn is_known(&self) -> bool {
-        self.bundles.load().roots.contains_key(&self.trust_domain)
+        self.bundles.load().roots.contains_key(&self.domain)
     }
 
     /// The version that was told last.
@@ -85,7 +84,7 @@ impl Trust {
     /// # Errors
     /// When it is nothing that can be believed: what is in force stays.
     pub(super) async fn learn(&self, state: TrustState) -> Result<(), RemoteError> {
-        let bundles = parse(&self.trust_domain, &state)
+        let bundles = parse(&self.domain, &state)
             .map_err(|what| RemoteError::Answer { subject: "its trust".to_owned(), what })?;
         let bundles = Arc::new(bundles);
         {

@@ -348,5 +348,5 @@ async fn other_svids(pushed: &mut Option<watch::Receiver<u64>>) {
         }
         *pushed = None;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
