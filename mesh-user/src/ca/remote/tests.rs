@@ -299,7 +299,7 @@ async fn on_the_same_machine_the_kernel_says_who_asks() {
 async fn the_nodes_own_certificate_renews_itself() {
     let scene = Scene::given();
     let listening = scene.fake.listen(0).await;
-    *scene.fake.life.lock().unwrap() = Duration::from_secs(3);
+    *scene.fake.life.lock().unwrap() = Duration::from_secs(8);
     let ca = scene.open(scene.settings(&listening.address));
     ca.issue(&id("web")).await.unwrap();
     let kept = || std::fs::read(scene.state().join("node.pem")).unwrap_or_default();
