@@ -216,7 +216,7 @@ pub struct CaConfig {
     pub directory: Option<PathBuf>,
     /// Life of an SVID; renewed at about half of it. A CA elsewhere may give less.
     pub svid_lifetime_seconds: u64,
-    /// Where the CA is: `host:port`, or of `meshd-ca` on this machine `unix:/run/meshd/ca.sock`.
+    /// Where the CA is: `host:port`, or of `meshd-ca` on this machine `unix:/run/meshd-ca/agents.sock`.
     pub address: Option<String>,
     /// Who the CA's server must prove to be: a DNS name, an address, or a SPIFFE ID. None: the host of `ca.address`.
     pub server_name: Option<String>,

@@ -177,7 +177,7 @@ fn ca_address(check: &mut Check<'_>, ca: &CaConfig, socket: Option<&str>) {
         if !path.trim_start_matches("//").starts_with('/') {
             check.wrong(
                 "ca.address",
-                "write unix: and the socket's whole path, such as unix:/run/meshd/ca.sock",
+                "write unix: and the socket's whole path, such as unix:/run/meshd-ca/agents.sock",
             );
         }
     } else if let Some(address) = &ca.address {
