@@ -41,7 +41,7 @@ async fn another_user_is_refused_by_file_mode_and_by_credentials() {
     let server = AdminServer::bind(dir.path(), AdminLimits::default()).unwrap();
     let daemon = Arc::new(Fake::default());
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(server.serve(Arc::<Fake>::clone(&daemon), stop.clone()));
+    let serving = tokio::spawn(server.serve(Arc::<Fake>::clone(&daemon), None, stop.clone()));
 
     let root = status_as(0, &meshctl, dir.path()).await;
     assert!(root.status.success(), "{}", String::from_utf8_lossy(&root.stderr));

@@ -35,7 +35,8 @@ fn sample_names() -> BTreeSet<String> {
     metrics.set_bpf_map("m", 1, 2);
     metrics.set_bpf_event("e", 1);
     metrics.set_svids([("spiffe://a/b", SystemTime::now())]);
-    metrics.set_svid_states([("valid", 1), ("missing", 0), ("failing", 0)], Some(1));
+    metrics.set_svid_states([("valid", 1), ("missing", 0), ("failing", 0), ("overdue", 0)], Some(1));
+    metrics.set_svid_source(true, Some(1));
     metrics.admin_refused("credentials");
     let off = AccessLogSettings { format: AccessLogFormat::Off, per_second: 1 };
     AccessLog::to_writer(off, &metrics, Box::new(std::io::sink())).unwrap();

@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     api::ApiError,
     ca_api::{CaStatus, JoinTokenRow, NewJoinToken, NewJoinTokenAnswer, RevokedAnswer},
+    ca_keys,
     server::{AdminLimits, AdminSocket, MetricsServer, ServerError},
 };
 use crate::{
-    ca::{CaError, audit::AuditRecord, callers::JoinToken, service::Service},
+    ca::{CaError, audit::AuditRecord, authority::Authority, callers::JoinToken, service::Service},
     config::JoinTokenConfig,
     identity::{SpiffeId, TrustDomain},
     telemetry::metrics::METRICS_CONTENT_TYPE,
@@ -41,6 +42,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct CaAdmin {
     /// The service.
     pub service: Arc<Service>,
+    /// Its keys.
+    pub authority: Authority,
     /// Whose identities it issues.
     pub trust_domain: TrustDomain,
     /// Where it serves.
@@ -85,8 +88,18 @@ fn router(admin: Arc<CaAdmin>) -> Router {
                 "no such path in meshd ca's admin API; is meshctl of another version?".into(),
             )
         })
+        .with_state(Arc::clone(&admin))
+        .merge(keys(admin))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .with_state(admin)
+}
+
+/// What the operator does to keys and certificates is in the audit too.
+fn keys(admin: Arc<CaAdmin>) -> Router {
+    ca_keys::router(admin.authority.clone(), move |call, detail| {
+        let record = AuditRecord { call, outcome: "changed", detail: Some(detail), ..AuditRecord::default() };
+        let admin = Arc::clone(&admin);
+        tokio::spawn(async move { admin.service.audit().granted(record).await });
+    })
 }
 
 fn unix(time: SystemTime) -> u64 {

@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod ca_api;
+pub mod ca_keys;
 pub mod ca_server;
 pub mod client;
 pub mod explain;
@@ -27,6 +28,7 @@ pub use api::{
     Mode, PolicyRow, ReloadReport, Status, WorkloadRow,
 };
 pub use ca_api::{CaStatus, JoinTokenRow, NewJoinToken, NewJoinTokenAnswer, RevokedAnswer};
+pub use ca_keys::{CA_KEYS, RevokeBody, RevokeWhat, RotateBody, RotateStep, UnblockBody, Unblocked};
 pub use ca_server::{CaAdmin, CaAdminServer};
 pub use client::{AdminClient, ClientError};
 pub use explain::{Knowledge, NoKeys, explain};

@@ -23,7 +23,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{peer, routes, source::AdminSource};
+use super::{ca_keys, peer, routes, source::AdminSource};
+use crate::ca::authority::Authority;
 
 /// The socket's name in the runtime folder.
 pub const SOCKET_NAME: &str = "admin.sock";
@@ -154,8 +155,16 @@ impl AdminServer {
     }
 
     /// Serves until cancelled.
-    pub async fn serve(self, source: Arc<dyn AdminSource>, stop: CancellationToken) {
-        let router = routes::admin_router(Arc::clone(&source));
+    pub async fn serve(
+        self,
+        source: Arc<dyn AdminSource>,
+        authority: Option<Authority>,
+        stop: CancellationToken,
+    ) {
+        let mut router = routes::admin_router(Arc::clone(&source));
+        if let Some(authority) = authority {
+            router = router.merge(ca_keys::node_router(authority));
+        }
         self.0.serve(router, |why| source.admin_refused(why), stop).await;
     }
 }

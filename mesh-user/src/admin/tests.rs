@@ -54,7 +54,7 @@ fn start(story: Fake, limits: AdminLimits) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let server = AdminServer::bind(dir.path(), limits).unwrap();
     let (story, stop) = (Arc::new(story), CancellationToken::new());
-    let task = tokio::spawn(server.serve(Arc::<Fake>::clone(&story), stop.clone()));
+    let task = tokio::spawn(server.serve(Arc::<Fake>::clone(&story), None, stop.clone()));
     Running { dir, story, stop, task }
 }
 

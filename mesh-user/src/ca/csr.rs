@@ -4,12 +4,12 @@
 use std::fmt;
 
 use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use x509_parser::{
     certification_request::X509CertificationRequest, oid_registry, prelude::FromDer, public_key::PublicKey,
     x509::SubjectPublicKeyInfo,
 };
+
+use crate::config::KeyKind;
 
 /// A longer one is no CSR of an SVID.
 pub const MAX_CSR_BYTES: usize = 16 * 1024;
@@ -35,23 +35,6 @@ pub enum CsrError {
     /// The signature is not by the key that it is about.
     #[error("the CSR is not signed by its own key, so nobody proved to have that")]
     NotPossessed,
-}
-
-/// The kinds of keys that certificates are made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum KeyKind {
-    /// ECDSA on P-256.
-    #[serde(rename = "ecdsa-p256")]
-    EcdsaP256,
-    /// ECDSA on P-384.
-    #[serde(rename = "ecdsa-p384")]
-    EcdsaP384,
-    /// Ed25519.
-    #[serde(rename = "ed25519")]
-    Ed25519,
-    /// RSA of [`MIN_RSA_BITS`] to [`MAX_RSA_BITS`].
-    #[serde(rename = "rsa")]
-    Rsa,
 }
 
 impl KeyKind {

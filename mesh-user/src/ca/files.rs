@@ -65,8 +65,13 @@ fn private(path: &Path, metadata: &std::fs::Metadata, wanted: u32) -> Result<(),
     Ok(())
 }
 
-/// Opens without following a link and looks at what was opened, not at the name.
+/// Opens a file of a CA, see [`open_up_to`].
 fn open(path: &Path) -> Result<Option<(File, std::fs::Metadata)>, CaError> {
+    open_up_to(path, MAX_FILE_BYTES)
+}
+
+/// Opens without following a link and looks at what was opened, not at the name.
+fn open_up_to(path: &Path, most: u64) -> Result<Option<(File, std::fs::Metadata)>, CaError> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -77,8 +82,9 @@ fn open(path: &Path) -> Result<Option<(File, std::fs::Metadata)>, CaError> {
         Err(error) => return Err(io(path, "open it")(error)),
     };
     let metadata = file.metadata().map_err(io(path, "look at it"))?;
-    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
-        return Err(refused(path, "is not a file of at most 1 MiB", "Put the right file there."));
+    if !metadata.is_file() || metadata.len() > most {
+        let what = format!("is not a file of at most {} MiB", most >> 20);
+        return Err(refused(path, what, "Put the right file there."));
     }
     Ok(Some((file, metadata)))
 }
@@ -100,6 +106,27 @@ pub(super) fn read_secret(path: &Path) -> Result<Option<Zeroizing<String>>, CaEr
     let mut text = Zeroizing::new(String::with_capacity(capacity));
     file.read_to_string(&mut text).map_err(io(path, "read it"))?;
     Ok(Some(text))
+}
+
+/// What only we may read, as at most so many bytes, or none when the file is not there.
+pub(super) fn read_private(path: &Path, most: u64) -> Result<Option<Vec<u8>>, CaError> {
+    let Some((mut file, metadata)) = open_up_to(path, most)? else { return Ok(None) };
+    private(path, &metadata, 0o600)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(io(path, "read it"))?;
+    Ok(Some(bytes))
+}
+
+/// Text that is no secret, or that Kubernetes mounts: links are followed.
+pub(super) fn read_mounted(path: &Path) -> Result<Zeroizing<String>, CaError> {
+    let flags = (OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io(path, "open it"))?;
+    let mut text = Zeroizing::new(String::new());
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(io(path, "read it"))?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(refused(path, "is not a file of at most 1 MiB", "Put the right file there."));
+    }
+    Ok(text)
 }
 
 /// Certificates and the text they were in.

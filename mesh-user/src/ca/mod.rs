@@ -1,6 +1,6 @@
-//! The embedded certificate authority and SVID renewal. A private key leaves this module only inside an
+//! The certificate authority, embedded or elsewhere, and SVID renewal. A private key leaves this module only inside an
 //! [`crate::identity::Svid`], or for the workload whose it is, by the Workload API; the CA's own key never leaves it except
-//! through [`EmbeddedCa::issue_intermediate`].
+//! for an intermediate of its own.
 
 pub mod audit;
 pub mod authority;
@@ -13,12 +13,13 @@ pub mod jwt_svid;
 mod keys;
 mod leaf;
 mod material;
+mod merge;
 mod plan;
 pub mod proto;
+pub mod remote;
 mod revocation;
 pub mod service;
 pub mod signing;
-mod single;
 mod source;
 mod spiffe_bundle;
 pub mod state;
@@ -27,16 +28,20 @@ mod store;
 mod tests;
 pub mod workload_api;
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 pub use bundle::OwnBundle;
 pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, parse_jwt_authorities, read_bundle};
+pub use merge::merged;
+pub use remote::RemoteError;
 pub use revocation::add_revocation_lists;
-pub use single::SingleIssuer;
-pub use source::SvidSource;
+pub use source::{InProcess, SvidSource};
 pub use state::{State, StateError};
-pub use store::{CertificateStatus, SvidStore, SvidStoreStatus};
+pub use store::{CertificateStatus, NoSvid, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};
 
@@ -99,6 +104,12 @@ pub enum CaError {
     /// The CA's state could not be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A CA elsewhere could not be asked, refused, or gave what is not to be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Whoever issues took too long.
+    #[error("no SVID was issued within {} s", .0.as_secs())]
+    Timeout(Duration),
     /// The issuing certificate's own validity has ended.
     #[error("the issuing certificate expired; replace the files in the CA's folder and restart")]
     IssuerExpired,

@@ -53,8 +53,29 @@ pub fn add_revocation_lists(
     Ok(warnings)
 }
 
+/// Whether a list of the domain's takes back a certificate of this chain. Whether the list is signed is not asked: who is
+/// wrong renews once too often.
+pub(super) fn is_revoked(chain: &[CertificateDer<'_>], domain: &TrustDomain, bundles: &TrustBundles) -> bool {
+    let Some(lists) = bundles.revoked.get(domain) else { return false };
+    let parsed = chain.iter().filter_map(|der| X509Certificate::from_der(der).ok());
+    parsed.into_iter().any(|(_, certificate)| {
+        let names = |list: &&RevocationList| {
+            CertificateRevocationList::from_der(list.der())
+                .is_ok_and(|(_, parsed)| parsed.issuer() == certificate.issuer())
+        };
+        let serial = certificate.raw_serial();
+        lists.iter().filter(names).any(|list| matches!(list.list().find_serial(serial), Ok(Some(_))))
+    })
+}
+
+/// When a list was written; what cannot be read is older than everything.
+pub(super) fn written(list: &RevocationList) -> i64 {
+    CertificateRevocationList::from_der(list.der())
+        .map_or(i64::MIN, |(_, parsed)| parsed.last_update().timestamp())
+}
+
 /// The verifier asks the first list that it finds for an authority and a part of its certificates.
-fn is_of_the_same(one: &RevocationList, other: &RevocationList) -> bool {
+pub(super) fn is_of_the_same(one: &RevocationList, other: &RevocationList) -> bool {
     let key = |list: &RevocationList| {
         (list.list().issuer().to_owned(), list.list().issuing_distribution_point().map(<[u8]>::to_owned))
     };

@@ -3,28 +3,17 @@
 use std::{
     os::unix::fs::{PermissionsExt, symlink},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::{extensions::GeneralName, prelude::*};
 
-use super::{
-    plan::{MIN_BACKOFF, Plan},
-    *,
-};
-use crate::{
-    identity::TrustDomain,
-    telemetry::{Metrics, MetricsLimits},
-};
+use super::*;
+use crate::identity::TrustDomain;
 
 const DAY: Duration = Duration::from_secs(86_400);
-const MINUTE: Duration = Duration::from_secs(60);
 
 fn open(directory: &Path) -> Result<EmbeddedCa, CaError> {
     EmbeddedCa::open(directory, TrustDomain::cluster_local(), DAY)
@@ -178,136 +167,6 @@ fn a_first_start_that_crashed_is_finished_or_begun_again() {
     std::fs::rename(folder.path().join("other/ca.key"), &staged_key).unwrap();
     let error = open(&directory).unwrap_err().to_string();
     assert!(error.contains("nothing to sign with"), "another certificate's key is not taken: {error}");
-}
-
-#[test]
-fn an_issuer_near_its_end_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = open(&folder.path().join("ca")).unwrap();
-    let end = ca.not_after().unwrap();
-    let store = SvidStore::new(ca);
-    store.ensure([id("web")]);
-    let now = store.summary(SystemTime::now());
-    assert_eq!((now.valid, now.missing, now.failing, now.issuer_ends_soon), (1, 0, 0, false));
-    assert!(now.earliest_end_seconds < now.issuer_end_seconds);
-    assert!(!store.summary(end - 30 * DAY).issuer_ends_soon);
-    let late = store.summary(end - 29 * DAY);
-    assert_eq!((late.valid, late.missing, late.issuer_ends_soon), (0, 1, true));
-    assert!(store.summary(end + DAY).issuer_ends_soon);
-}
-
-/// Issues from a real CA, or fails when told to.
-struct Flaky {
-    ca: EmbeddedCa,
-    fails: Arc<AtomicBool>,
-}
-
-impl Issuer for Flaky {
-    fn issue(&self, id: &SpiffeId) -> Result<Svid, CaError> {
-        if self.fails.load(Ordering::Relaxed) { Err(CaError::IssuerExpired) } else { self.ca.issue(id) }
-    }
-
-    fn bundles(&self) -> TrustBundles {
-        self.ca.bundles()
-    }
-}
-
-#[test]
-fn the_store_renews_and_keeps_the_old_svid_when_renewal_fails() {
-    let folder = tempfile::tempdir().unwrap();
-    let fails = Arc::new(AtomicBool::new(false));
-    let ca = open(&folder.path().join("ca")).unwrap();
-    let metrics = Arc::new(Metrics::new("node-a", MetricsLimits::default()));
-    let store = SvidStore::new(Flaky { ca, fails: Arc::clone(&fails) }).counted_by(Arc::clone(&metrics));
-    assert!(store.ensure([id("web"), id("db")]).is_empty());
-    let first = store.get(&id("web")).unwrap();
-    assert!(store.renew_due(SystemTime::now()).is_empty());
-
-    let later = SystemTime::now() + DAY;
-    fails.store(true, Ordering::Relaxed);
-    assert!(store.renew_due(later).iter().all(|(_, outcome)| outcome.is_err()));
-    assert_eq!(store.get(&id("web")).unwrap().serial, first.serial);
-    assert_eq!(store.status()[0].failures, 1);
-    let text = metrics.text();
-    for (result, count) in [("success", 2), ("failure", 2)] {
-        let line = format!("meshd_svid_renewals_total{{result=\"{result}\"}} {count}\n");
-        assert!(text.contains(&line), "{text}");
-    }
-
-    fails.store(false, Ordering::Relaxed);
-    assert_eq!(store.renew_due(later).len(), 2);
-    assert_ne!(store.get(&id("web")).unwrap().serial, first.serial);
-    assert_eq!(store.status()[0].failures, 0);
-
-    store.ensure([id("db")]);
-    assert!(store.get(&id("web")).is_none());
-
-    fails.store(true, Ordering::Relaxed);
-    assert_eq!(store.ensure([id("new")]).len(), 1);
-    fails.store(false, Ordering::Relaxed);
-    store.renew_due(later);
-    assert!(store.get(&id("new")).is_some());
-}
-
-#[test]
-fn a_short_life_is_not_renewed_again_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let ca = EmbeddedCa::open(&folder.path().join("ca"), TrustDomain::cluster_local(), MINUTE).unwrap();
-    let store = SvidStore::new(ca);
-    // Jitter differs: one of many would show a plan that lies in the past.
-    store.ensure((0..50).map(|i| id(&format!("w{i}"))));
-    assert_eq!(store.renew_due(SystemTime::now() + MINUTE / 4).len(), 0);
-    assert_eq!(store.renew_due(SystemTime::now() + MINUTE).len(), 50);
-    // The last moments of an issuer that is about to end.
-    let now = SystemTime::UNIX_EPOCH + DAY;
-    for left in [Duration::ZERO, Duration::from_millis(10), MIN_BACKOFF] {
-        assert!(Plan::after_issue(now, now + left, 0.0).wait(now) >= MIN_BACKOFF, "{left:?}");
-    }
-}
-
-#[test]
-fn renewal_is_due_around_half_the_life_and_backs_off() {
-    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-    let hours = |h: u64| start + Duration::from_secs(h * 3600);
-    for (jitter, expected) in [(0.0, 40), (0.5, 50), (1.0, 60)] {
-        let plan = Plan::after_issue(start, hours(100), jitter);
-        let off = plan.next.duration_since(hours(expected)).unwrap_or_else(|e| e.duration());
-        assert!(off < Duration::from_secs(1), "{jitter}");
-    }
-    let mut plan = Plan::after_issue(start, hours(100), 0.5);
-    let mut waits = Vec::new();
-    for _ in 0..40 {
-        plan = plan.after_failure(start, 1.0);
-        waits.push(plan.wait(start).as_secs());
-    }
-    assert_eq!(waits[..4], [1, 2, 4, 8]);
-    assert_eq!(waits[39], 300);
-}
-
-#[test]
-fn a_clock_that_is_set_forward_or_back_renews_at_once() {
-    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-    let plan = Plan::after_issue(start, start + DAY, 0.5);
-    let seconds = Duration::from_secs;
-    for (now, is_due) in [
-        (start, false),
-        (start + DAY / 4, false),
-        (start + 20 * DAY, true),
-        // Within what an SVID is backdated by, it is valid by the old clock too.
-        (start - seconds(30), false),
-        (start - seconds(90), true),
-        (SystemTime::UNIX_EPOCH, true),
-    ] {
-        assert_eq!((plan.is_due(now), plan.wait(now).is_zero()), (is_due, is_due), "{now:?}");
-    }
-    let failed = plan.after_failure(start, 1.0);
-    assert!(failed.is_due(start - DAY), "a failure keeps a day's wait");
-    let store = SvidStore::new(open(&tempfile::tempdir().unwrap().path().join("ca")).unwrap());
-    store.ensure([id("web")]);
-    let first = store.get(&id("web")).unwrap();
-    assert_eq!(store.renew_due(SystemTime::now() - DAY).len(), 1);
-    assert_ne!(store.get(&id("web")).unwrap().serial, first.serial);
-    assert_eq!(store.renew_due(SystemTime::now()).len(), 0, "and again and again");
 }
 
 /// A CA as an operator has it: a root, what is between, and a key that signs.

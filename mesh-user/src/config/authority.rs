@@ -45,6 +45,33 @@ pub struct AuthorityConfig {
     /// The longest life that a request may ask for.
     #[serde(default = "default_lifetime")]
     pub max_svid_lifetime_seconds: u64,
+    /// Where Istio's files `root-cert.pem`, `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem` are, where they are not in `directory`. The folder may be read-only.
+    #[serde(default)]
+    pub plugged_in: Option<PathBuf>,
+    /// Certificates are valid that long before they are issued, for clocks that are slow.
+    #[serde(default = "default_backdate")]
+    pub backdate_seconds: u64,
+    /// The keys that are certified.
+    #[serde(default = "default_key_kinds")]
+    pub key_kinds: Vec<KeyKind>,
+    /// The longest RSA key that is certified; bits.
+    #[serde(default = "default_max_rsa_bits")]
+    pub max_rsa_bits: u32,
+    /// Its own root signs through an intermediate, which can be rotated and revoked without telling anybody.
+    #[serde(default = "default_true")]
+    pub intermediates: bool,
+    /// Life of the roots that it makes.
+    #[serde(default = "default_root_days")]
+    pub root_lifetime_days: u32,
+    /// Life of the intermediates that it makes.
+    #[serde(default = "default_intermediate_days")]
+    pub intermediate_lifetime_days: u32,
+    /// How it changes its own keys.
+    #[serde(default)]
+    pub rotation: RotationConfig,
+    /// Life of a revocation list; the next one comes at half of it.
+    #[serde(default = "default_lifetime")]
+    pub revocation_list_lifetime_seconds: u64,
     /// Callers on this machine, over a Unix socket.
     #[serde(default)]
     pub unix_socket: Option<UnixSocketConfig>,
@@ -69,6 +96,41 @@ pub struct AuthorityConfig {
     /// Filter for the service's own log, in `tracing` syntax.
     #[serde(default = "super::types::default_log")]
     pub log: String,
+}
+
+/// A kind of key that certificates are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum KeyKind {
+    /// ECDSA on P-256.
+    #[serde(rename = "ecdsa-p256")]
+    EcdsaP256,
+    /// ECDSA on P-384.
+    #[serde(rename = "ecdsa-p384")]
+    EcdsaP384,
+    /// Ed25519.
+    #[serde(rename = "ed25519")]
+    Ed25519,
+    /// RSA of 2048 bits or more.
+    #[serde(rename = "rsa")]
+    Rsa,
+}
+
+/// How the CA changes its own keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RotationConfig {
+    /// Rotations begin by themselves in the last third of an authority's life, and go on when that is safe.
+    pub automatic: bool,
+    /// A new root is in the bundles for at least so long before it signs.
+    pub propagation_seconds: u64,
+    /// A node that has acknowledged nothing for so long does not hold a rotation up.
+    pub watch_window_seconds: u64,
+}
+
+impl Default for RotationConfig {
+    fn default() -> Self {
+        Self { automatic: true, propagation_seconds: 3600, watch_window_seconds: 86_400 }
+    }
 }
 
 /// The Unix socket for callers on this machine.
@@ -304,6 +366,30 @@ fn default_listen() -> Vec<SocketAddr> {
 
 fn default_lifetime() -> u64 {
     86_400
+}
+
+fn default_backdate() -> u64 {
+    60
+}
+
+fn default_key_kinds() -> Vec<KeyKind> {
+    vec![KeyKind::EcdsaP256, KeyKind::EcdsaP384, KeyKind::Ed25519, KeyKind::Rsa]
+}
+
+fn default_max_rsa_bits() -> u32 {
+    4096
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn default_root_days() -> u32 {
+    3650
+}
+
+fn default_intermediate_days() -> u32 {
+    365
 }
 
 impl AuthorityConfig {

@@ -16,8 +16,8 @@ pub mod yaml;
 use std::{fmt, path::Path};
 
 pub use authority::{
-    AuditConfig, AuthorityConfig, AuthorityLimits, IdentityPattern, JoinTokenConfig, KubernetesConfig,
-    NodeConfig, UnixSocketConfig,
+    AuditConfig, AuthorityConfig, AuthorityLimits, IdentityPattern, JoinTokenConfig, KeyKind,
+    KubernetesConfig, NodeConfig, RotationConfig, UnixSocketConfig,
 };
 pub use extension_providers::{
     ExtensionProvider, GrpcAuthorizer, HeaderPattern, HttpAuthorizer, RequestBodyInCheck,

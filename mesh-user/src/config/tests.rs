@@ -90,6 +90,44 @@ fn what_is_written_reads_back() {
 }
 
 #[test]
+fn a_ca_section_that_does_not_fit_its_provider_says_why() {
+    for (text, place, what) in [
+        ("node: a\nca: { provider: spire }\n".to_owned(), "node.yaml:2:", "meshd-ca"),
+        ("node: a\nca: { address: 'ca:1' }\n".to_owned(), "node.yaml:2:16: ", "means nothing to provider embedded"),
+        ("node: a\nca: { provider: meshd-ca, rootsFile: /r }\n".to_owned(), "node.yaml:2:", "meshd-ca needs address"),
+        ("node: a\nca: { provider: meshd-ca, address: 'ca:1' }\n".to_owned(), "node.yaml:2:", "needs rootsFile"),
+        (
+            "node: a\nca: { provider: meshd-ca, address: 'ca', rootsFile: /r }\n".to_owned(),
+            "node.yaml:2:36: ",
+            "write host:port",
+        ),
+        (
+            "node: a\nca: { provider: meshd-ca, address: 'unix:ca.sock' }\n".to_owned(),
+            "node.yaml:2:36: ",
+            "whole path",
+        ),
+        (
+            "node: a\nca: { provider: meshd-ca, address: 'unix:/ca.sock', joinTokenFile: /t }\n".to_owned(),
+            "node.yaml:2:",
+            "means nothing to provider meshd-ca on a socket",
+        ),
+        (
+            "node: a\nca: { provider: istiod, address: 'i:1', rootsFile: /r }\n".to_owned(),
+            "node.yaml:2:",
+            "istiod needs tokenFile",
+        ),
+        (
+            "node: a\nca: { provider: istiod, address: 'i:1', rootsFile: /r, tokenFile: /t, serverName: 'a b' }\n".to_owned(),
+            "node.yaml:2:",
+            "neither a DNS name",
+        ),
+    ] {
+        let error = error(&text);
+        assert!(error.starts_with(place) && error.contains(what), "{text} gave {error}");
+    }
+}
+
+#[test]
 fn a_wrong_file_says_where_and_what() {
     let workload = "node: a\nworkloads:\n  - { name: w, namespace: n, ";
     let mut wrong = Vec::new();

@@ -33,7 +33,7 @@ pub struct Config {
     /// Policies in this namespace apply to the whole mesh.
     #[serde(default = "default_root_namespace")]
     pub root_namespace: String,
-    /// What survives a restart: the embedded CA's files. Mode 0700.
+    /// What survives a restart: the embedded CA's files; of a CA elsewhere the node's own certificate and the last known trust. Mode 0700.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
     /// Admin socket, lock, pinned eBPF objects.
@@ -51,7 +51,7 @@ pub struct Config {
     /// How workloads of this node reach each other.
     #[serde(default)]
     pub same_node: SameNode,
-    /// The embedded certificate authority.
+    /// Who issues the SVIDs of this node's workloads.
     #[serde(default)]
     pub ca: CaConfig,
     /// The SPIFFE Workload API, for workloads that want their SVIDs themselves.
@@ -225,19 +225,58 @@ pub enum SameNode {
     Kernel,
 }
 
-/// The embedded certificate authority.
+/// Who issues the SVIDs of this node's workloads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CaConfig {
+    /// Who issues SVIDs: a CA in this process, `meshd ca`, istiod, or a SPIFFE Workload API.
+    pub provider: CaProvider,
     /// Holds `ca.crt` and `ca.key`, or `ca.crt`, `intermediate.crt` and `intermediate.key`, or the files of Istio's secret `cacerts`. None: `<stateDir>/ca`.
     pub directory: Option<PathBuf>,
-    /// Life of an SVID; renewed at about half of it.
+    /// Life of an SVID; renewed at about half of it. A CA elsewhere may give less.
     pub svid_lifetime_seconds: u64,
+    /// Where the CA is: `host:port`, or of `meshd-ca` on this machine `unix:/run/meshd-ca/agents.sock`; of `workload-api` its socket, `unix:///run/spire/agent.sock`.
+    pub address: Option<String>,
+    /// Who the CA's server must prove to be: a DNS name, an address, or a SPIFFE ID. None: the host of `ca.address`.
+    pub server_name: Option<String>,
+    /// PEM roots that the CA's server is believed by, beside what it has told; with `istiod` the trust domain's own.
+    pub roots_file: Option<PathBuf>,
+    /// The service-account token shown to istiod, read anew each time.
+    pub token_file: Option<PathBuf>,
+    /// A one-time token of `meshctl ca token create`, for the node's first start; mode 0600.
+    pub join_token_file: Option<PathBuf>,
+    /// Istio's name of the cluster, told to istiod.
+    pub cluster_id: String,
+}
+
+/// Who issues SVIDs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaProvider {
+    /// A CA in this process, its key in `ca.directory`.
+    #[default]
+    Embedded,
+    /// `meshd ca`.
+    MeshdCa,
+    /// Istio's.
+    Istiod,
+    /// A SPIFFE Workload API, such as SPIRE's agent.
+    WorkloadApi,
 }
 
 impl Default for CaConfig {
     fn default() -> Self {
-        Self { directory: None, svid_lifetime_seconds: 86_400 }
+        Self {
+            provider: CaProvider::Embedded,
+            directory: None,
+            svid_lifetime_seconds: 86_400,
+            address: None,
+            server_name: None,
+            roots_file: None,
+            token_file: None,
+            join_token_file: None,
+            cluster_id: "Kubernetes".to_owned(),
+        }
     }
 }
 

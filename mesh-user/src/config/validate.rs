@@ -8,7 +8,9 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::{Config, Selector, ServicePort, WorkloadConfig, extension_providers, yaml::Problem};
+use super::{
+    CaConfig, CaProvider, Config, Selector, ServicePort, WorkloadConfig, extension_providers, yaml::Problem,
+};
 use crate::identity::SpiffeId;
 
 /// Their ring buffer takes 128 MiB.
@@ -83,12 +85,7 @@ fn settings(check: &mut Check<'_>, config: &Config) {
         check.wrong("capture.inboundPort", format!("port {inbound} is outboundPort too; use two ports"));
     }
     metrics(check, config);
-    if config.ca.svid_lifetime_seconds < 60 {
-        check.wrong("ca.svidLifetimeSeconds", "an SVID must live at least 60 seconds");
-    }
-    if config.ca.svid_lifetime_seconds > 365 * 86_400 {
-        check.wrong("ca.svidLifetimeSeconds", "an SVID may live at most a year (31536000)");
-    }
+    ca(check, &config.ca);
     for (i, alias) in config.trust_domain_aliases.iter().enumerate() {
         if *alias == config.trust_domain {
             check.wrong(&format!("trustDomainAliases[{i}]"), "is the trust domain itself; remove it");
@@ -128,6 +125,90 @@ fn settings(check: &mut Check<'_>, config: &Config) {
 
 /// The endpoint's port must be nobody else's: meshd listens on capture's in every enrolled namespace, the
 /// node's own among them, and a workload's would be steered away from it.
+/// Which fields each provider needs, and which ones it does not know.
+fn ca(check: &mut Check<'_>, ca: &CaConfig) {
+    if ca.svid_lifetime_seconds < 60 {
+        check.wrong("ca.svidLifetimeSeconds", "an SVID must live at least 60 seconds");
+    }
+    if ca.svid_lifetime_seconds > 365 * 86_400 {
+        check.wrong("ca.svidLifetimeSeconds", "an SVID may live at most a year (31536000)");
+    }
+    let socket = ca.address.as_ref().and_then(|address| address.strip_prefix("unix:"));
+    let (provider, needed, unknown): (_, &[&str], &[&str]) = match ca.provider {
+        CaProvider::Embedded => {
+            ("embedded", &[], &["address", "serverName", "rootsFile", "tokenFile", "joinTokenFile"])
+        }
+        CaProvider::MeshdCa if socket.is_some() => {
+            ("meshd-ca on a socket", &[], &["directory", "serverName", "tokenFile", "joinTokenFile"])
+        }
+        CaProvider::MeshdCa => ("meshd-ca", &["address", "rootsFile"], &["directory", "tokenFile"]),
+        CaProvider::Istiod => {
+            ("istiod", &["address", "rootsFile", "tokenFile"], &["directory", "joinTokenFile"])
+        }
+        CaProvider::WorkloadApi => (
+            "workload-api",
+            &["address"],
+            &["directory", "serverName", "rootsFile", "tokenFile", "joinTokenFile"],
+        ),
+    };
+    let given = [
+        ("directory", ca.directory.is_some()),
+        ("address", ca.address.is_some()),
+        ("serverName", ca.server_name.is_some()),
+        ("rootsFile", ca.roots_file.is_some()),
+        ("tokenFile", ca.token_file.is_some()),
+        ("joinTokenFile", ca.join_token_file.is_some()),
+    ];
+    for (field, is_given) in given {
+        let path = format!("ca.{field}");
+        if is_given && unknown.contains(&field) {
+            check.wrong(&path, format!("means nothing to provider {provider}; remove it"));
+        } else if !is_given && needed.contains(&field) {
+            check.wrong("ca", format!("provider {provider} needs {field}"));
+        }
+    }
+    ca_address(check, ca, socket);
+    let is_label = |b: u8| (b' '..=b'~').contains(&b);
+    if ca.cluster_id.is_empty() || ca.cluster_id.len() > 253 || !ca.cluster_id.bytes().all(is_label) {
+        check.wrong("ca.clusterId", "must be 1 to 253 printable ASCII characters");
+    }
+}
+
+fn ca_address(check: &mut Check<'_>, ca: &CaConfig, socket: Option<&str>) {
+    if let Some(path) = socket {
+        if ca.provider == CaProvider::Istiod {
+            check.wrong("ca.address", "istiod has no socket: write host:port");
+        }
+        if !path.trim_start_matches("//").starts_with('/') {
+            check.wrong(
+                "ca.address",
+                "write unix: and the socket's whole path, such as unix:/run/meshd-ca/agents.sock",
+            );
+        }
+    } else if ca.provider == CaProvider::WorkloadApi {
+        if let Some(address) = &ca.address {
+            check
+                .wrong("ca.address", format!("{address:?} is no socket: write unix:///run/spire/agent.sock"));
+        }
+    } else if let Some(address) = &ca.address {
+        let parts = address.rsplit_once(':');
+        let port = parts.and_then(|(_, port)| port.parse().ok()).filter(|port: &u16| *port > 0);
+        let host = parts.map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
+        if port.is_none() || host.is_none_or(|host| ServerName::try_from(host).is_err()) {
+            check.wrong("ca.address", format!("{address:?} is no address: write host:port"));
+        }
+    }
+    if let Some(name) = &ca.server_name {
+        let is_id = name.parse::<SpiffeId>().is_ok_and(|id| !id.path().is_empty());
+        if !is_id && ServerName::try_from(name.clone()).is_err() {
+            check.wrong(
+                "ca.serverName",
+                format!("{name:?} is neither a DNS name, nor an address, nor a SPIFFE ID"),
+            );
+        }
+    }
+}
+
 fn metrics(check: &mut Check<'_>, config: &Config) {
     let Some(listen) = config.metrics.listen else { return };
     let port = listen.port();

@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{AdminLimits, CaAdmin, CaAdminServer, MetricsServer, ServerError, ca_server},
     ca::{
-        CaError, SingleIssuer, State,
+        CaError,
         audit::{Audit, Sink},
+        authority::{Authority, AuthoritySettings},
         callers::{ConfiguredNodes, JoinTokens, kubernetes},
         service::{ListenError, Listeners, Service, ServiceParts},
-        signing::CertificateAuthority,
     },
     config::{AuthorityConfig, ConfigError},
     sys::process,
@@ -35,6 +35,7 @@ use crate::{
     },
 };
 
+const DAY: Duration = Duration::from_secs(86_400);
 /// How long a stop may take.
 const STOPPING: Duration = Duration::from_secs(30);
 
@@ -106,11 +107,25 @@ fn raise_descriptor_limit(config: &AuthorityConfig) {
     }
 }
 
-/// The keys: swapped for those that rotate in these few lines.
-fn open_authority(config: &AuthorityConfig) -> Result<Arc<dyn CertificateAuthority>, CaError> {
-    let lifetime = Duration::from_secs(config.svid_lifetime_seconds);
-    let longest = Duration::from_secs(config.max_svid_lifetime_seconds);
-    Ok(Arc::new(SingleIssuer::open(&config.directory, config.trust_domain.clone(), lifetime, longest)?))
+/// What the file says of keys, certificates and rotation.
+fn settings(config: &AuthorityConfig) -> AuthoritySettings {
+    let seconds = Duration::from_secs;
+    AuthoritySettings {
+        plugged_in: config.plugged_in.clone(),
+        lifetime: seconds(config.svid_lifetime_seconds),
+        max_lifetime: seconds(config.max_svid_lifetime_seconds),
+        backdate: seconds(config.backdate_seconds),
+        key_kinds: config.key_kinds.iter().copied().collect(),
+        max_rsa_bits: config.max_rsa_bits as usize,
+        intermediates: config.intermediates,
+        root_lifetime: DAY * config.root_lifetime_days,
+        intermediate_lifetime: DAY * config.intermediate_lifetime_days,
+        automatic: config.rotation.automatic,
+        propagation: seconds(config.rotation.propagation_seconds),
+        watch_window: seconds(config.rotation.watch_window_seconds),
+        list_lifetime: seconds(config.revocation_list_lifetime_seconds),
+        ..AuthoritySettings::new(config.directory.clone(), config.trust_domain.clone())
+    }
 }
 
 async fn serve(config: &AuthorityConfig) -> Result<(), AuthorityError> {
@@ -121,10 +136,19 @@ async fn serve(config: &AuthorityConfig) -> Result<(), AuthorityError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(failed("signals cannot be handled"))?;
     let audit = Arc::new(open_audit(config)?);
     let listeners = Listeners::bind(config).await?;
-    let service = open_service(config, Arc::clone(&audit)).await?;
+    let opening = settings(config);
+    let authority = tokio::task::spawn_blocking(|| Authority::open(opening)).await;
+    let authority =
+        authority.map_err(|error| failed("the CA cannot be opened")(io::Error::other(error)))??;
+    let service = open_service(config, authority.clone(), Arc::clone(&audit)).await?;
     let addresses: Vec<_> = listeners.addresses().iter().map(ToString::to_string).collect();
+    tokio::spawn({
+        let (authority, stop) = (authority.clone(), stop.clone());
+        async move { authority.run(stop).await }
+    });
     let admin = Arc::new(CaAdmin {
         service: Arc::clone(&service),
+        authority,
         trust_domain: config.trust_domain.clone(),
         listen: addresses.clone(),
         join_tokens: config.join_tokens.clone(),
@@ -158,17 +182,20 @@ async fn serve(config: &AuthorityConfig) -> Result<(), AuthorityError> {
     Ok(())
 }
 
-async fn open_service(config: &AuthorityConfig, audit: Arc<Audit>) -> Result<Arc<Service>, AuthorityError> {
-    let authority = open_authority(config)?;
+async fn open_service(
+    config: &AuthorityConfig,
+    authority: Authority,
+    audit: Arc<Audit>,
+) -> Result<Arc<Service>, AuthorityError> {
     let kubernetes = match &config.kubernetes {
         Some(k) => Some(kubernetes::Tokens::connect(k.kubeconfig.as_deref(), k.audiences.clone()).await?),
         None => None,
     };
     let parts = ServiceParts {
-        authority,
+        join_tokens: JoinTokens::new(authority.state().clone()),
+        authority: Arc::new(authority),
         placement: Arc::new(ConfiguredNodes::new(&config.nodes)),
         kubernetes,
-        join_tokens: JoinTokens::new(State::open(&config.directory)?),
         audit,
     };
     Ok(Service::new(config, parts).await?)

@@ -23,6 +23,9 @@ pub enum DaemonError {
     /// The certificate authority.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// A field of `ca` that its provider needs.
+    #[error("ca.{0} is missing or wrong: `meshctl config validate` says more")]
+    CaField(&'static str),
     /// The eBPF side.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -35,6 +38,11 @@ pub enum DaemonError {
     /// What token issuers' keys are fetched with.
     #[error("the keys of token issuers cannot be fetched: {0}; see jwks.extraRoots")]
     Jwks(String),
+    /// The Workload API hands out keys.
+    #[error(
+        "workloadApi.enabled: ca.provider workload-api gives no SVIDs for keys of workloads; they can ask it themselves"
+    )]
+    NoWorkloadKeys,
     /// No cgroup v2 in sight.
     #[error("no cgroup v2 mount was found; mount one, or name it by capture.cgroup")]
     NoCgroup,

@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -19,13 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     DaemonError,
-    reload::{InForce, Runtime, merged},
+    reload::{InForce, Runtime},
     source::Source,
+    svid_source,
     workload_api::WorkloadApi,
 };
 use crate::{
     admin::{AdminLimits, AdminServer, MetricsServer},
-    ca::{EmbeddedCa, SvidStore},
+    ca::{SvidStore, merged},
     capture::{
         Capture, CaptureLimits, CaptureSettings, Form, KernelPath,
         canary::{self, Capability},
@@ -35,6 +36,7 @@ use crate::{
         FileSource, Snapshot,
         jwks::{JwksSettings, JwksStore},
     },
+    identity::TrustBundles,
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
     sys::cgroup,
     telemetry::{AccessLog, AccessLogFormat, AccessLogSettings, Metrics, MetricsLimits, logging, systemd},
@@ -47,6 +49,8 @@ const PROGRAM_LOG: &str = "MESHD_BPF_LOG";
 const RETRY: Duration = Duration::from_secs(2);
 /// How often a stopping daemon looks whether its connections have ended.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
+/// So long at most the start waits until each identity's SVID has been asked for.
+const FIRST_SVIDS: Duration = Duration::from_secs(15);
 
 /// Runs meshd until SIGTERM or SIGINT.
 ///
@@ -69,13 +73,18 @@ pub fn run(config: &Path) -> Result<(), DaemonError> {
 
 async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::io("signals cannot be handled"))?;
-    let runtime = Arc::new(start(&snapshot)?);
     let stop = CancellationToken::new();
+    let runtime = Arc::new(start(&snapshot, &stop)?);
     let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
     let metrics = match snapshot.config.metrics.listen {
         Some(address) => Some(MetricsServer::bind(address, AdminLimits::default()).await?),
         None => None,
     };
+    tokio::spawn({
+        let (svids, stop) = (Arc::clone(&runtime.mesh.svids), stop.clone());
+        async move { svids.run(stop).await }
+    });
+    first_svids(&runtime, &snapshot).await;
     runtime.begin(&snapshot)?;
     let below = super::check::below_the_root(&runtime);
     if !below.proven {
@@ -86,11 +95,7 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         tracing::info!(%address, "metrics are served over TCP");
         tokio::spawn(metrics.serve(Arc::<Source>::clone(&source), stop.clone()));
     }
-    let serving = tokio::spawn(admin.serve(source, stop.clone()));
-    tokio::spawn({
-        let (svids, stop) = (Arc::clone(&runtime.mesh.svids), stop.clone());
-        async move { svids.run(stop).await }
-    });
+    let serving = tokio::spawn(admin.serve(source, runtime.authority.clone(), stop.clone()));
     if let Some(workload_api) = &runtime.workload_api {
         workload_api.serve(stop.clone());
     }
@@ -109,8 +114,23 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     finish(&runtime)
 }
 
+/// Connections are captured when their workloads can prove themselves. A CA that is away does not hold up the start for
+/// longer: connections wait for their workload's first SVID then.
+async fn first_svids(runtime: &Runtime, snapshot: &Snapshot) {
+    let began = Instant::now();
+    runtime.certify(snapshot);
+    let tried = runtime.mesh.svids.tried_once(FIRST_SVIDS).await;
+    let summary = runtime.mesh.svids.summary(SystemTime::now());
+    let elapsed = began.elapsed();
+    if !tried || summary.missing > 0 {
+        tracing::warn!(missing = summary.missing, ?elapsed, "not every identity has an SVID yet");
+    } else {
+        tracing::info!(svids = summary.valid, ?elapsed, "every identity has its SVID");
+    }
+}
+
 /// Everything but the hooks.
-fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
+fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<Runtime, DaemonError> {
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
     let wants_kernel_path = config.same_node == SameNode::Kernel || snapshot.world.wants_kernel_path();
@@ -123,11 +143,12 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         Vec::new()
     };
     capture.choose(form(config.capture.form, &proofs))?;
-    let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
-    let ca = Arc::new(EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?);
-    let workload_api = WorkloadApi::bind(config, &ca)?;
-    let svids = Arc::new(SvidStore::new(ca).counted_by(Arc::clone(&metrics)));
-    let bundles = Arc::new(ArcSwap::from_pointee(merged(svids.bundles(), &snapshot.bundles)));
+    let opened = svid_source::open(config, stop)?;
+    let workload_api = WorkloadApi::bind(config, &opened)?;
+    let authority = opened.authority;
+    let svids = Arc::new(SvidStore::new(opened.source).counted_by(Arc::clone(&metrics)));
+    let own = TrustBundles::clone(&svids.trust().borrow());
+    let bundles = Arc::new(ArcSwap::from_pointee(merged(own, &snapshot.bundles)));
     let tls = TlsContext::new(
         TlsSettings {
             trust_domain_aliases: config.trust_domain_aliases.clone(),
@@ -160,6 +181,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
         capture,
         bundles,
         workload_api,
+        authority,
         proofs,
         in_force: InForce::nothing(),
         recheck_kernel_path: AtomicBool::new(false),
@@ -290,6 +312,9 @@ impl Signals {
 /// Follows the files and tries failed workloads again, until told to stop.
 async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mut Signals) {
     let mut told = files.subscribe();
+    let mut trust = runtime.mesh.svids.trust();
+    // It may have changed since the start.
+    trust.mark_changed();
     let mut failures = told.borrow_and_update().failures;
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -309,6 +334,10 @@ async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mu
                     return;
                 }
                 follow(runtime, files, &mut failures);
+            }
+            Ok(()) = trust.changed() => {
+                let closed = runtime.follow_trust();
+                tracing::debug!(closed, "what the CA says of trust is in force");
             }
             _ = retry.tick() => runtime.retry(),
         }

@@ -9,6 +9,7 @@ mod plan;
 mod reload;
 mod review;
 mod source;
+mod svid_source;
 mod workload_api;
 
 pub use authority::{AuthorityError, run_authority};

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 
 use super::{plan::plan, workload_api::WorkloadApi};
 use crate::{
+    ca::{authority::Authority, merged},
     capture::{Capture, CaptureError, canary::Capability},
     discovery::{FileSource, Snapshot},
     identity::TrustBundles,
@@ -56,6 +57,8 @@ pub(super) struct Runtime {
     pub(super) bundles: Arc<ArcSwap<TrustBundles>>,
     /// None: it is not served.
     pub(super) workload_api: Option<WorkloadApi>,
+    /// The CA, where it is embedded.
+    pub(super) authority: Option<Authority>,
     /// What the canary proved at start.
     pub(super) proofs: Vec<Capability>,
     /// Held while a snapshot is put into force: they come one at a time, from a signal, the watcher or an admin.
@@ -152,36 +155,50 @@ impl Runtime {
         self.certify(snapshot);
         // Listeners must know the new workloads before the hooks send them connections.
         let before = Arc::clone(&self.mesh.view().snapshot);
-        self.believe(snapshot);
+        self.believe(&snapshot.bundles);
         self.mesh.set_snapshot(Arc::clone(snapshot));
         self.mesh.keys.set_sources(&snapshot.policies.jwks_sources(&snapshot.world));
         if let Err(error) = self.enrol() {
-            self.believe(&before);
+            self.believe(&before.bundles);
             self.certify(&before);
             self.mesh.keys.set_sources(&before.policies.jwks_sources(&before.world));
             self.mesh.set_snapshot(before);
             return Err(error);
         }
-        if let Some(workload_api) = &self.workload_api {
-            workload_api.put(&snapshot.world, self.bundles.load_full());
-        }
+        self.tell_workload_api(snapshot);
         Ok(proxy::recheck(&self.mesh))
     }
 
-    fn believe(&self, snapshot: &Snapshot) {
-        let mut trust = merged(self.mesh.svids.bundles(), &snapshot.bundles);
+    /// Puts into force whom the source of SVIDs believes now; returns how many live connections were closed.
+    pub(super) fn follow_trust(&self) -> usize {
+        let _in_force = self.in_force();
+        let snapshot = Arc::clone(&self.mesh.view().snapshot);
+        self.believe(&snapshot.bundles);
+        self.tell_workload_api(&snapshot);
+        proxy::recheck(&self.mesh)
+    }
+
+    /// Believes what the source of SVIDs says, and files.
+    fn believe(&self, files: &TrustBundles) {
+        let trust = Arc::clone(&self.mesh.svids.trust().borrow());
+        let mut bundles = merged(TrustBundles::clone(&trust), files);
         if let Some(workload_api) = &self.workload_api {
-            workload_api.add_authorities(&mut trust);
+            workload_api.add_authorities(&mut bundles);
         }
-        self.bundles.store(Arc::new(trust));
+        let bundles = Arc::new(bundles);
+        self.bundles.store(Arc::clone(&bundles));
+        self.mesh.svids.trust_in_force(&trust, &bundles);
+    }
+
+    fn tell_workload_api(&self, snapshot: &Snapshot) {
+        if let Some(workload_api) = &self.workload_api {
+            workload_api.put(&snapshot.world, self.bundles.load_full());
+        }
     }
 
     /// Sees to it that each local workload of `snapshot` has an SVID, and no other identity.
-    fn certify(&self, snapshot: &Snapshot) {
-        let local = snapshot.world.local_workloads().map(|w| w.spiffe_id.clone());
-        for (id, error) in self.mesh.svids.ensure(local) {
-            tracing::error!(%id, %error, "no SVID could be issued; connections of this identity are refused");
-        }
+    pub(super) fn certify(&self, snapshot: &Snapshot) {
+        self.mesh.svids.ensure(snapshot.world.local_workloads().map(|w| w.spiffe_id.clone()));
     }
 
     /// Makes capture match the snapshot in force.
@@ -236,16 +253,4 @@ fn warn_of(snapshot: &Snapshot) {
     for warning in &snapshot.warnings {
         tracing::warn!("{warning}");
     }
-}
-
-/// The issuer's roots and those from files, and what files revoke.
-pub(super) fn merged(mut own: TrustBundles, extra: &TrustBundles) -> TrustBundles {
-    for (domain, roots) in &extra.roots {
-        own.roots.entry(domain.clone()).or_default().extend(roots.iter().cloned());
-    }
-    own.revoked.clone_from(&extra.revoked);
-    for (domain, keys) in &extra.jwt_authorities {
-        own.jwt_authorities.entry(domain.clone()).or_default().extend(keys.clone());
-    }
-    own
 }

@@ -213,7 +213,9 @@ impl AdminSource for Source {
         let expiry = |s: &crate::ca::CertificateStatus| {
             UNIX_EPOCH + std::time::Duration::from_secs(s.not_after_seconds)
         };
-        mesh.metrics.set_svids(svids.iter().map(|s| (s.spiffe_id.as_str(), expiry(s))));
+        mesh.metrics.set_svids(
+            svids.iter().filter(|s| s.not_after_seconds > 0).map(|s| (s.spiffe_id.as_str(), expiry(s))),
+        );
         let places = mesh.keys.status();
         mesh.metrics.set_key_places(places.iter().map(|place| KeyPlace {
             url: &place.url,
@@ -222,8 +224,14 @@ impl AdminSource for Source {
             fetched_at_seconds: place.fetched_at_seconds,
         }));
         let summary = mesh.svids.summary(SystemTime::now());
-        let states = [("valid", summary.valid), ("missing", summary.missing), ("failing", summary.failing)];
+        let states = [
+            ("valid", summary.valid),
+            ("missing", summary.missing),
+            ("failing", summary.failing),
+            ("overdue", summary.overdue),
+        ];
         mesh.metrics.set_svid_states(states, summary.issuer_end_seconds);
+        mesh.metrics.set_svid_source(summary.source_trouble.is_none(), summary.last_success_seconds);
         mesh.metrics.text()
     }
 
@@ -341,6 +349,15 @@ fn certificate_problems(summary: &SvidStoreStatus) -> Vec<String> {
         problems.push(format!(
             "{} identities have no valid SVID, so their connections are refused: meshctl certs says why",
             summary.missing
+        ));
+    }
+    if let Some(trouble) = &summary.source_trouble {
+        problems.push(trouble.clone());
+    }
+    if summary.overdue > 0 {
+        problems.push(format!(
+            "{} SVIDs have less than a third of their life left and were not renewed: meshctl certs says why",
+            summary.overdue
         ));
     }
     if summary.failing > 0 {

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::DaemonError;
+use super::{DaemonError, svid_source::Opened};
 use crate::{
     ca::{
-        EmbeddedCa,
-        jwt_svid::JwtAuthority,
-        workload_api::{WorkloadApiLimits, WorkloadApiParts, WorkloadApiServer, WorkloadApiSettings},
+        jwt_svid::{JwtAuthority, MintJwt},
+        workload_api::{
+            IssueExportable, WorkloadApiLimits, WorkloadApiParts, WorkloadApiServer, WorkloadApiSettings,
+        },
     },
     config::Config,
     identity::{TrustBundles, TrustDomain},
@@ -21,8 +22,10 @@ use crate::{
 pub(super) struct WorkloadApi {
     /// Until it serves.
     server: Mutex<Option<WorkloadApiServer>>,
-    ca: Arc<EmbeddedCa>,
-    authority: Arc<JwtAuthority>,
+    issuer: Arc<dyn IssueExportable>,
+    minter: Option<Arc<dyn MintJwt>>,
+    /// The node's own, where minting is not the work of a CA elsewhere.
+    jwt: Option<Arc<JwtAuthority>>,
     domain: TrustDomain,
     world: watch::Sender<Arc<World>>,
     trust: watch::Sender<Arc<TrustBundles>>,
@@ -32,22 +35,22 @@ impl WorkloadApi {
     /// Binds the socket, where the node's file wants it. The runtime directory's lock says that no other daemon has it.
     ///
     /// # Errors
-    /// When the socket cannot be made, or the JWT authority's key cannot be read.
-    pub(super) fn bind(config: &Config, ca: &Arc<EmbeddedCa>) -> Result<Option<Self>, DaemonError> {
+    /// When the socket cannot be made, or who issues this node's SVIDs certifies no keys of workloads.
+    pub(super) fn bind(config: &Config, opened: &Opened) -> Result<Option<Self>, DaemonError> {
         if !config.workload_api.enabled {
             return Ok(None);
         }
-        let domain = config.trust_domain.clone();
-        let authority = Arc::new(JwtAuthority::open(&config.jwt_directory(), domain.clone())?);
+        let issuer = opened.exportable.clone().ok_or(DaemonError::NoWorkloadKeys)?;
         let socket = config.workload_api_socket();
         let server =
             WorkloadApiServer::bind(&WorkloadApiSettings { socket, limits: WorkloadApiLimits::default() })?;
         tracing::info!(socket = %server.path().display(), "the SPIFFE Workload API is served");
         Ok(Some(Self {
             server: Mutex::new(Some(server)),
-            ca: Arc::clone(ca),
-            authority,
-            domain,
+            issuer,
+            minter: opened.minter.clone(),
+            jwt: opened.jwt.clone(),
+            domain: config.trust_domain.clone(),
             world: watch::Sender::default(),
             trust: watch::Sender::default(),
         }))
@@ -55,8 +58,9 @@ impl WorkloadApi {
 
     /// Adds the node's own JWT authority to what is believed.
     pub(super) fn add_authorities(&self, trust: &mut TrustBundles) {
+        let Some(jwt) = &self.jwt else { return };
         let own = trust.jwt_authorities.entry(self.domain.clone()).or_default();
-        own.extend(self.authority.published().clone());
+        own.extend(jwt.published().clone());
     }
 
     /// What is in force from now on.
@@ -73,8 +77,8 @@ impl WorkloadApi {
         let parts = WorkloadApiParts {
             world: self.world.subscribe(),
             trust: self.trust.subscribe(),
-            issuer: Arc::<EmbeddedCa>::clone(&self.ca),
-            minter: Some(Arc::<JwtAuthority>::clone(&self.authority)),
+            issuer: Arc::clone(&self.issuer),
+            minter: self.minter.clone(),
         };
         tokio::spawn(async move {
             if let Err(error) = server.serve(parts, stop).await {

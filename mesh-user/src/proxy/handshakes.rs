@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,9 +19,11 @@ use super::{
     shares::{Place, Shares},
 };
 use crate::{
+    ca::NoSvid,
     config::Limits,
+    identity::{SpiffeId, Svid},
     telemetry::HandshakeSide,
-    tls::{Established, HandshakeError},
+    tls::{Established, HandshakeError, HandshakeLimits},
 };
 
 /// Why a handshake of ours with a server came to nothing.
@@ -48,6 +51,21 @@ pub(super) async fn with_server(
     let told = outcome.as_ref().map(|_| began.elapsed()).map_err(HandshakeError::label);
     metrics.handshake_ended(HandshakeSide::Client, told);
     outcome.map_err(ClientFailure::Handshake)
+}
+
+/// The SVID of a workload of ours for a handshake, and the limits that are left of it: the first SVID may still be on its
+/// way, and is waited for as long as the handshake may last.
+pub(super) async fn own_svid(
+    mesh: &Mesh,
+    id: &SpiffeId,
+    side: HandshakeSide,
+    limits: HandshakeLimits,
+) -> Result<(Arc<Svid>, HandshakeLimits), NoSvid> {
+    let began = Instant::now();
+    let svid = mesh.svids.wait(id, limits.timeout).await;
+    let svid = svid.inspect_err(|_| mesh.metrics.handshake_ended(side, Err("no_svid")))?;
+    let timeout = limits.timeout.saturating_sub(began.elapsed());
+    Ok((svid, HandshakeLimits { timeout, ..limits }))
 }
 
 /// The node's places, so many in each direction.

@@ -10,6 +10,7 @@ use super::{
     attempt::{Attempt, Failure},
     connections::Requests,
     detect::{Opening, opening},
+    handshakes::own_svid,
     http::{self, Inspected},
     kernel_path,
     memory::{Noted, NotedContent},
@@ -254,11 +255,11 @@ impl Inbound<'_> {
     async fn handshake(&self, stream: TcpStream, first: Vec<u8>) -> Result<Established, Failure> {
         let limits = handshake_limits(&self.view.snapshot.config.limits);
         let metrics = &self.mesh.metrics;
-        let Some(svid) = self.mesh.svids.get(&self.workload.spiffe_id) else {
-            metrics.handshake_ended(HandshakeSide::Server, Err("no_svid"));
+        let own = own_svid(self.mesh, &self.workload.spiffe_id, HandshakeSide::Server, limits).await;
+        let (svid, limits) = own.map_err(|error| {
             reset_on_close(&stream);
-            return Err(Failure::new(ResponseFlags::TlsFailure, "the workload has no valid SVID"));
-        };
+            Failure::new(ResponseFlags::TlsFailure, &error)
+        })?;
         let Some(_place) = self.mesh.handshakes.inbound(self.client.ip(), limits.timeout).await else {
             metrics.handshake_ended(HandshakeSide::Server, Err("too_many"));
             reset_on_close(&stream);

@@ -12,7 +12,7 @@ use super::{
     attempt::{Attempt, Failure},
     connections::Requests,
     destination,
-    handshakes::{ClientFailure, with_server},
+    handshakes::{ClientFailure, own_svid, with_server},
     inbound::{canonical, connected, handshake_failure},
     mesh::{OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
@@ -265,11 +265,8 @@ impl Outbound<'_> {
         to: SocketAddr,
     ) -> Result<Established, Failure> {
         let limits = handshake_limits(&self.view.snapshot.config.limits);
-        let metrics = &self.mesh.metrics;
-        let Some(svid) = self.mesh.svids.get(&self.workload.spiffe_id) else {
-            metrics.handshake_ended(HandshakeSide::Client, Err("no_svid"));
-            return Err(Failure::new(ResponseFlags::TlsFailure, "the workload has no valid SVID"));
-        };
+        let own = own_svid(self.mesh, &self.workload.spiffe_id, HandshakeSide::Client, limits).await;
+        let (svid, limits) = own.map_err(|error| Failure::new(ResponseFlags::TlsFailure, &error))?;
         self.counted(self.mesh.tls.connect(stream, &svid, expected, to.ip(), limits)).await
     }
 

@@ -158,6 +158,7 @@ pub struct Metrics {
     /// Without labels, and absent where the issuer does not know its end.
     ca_expiry: Family<Vec<(String, String)>, Gauge>,
     svid_renewals: Family<ResultLabels, Counter>,
+    svid_source: SvidSourceMetrics,
     config_reloads: Family<ResultLabels, Counter>,
     config_last_reload_success: Gauge,
     config_last_reload_seconds: Gauge,
@@ -166,6 +167,29 @@ pub struct Metrics {
     access_log_lines: Family<ResultLabels, Counter>,
     key_places: KeyPlaces,
     authorizers: AuthorizerMetrics,
+}
+
+#[derive(Debug, Clone)]
+struct SvidSourceMetrics {
+    up: Gauge,
+    last_success: Gauge,
+}
+
+impl SvidSourceMetrics {
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            up: register(
+                r,
+                "meshd_svid_source_up",
+                "1 unless whoever issues SVIDs is known to be out of reach",
+            ),
+            last_success: register(
+                r,
+                "meshd_svid_last_success_timestamp_seconds",
+                "When an SVID was issued last, Unix time; 0: never",
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -249,6 +273,7 @@ impl Metrics {
             svids: register(r, "meshd_svids", "Identities by the state of their SVID"),
             ca_expiry: register(r, "meshd_ca_expiry_seconds", "End of the issuing certificate, Unix time"),
             svid_renewals: register(r, "meshd_svid_renewals", "SVIDs issued or renewed, and failures to"),
+            svid_source: SvidSourceMetrics::new(r),
             config_reloads: register(r, "meshd_config_reloads", "Reloads of configuration and policies"),
             config_last_reload_success: register(
                 r,
@@ -413,15 +438,21 @@ impl Metrics {
         }
     }
 
-    /// Identities by what their SVID is (`valid`, `missing`, `failing`: its renewal fails), and when the
+    /// Identities by what their SVID is (`valid`, `missing`, `failing`: its renewal fails, `overdue`: for long), and when the
     /// issuing certificate ends (Unix time), where that is known.
-    pub fn set_svid_states(&self, states: [(&'static str, usize); 3], issuer_end_seconds: Option<u64>) {
+    pub fn set_svid_states(&self, states: [(&'static str, usize); 4], issuer_end_seconds: Option<u64>) {
         for (state, count) in states {
             self.svids.get_or_create(&StateLabels { state }).set(as_gauge(count as u64));
         }
         if let Some(end) = issuer_end_seconds {
             self.ca_expiry.get_or_create(&Vec::new()).set(as_gauge(end));
         }
+    }
+
+    /// Whether whoever issues SVIDs can be asked, and when one was issued last (Unix time).
+    pub fn set_svid_source(&self, up: bool, last_success_seconds: Option<u64>) {
+        self.svid_source.up.set(i64::from(up));
+        self.svid_source.last_success.set(as_gauge(last_success_seconds.unwrap_or_default()));
     }
 
     /// Replaces the places that keys of token issuers are fetched from.

@@ -19,7 +19,7 @@ use rustls::{
     client::{ClientSessionMemoryCache, Resumption, UnbufferedClientConnection},
     crypto::{CryptoProvider, aws_lc_rs},
     server::{NoServerSessionStorage, UnbufferedServerConnection},
-    sign::{CertifiedKey, SingleCertAndKey},
+    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
 };
 use rustls_pki_types::ServerName;
 
@@ -214,7 +214,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// One configuration per identity; a renewed SVID replaces it, and its old key goes. Forgets everything when
 /// full: a rebuilt configuration costs one full handshake, an LRU costs every lookup.
 struct ConfigCache<K, C> {
-    entries: HashMap<K, (String, Arc<C>)>,
+    /// With the key that the configuration signs with, which is of one SVID only.
+    entries: HashMap<K, (Arc<dyn SigningKey>, Arc<C>)>,
     capacity: usize,
 }
 
@@ -229,8 +230,8 @@ impl<K: Eq + Hash, C> ConfigCache<K, C> {
         svid: &Svid,
         make: impl FnOnce() -> Result<Arc<C>, E>,
     ) -> Result<Arc<C>, E> {
-        if let Some((serial, config)) = self.entries.get(&key)
-            && *serial == svid.serial
+        if let Some((signer, config)) = self.entries.get(&key)
+            && std::ptr::addr_eq(Arc::as_ptr(signer), Arc::as_ptr(&svid.key))
         {
             return Ok(Arc::clone(config));
         }
@@ -238,7 +239,28 @@ impl<K: Eq + Hash, C> ConfigCache<K, C> {
         if self.entries.len() >= self.capacity {
             self.entries.clear();
         }
-        self.entries.insert(key, (svid.serial.clone(), Arc::clone(&config)));
+        self.entries.insert(key, (Arc::clone(&svid.key), Arc::clone(&config)));
         Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::test_pki::TestCa;
+
+    #[test]
+    fn a_new_svid_is_used_at_once_whatever_its_serial() {
+        let ca = TestCa::new("cluster.local");
+        let mut cache = ConfigCache::new(8);
+        let old = ca.svid("spiffe://cluster.local/ns/a/sa/b");
+        let new = Svid { serial: old.serial.clone(), ..ca.svid("spiffe://cluster.local/ns/a/sa/b") };
+        let mut of = |svid: &Svid| {
+            let name = svid.chain[0].clone();
+            cache.get_or_make((), svid, || Ok::<_, ()>(Arc::new(name))).unwrap()
+        };
+        assert_eq!(*of(&old), old.chain[0]);
+        assert_eq!(*of(&new), new.chain[0]);
+        assert!(Arc::ptr_eq(&of(&new), &of(&new.clone())), "made again each time");
     }
 }

@@ -31,6 +31,7 @@ pub use handshake::{Established, HandshakeLimits, Proven, SessionFacts};
 pub(crate) use offload::set_secrets;
 pub use offload::{KernelCipher, KernelTls, OffloadError, Offloaded};
 pub use originate::{Originator, OriginatorParts, VerifiedServer};
+pub(crate) use rustls_verifiers::ServerVerifier;
 pub use service::service_config;
 pub use session::{
     KernelSession, MAX_RECORD_BYTES, MAX_RECORD_PLAINTEXT_BYTES, Processed, RECORD_OVERHEAD_BYTES, Session,

@@ -2,6 +2,7 @@
 //! needs, `judge` reads captured packets, `peer` and `scripts` are the far ends of
 //! sockets, `scenarios` are the stories.
 
+pub(crate) mod authority;
 pub(crate) mod capture;
 pub(crate) mod cgroup;
 pub(crate) mod daemon;

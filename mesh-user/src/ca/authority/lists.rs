@@ -80,7 +80,7 @@ pub enum Revoke {
 }
 
 /// What was taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Revoked {
     /// Serial numbers, lower-case hex.

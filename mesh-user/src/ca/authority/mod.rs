@@ -45,11 +45,12 @@ use self::{
 };
 use super::{
     CaError, State,
-    csr::{Csr, KeyKind},
+    csr::Csr,
     keys::SecretKey,
     leaf,
     signing::{CertificateAuthority, SignedSvid, SigningRequest, Trust},
 };
+use crate::config::KeyKind;
 use crate::identity::{RevocationList, SpiffeId, Svid, TrustBundles, TrustDomain};
 
 /// How often a certificate is signed anew because its authority was rotated meanwhile.

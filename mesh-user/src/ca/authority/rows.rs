@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use aws_lc_rs::digest::{SHA256, digest};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, named_params, params, types::Type};
 use rustls_pki_types::CertificateDer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use x509_parser::{certificate::X509Certificate, parse_x509_certificate};
 
 use super::rotation::{Kind, Stage};
 use crate::ca::{CaError, StateError};
 
 /// Who made an authority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// This CA, which may make another.

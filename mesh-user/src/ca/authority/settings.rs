@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{ca::csr::KeyKind, identity::TrustDomain};
+use crate::{config::KeyKind, identity::TrustDomain};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);

@@ -1,7 +1,7 @@
 //! What `meshctl ca status` shows of an authority. Times are Unix seconds.
 
 use rusqlite::{Connection, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Shared, lists, motion,
@@ -11,7 +11,7 @@ use super::{
 use crate::identity::TrustDomain;
 
 /// All there is to say, no secrets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorityStatus {
     /// Whose authority it is.
@@ -33,7 +33,7 @@ pub struct AuthorityStatus {
 }
 
 /// One authority.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OneStatus {
     /// Of its name and key.
@@ -71,7 +71,7 @@ pub struct OneStatus {
 }
 
 /// A revocation list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListStatus {
     /// Grows.
@@ -85,7 +85,7 @@ pub struct ListStatus {
 }
 
 /// A node that watches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
     /// Its name.

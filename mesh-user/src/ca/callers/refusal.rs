@@ -85,6 +85,8 @@ impl Refusal {
             Self::Busy(_) => "busy",
             Self::TooSlow => "timeout",
             Self::CannotAsk(_) => "cannot_ask",
+            Self::Authority(CaError::KeyKind(_)) => "key_kind",
+            Self::Authority(CaError::Blocked(_)) => "blocked",
             Self::Authority(_) => "authority",
         }
     }
@@ -111,6 +113,12 @@ impl Refusal {
             Self::TooOften(_) | Self::Busy(_) => Status::resource_exhausted(self.to_string()),
             Self::TooSlow => Status::new(Code::DeadlineExceeded, self.to_string()),
             Self::CannotAsk(_) => Status::unavailable("the caller's token cannot be reviewed now; try again"),
+            Self::Authority(error @ CaError::KeyKind(_)) => {
+                Status::invalid_argument(format!("CSR signing error ({error})"))
+            }
+            Self::Authority(CaError::Blocked(_)) => {
+                Status::permission_denied("the identity is blocked; its operator knows why")
+            }
             Self::Authority(_) => Status::internal("CSR signing error; the service's log says why"),
         }
     }

@@ -16,10 +16,11 @@ use rustls_pki_types::CertificateDer;
 use crate::{
     ca::{
         CaError,
-        plan::Plan,
+        plan::{Moment, Plan, Validity},
         signing::{CertificateAuthority, Trust},
     },
     identity::{SpiffeId, Svid},
+    sys::clock::boot_time,
 };
 
 /// The longest sleep: the clock may be set.
@@ -67,17 +68,22 @@ impl OwnCertificate {
     pub(super) async fn run(self: Arc<Self>) {
         let mut trust = self.authority.trust();
         trust.mark_unchanged();
-        let mut plan = Plan::after_issue(SystemTime::now(), self.not_after(), rand::random());
+        let mut plan = Plan::after_issue(Moment::now(), self.not_after(), rand::random());
         loop {
-            let wait = plan.wait(SystemTime::now()).min(MAX_SLEEP);
+            let wait = plan.wait(boot_time()).min(MAX_SLEEP);
             tokio::select! {
-                () = tokio::time::sleep(wait) => if !plan.is_due(SystemTime::now()) { continue },
+                () = tokio::time::sleep(wait) => {
+                    let now = Moment::now();
+                    if !plan.is_due(now.boot) && !plan.is_too_late(now, self.validity()) {
+                        continue;
+                    }
+                }
                 changed = trust.changed() => if changed.is_err() { return },
             }
             let signed = self.authority.own_svid(&self.id, &self.dns_names);
             let error = match tokio::time::timeout(TIMEOUT, signed).await {
                 Ok(Ok(svid)) => {
-                    plan = Plan::after_issue(SystemTime::now(), svid.not_after, rand::random());
+                    plan = Plan::after_issue(Moment::now(), svid.not_after, rand::random());
                     tracing::info!(serial = %svid.serial, "the service's own certificate is renewed");
                     self.current.store(certified(svid));
                     continue;
@@ -85,9 +91,14 @@ impl OwnCertificate {
                 Ok(Err(error)) => error.to_string(),
                 Err(_elapsed) => "it took too long".to_owned(),
             };
-            plan = plan.after_failure(SystemTime::now(), rand::random());
+            plan = plan.after_failure(Moment::now(), Some(self.validity()), rand::random());
             tracing::warn!(%error, "the service's own certificate is not renewed; the old one stays");
         }
+    }
+
+    fn validity(&self) -> Validity {
+        let current = self.current.load();
+        Validity { not_before: current.1.not_before, not_after: current.1.not_after }
     }
 
     /// Its end.

@@ -15,11 +15,11 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
     ca::{
-        CaError, EmbeddedCa, Issuer,
+        CaError,
         csr::Csr,
         signing::{CertificateAuthority, SigningRequest},
     },
-    identity::SpiffeId,
+    identity::{SpiffeId, Svid},
 };
 
 /// An SVID with its key.
@@ -30,6 +30,8 @@ pub struct ExportableSvid {
     pub chain: Vec<CertificateDer<'static>>,
     /// PKCS #8, DER.
     pub key: Zeroizing<Vec<u8>>,
+    /// Start of validity.
+    pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
     /// Serial number of the leaf, lower-case hex.
@@ -59,17 +61,11 @@ pub trait IssueExportable: Send + Sync {
     }
 }
 
-impl IssueExportable for EmbeddedCa {
-    fn issue_exportable<'a>(&'a self, id: &'a SpiffeId) -> BoxFuture<'a, Result<ExportableSvid, CaError>> {
-        Box::pin(async move {
-            if id.trust_domain() != self.trust_domain() {
-                // Says why not.
-                self.issue(id)?;
-            }
-            let (svid, key) = self.sign_leaf_with_key(id)?;
-            let (chain, not_after, serial) = (svid.chain, svid.not_after, svid.serial);
-            Ok(ExportableSvid { spiffe_id: svid.spiffe_id, chain, key, not_after, serial })
-        })
+impl ExportableSvid {
+    /// `key` is the leaf's, PKCS #8.
+    pub fn new(svid: Svid, key: Zeroizing<Vec<u8>>) -> Self {
+        let Svid { spiffe_id, chain, not_before, not_after, serial, .. } = svid;
+        Self { spiffe_id, chain, key, not_before, not_after, serial }
     }
 }
 
@@ -108,6 +104,7 @@ impl IssueExportable for IssueThrough {
                 spiffe_id: id.clone(),
                 chain: signed.chain,
                 key,
+                not_before: signed.not_before.into(),
                 not_after: signed.not_after.into(),
                 serial: signed.serial,
             })

@@ -5,13 +5,17 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::{sync::watch, time::timeout};
 
 use super::exportable::{ExportableSvid, IssueExportable};
-use crate::{ca::plan::Plan, identity::SpiffeId};
+use crate::{
+    ca::plan::{Moment, Plan, Validity},
+    identity::SpiffeId,
+    sys::clock::boot_time,
+};
 
 /// How long an SVID is kept that nobody listens to.
 const LINGER: Duration = Duration::from_secs(30);
@@ -50,11 +54,7 @@ impl Keeper {
         }
         let (sender, receiver) = watch::channel(Held::default());
         entries.insert(id.clone(), sender.clone());
-        let task = Task {
-            id: id.clone(),
-            held: sender,
-            plan: Plan { next: UNIX_EPOCH, made: UNIX_EPOCH, failures: 0 },
-        };
+        let task = Task { id: id.clone(), held: sender, plan: Plan::at_once() };
         tokio::spawn(task.run(Arc::clone(&self.issuer), Arc::clone(&self.entries)));
         receiver
     }
@@ -79,13 +79,15 @@ impl Task {
     async fn run(mut self, issuer: Arc<dyn IssueExportable>, entries: Arc<Entries>) {
         let mut pushed = issuer.pushed();
         loop {
-            if self.plan.is_due(SystemTime::now()) {
+            let now = Moment::now();
+            let is_too_late = self.validity().is_some_and(|validity| self.plan.is_too_late(now, validity));
+            if self.plan.is_due(now.boot) || is_too_late {
                 self.renew(&*issuer).await;
             }
-            let wait = self.plan.wait(SystemTime::now()).min(MAX_SLEEP);
+            let wait = self.plan.wait(boot_time()).min(MAX_SLEEP);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = next(&mut pushed) => self.plan.next = UNIX_EPOCH,
+                () = next(&mut pushed) => self.plan = Plan::at_once(),
                 () = self.forgotten() => {
                     // Whoever comes now holds the lock before or finds nothing after.
                     let mut entries = lock(&entries);
@@ -96,6 +98,12 @@ impl Task {
                 }
             }
         }
+    }
+
+    fn validity(&self) -> Option<Validity> {
+        let held = self.held.borrow();
+        let svid = held.svid.as_ref()?;
+        Some(Validity { not_before: svid.not_before, not_after: svid.not_after })
     }
 
     /// Returns when nobody has listened for a while.
@@ -121,7 +129,7 @@ impl Task {
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the authority does not answer".to_owned()),
         };
-        let now = SystemTime::now();
+        let now = Moment::now();
         match outcome {
             Ok(svid) => {
                 self.plan = Plan::after_issue(now, svid.not_after, jitter);
@@ -132,7 +140,7 @@ impl Task {
                 });
             }
             Err(error) => {
-                self.plan = self.plan.after_failure(now, jitter);
+                self.plan = self.plan.after_failure(now, self.validity(), jitter);
                 tracing::warn!(spiffe_id = %self.id, %error, "no SVID for the Workload API; it is tried again");
                 self.held.send_modify(|held| held.tries += 1);
             }

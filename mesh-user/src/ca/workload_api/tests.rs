@@ -28,7 +28,8 @@ use super::{
 };
 use crate::{
     ca::{
-        CaError, EmbeddedCa, Issuer as _, SvidSource as _,
+        CaError, SvidSource as _,
+        authority::{Authority, AuthoritySettings},
         jwt_svid::JwtAuthority,
         proto::workload::{
             spiffe_workload_api_client::SpiffeWorkloadApiClient,
@@ -68,7 +69,7 @@ fn own_user() -> u32 {
 
 /// Counts what it issues, and issues anew when told to.
 struct Issuing {
-    ca: EmbeddedCa,
+    ca: IssueThrough,
     issued: AtomicU64,
     pushed: watch::Sender<u64>,
 }
@@ -98,11 +99,12 @@ struct Given {
 fn given(limits: WorkloadApiLimits) -> Given {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("ca");
-    let domain = "cluster.local".parse().unwrap();
-    let ca = EmbeddedCa::open(&directory, domain, Duration::from_secs(3600)).unwrap();
-    let authority = JwtAuthority::open(&directory, ca.trust_domain().clone()).unwrap();
-    let mut trust = ca.bundles();
-    trust.jwt_authorities.insert(ca.trust_domain().clone(), authority.published().clone());
+    let domain = TrustDomain::cluster_local();
+    let ca = Authority::open(AuthoritySettings::new(directory.clone(), domain.clone())).unwrap();
+    let authority = JwtAuthority::open(&directory, domain.clone()).unwrap();
+    let mut trust = ca.trust().borrow().bundles.clone();
+    trust.jwt_authorities.insert(domain, authority.published().clone());
+    let ca = IssueThrough::new(Arc::new(ca), "a".into());
     let (world, worlds) = watch::channel(world(&[("web", own_user())]));
     let (trust, trusted) = watch::channel(Arc::new(trust));
     let issuing = Arc::new(Issuing { ca, issued: AtomicU64::new(0), pushed: watch::Sender::new(0) });
@@ -374,10 +376,7 @@ async fn streams_of_one_identity_share_an_svid() {
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_wants_is_forgotten_a_while_later() {
-    let folder = tempfile::tempdir().unwrap();
-    let domain = "cluster.local".parse().unwrap();
-    let ca = EmbeddedCa::open(&folder.path().join("ca"), domain, Duration::from_secs(3600)).unwrap();
-    let keeper = Keeper::new(Arc::new(ca));
+    let keeper = Keeper::new(Arc::new(IssueThrough::new(Arc::new(Signing::new()), "a".into())));
     let id: SpiffeId = WEB.parse().unwrap();
     let mut held = keeper.hold(&id);
     let svid = held.wait_for(|held| held.svid.is_some()).await.unwrap().svid.clone().unwrap();
@@ -393,9 +392,7 @@ async fn what_nobody_wants_is_forgotten_a_while_later() {
 
 #[test]
 fn keys_and_tokens_are_never_shown() {
-    let folder = tempfile::tempdir().unwrap();
-    let domain = "cluster.local".parse().unwrap();
-    let ca = EmbeddedCa::open(&folder.path().join("ca"), domain, Duration::from_secs(3600)).unwrap();
+    let ca = IssueThrough::new(Arc::new(Signing::new()), "a".into());
     let svid =
         futures_util::FutureExt::now_or_never(ca.issue_exportable(&WEB.parse().unwrap())).unwrap().unwrap();
     let shown = format!("{svid:?}");
@@ -406,6 +403,12 @@ fn keys_and_tokens_are_never_shown() {
 struct Signing {
     ca: TestCa,
     trust: watch::Receiver<Arc<Trust>>,
+}
+
+impl Signing {
+    fn new() -> Self {
+        Self { ca: TestCa::new("cluster.local"), trust: watch::channel(Arc::default()).1 }
+    }
 }
 
 impl CertificateAuthority for Signing {
@@ -436,7 +439,7 @@ impl CertificateAuthority for Signing {
 
 #[tokio::test]
 async fn what_an_authority_signs_by_csr_is_of_the_key_that_is_handed_out() {
-    let ca = Signing { ca: TestCa::new("cluster.local"), trust: watch::channel(Arc::default()).1 };
+    let ca = Signing::new();
     let root = ca.ca.root();
     let issue = IssueThrough::new(Arc::new(ca), "a".into());
     let svid = issue.issue_exportable(&WEB.parse().unwrap()).await.unwrap();

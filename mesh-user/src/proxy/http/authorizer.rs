@@ -14,10 +14,11 @@ use crate::{
     policy::destination_rule::{Way, narrowed},
     proxy::{
         Mesh, View, destination,
-        handshakes::{ClientFailure, with_server},
+        handshakes::{ClientFailure, own_svid, with_server},
         inbound::connected,
         mesh::handshake_limits,
     },
+    telemetry::HandshakeSide,
     tls::{Established, TlsStream, Unconfirmed},
     world::{Destination, Workload, World},
 };
@@ -139,7 +140,8 @@ impl Road<'_> {
         to: SocketAddr,
     ) -> Result<Established, String> {
         let limits = handshake_limits(&self.view.snapshot.config.limits);
-        let svid = self.mesh.svids.get(&self.workload.spiffe_id).ok_or("the workload has no valid SVID")?;
+        let own = own_svid(self.mesh, &self.workload.spiffe_id, HandshakeSide::Client, limits).await;
+        let (svid, limits) = own.map_err(|error| error.to_string())?;
         let handshake = self.mesh.tls.connect(stream, &svid, expected, to.ip(), limits);
         let done = with_server(self.mesh, &self.view.snapshot.config.limits, handshake).await;
         done.map_err(|failure| match failure {

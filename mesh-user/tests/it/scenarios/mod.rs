@@ -22,6 +22,7 @@ mod modes;
 mod neighbours;
 mod operating;
 mod policy;
+mod renewal;
 mod requests;
 mod requests_documents;
 mod requests_envoy;
@@ -77,6 +78,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("neighbours", neighbours::STORIES),
         ("selectors", selectors::STORIES),
         ("operating", operating::STORIES),
+        ("renewal", renewal::STORIES),
     ];
     topics.iter().flat_map(|(topic, stories)| stories.iter().map(move |story| (*topic, story))).collect()
 }

@@ -153,7 +153,6 @@ async fn a_revoked_certificate_ends_on_its_open_connection_too() {
     let domain = trust.bundles.roots.keys().next().unwrap().clone();
     ground
         .authority
-        .inner
         .distribute(TrustBundles { revoked: [(domain.clone(), vec![list])].into(), ..trust.bundles.clone() });
     // The service follows in a task of its own.
     while ground.service.believed.load().revoked[&domain].is_empty() {
@@ -221,7 +220,7 @@ async fn the_services_own_certificate_is_renewed_under_its_listener() {
     let first = serial().await;
     assert_eq!(serial().await, first);
     // Trust changes: the issuing key may have.
-    ground.authority.inner.distribute(ground.service.trust().bundles.clone());
+    ground.authority.distribute(ground.service.trust().bundles.clone());
     let renewed = async {
         while serial().await == first {
             tokio::task::yield_now().await;

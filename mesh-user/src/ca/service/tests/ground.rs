@@ -27,8 +27,8 @@ use tower::service_fn;
 use super::super::*;
 use crate::{
     ca::{
-        SingleIssuer, State,
         audit::Sink,
+        authority::{Authority, AuthoritySettings},
         callers::{ConfiguredNodes, kubernetes::fake::ApiServer},
         proto::{
             istio::{
@@ -38,13 +38,26 @@ use crate::{
         },
         signing::{SignedSvid, SigningRequest},
     },
-    identity::{SpiffeId, Svid, TrustDomain},
+    identity::{SpiffeId, Svid, TrustBundles, TrustDomain},
 };
 
-/// Keeps what agents acknowledge.
+/// Keeps what agents acknowledge, and tells of a trust of the test's own.
 pub(super) struct Recording {
-    pub(super) inner: SingleIssuer,
+    inner: Authority,
+    trust: watch::Sender<Arc<Trust>>,
     pub(super) acknowledged: Mutex<Vec<(String, u64)>>,
+}
+
+impl Recording {
+    fn new(inner: Authority) -> Self {
+        let trust = watch::Sender::new(Arc::clone(&inner.trust().borrow()));
+        Self { inner, trust, acknowledged: Mutex::default() }
+    }
+
+    /// Has agents believe something else from now on.
+    pub(super) fn distribute(&self, bundles: TrustBundles) {
+        self.trust.send_modify(|trust| *trust = Arc::new(Trust { version: trust.version + 1, bundles }));
+    }
 }
 
 impl CertificateAuthority for Recording {
@@ -61,7 +74,7 @@ impl CertificateAuthority for Recording {
     }
 
     fn trust(&self) -> watch::Receiver<Arc<Trust>> {
-        self.inner.trust()
+        self.trust.subscribe()
     }
 
     fn acknowledge(&self, node: &str, version: u64) {
@@ -110,15 +123,21 @@ impl Ground {
         let config = AuthorityConfig::parse(&format!("{BASE}{local}{more}"), "ca.yaml").unwrap();
         let directory = folder.path().join("ca");
         let (lifetime, longest) = (Duration::from_secs(86_400), Duration::from_secs(172_800));
-        let inner = SingleIssuer::open(&directory, config.trust_domain.clone(), lifetime, longest).unwrap();
-        let authority = Arc::new(Recording { inner, acknowledged: Mutex::default() });
+        let settings = AuthoritySettings {
+            lifetime,
+            max_lifetime: longest,
+            ..AuthoritySettings::new(directory, config.trust_domain.clone())
+        };
+        let inner = Authority::open(settings).unwrap();
+        let join_tokens = JoinTokens::new(inner.state().clone());
+        let authority = Arc::new(Recording::new(inner));
         let api_server = ApiServer::start().await;
         let audit = Audit::start(Sink::File(folder.path().join("audit")), config.audit.refusals_per_second);
         let parts = ServiceParts {
             authority: Arc::clone(&authority) as _,
             placement: Arc::new(ConfiguredNodes::new(&config.nodes)),
             kubernetes: Some(api_server.tokens()),
-            join_tokens: JoinTokens::new(State::open(&directory).unwrap()),
+            join_tokens,
             audit: Arc::new(audit.unwrap()),
         };
         let service = Service::new(&config, parts).await.unwrap();

@@ -37,7 +37,7 @@ async fn an_agent_is_told_at_once_and_of_each_change_and_is_counted_by_its_own_n
     let mut roots = ground.service.trust().bundles.roots.clone();
     roots.insert("a.other.test".parse().unwrap(), ground.roots());
     let began = std::time::Instant::now();
-    ground.authority.inner.distribute(TrustBundles { roots, ..TrustBundles::default() });
+    ground.authority.distribute(TrustBundles { roots, ..TrustBundles::default() });
     let second = states.message().await.unwrap().unwrap();
     assert!(began.elapsed() < Duration::from_secs(1));
     // Its own domain first, though the other's name comes before it.
@@ -69,7 +69,7 @@ async fn a_workload_may_watch_and_is_no_node_and_a_stranger_may_not() {
     states.message().await.unwrap().unwrap();
     say.send(WatchRequest { node: "n1".to_owned(), version: 1 }).await.unwrap();
     drop(say);
-    ground.authority.inner.distribute(ground.service.trust().bundles.clone());
+    ground.authority.distribute(ground.service.trust().bundles.clone());
     assert_eq!(states.message().await.unwrap().unwrap().version, 2);
     assert!(ground.authority.acknowledged.lock().unwrap().is_empty());
     for token in [None, Some("stolen")] {
