@@ -4,6 +4,7 @@
 mod bundle;
 pub mod csr;
 mod embedded;
+pub mod federation;
 mod files;
 mod material;
 mod plan;

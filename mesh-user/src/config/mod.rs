@@ -2,6 +2,7 @@
 //! Reads that one file and nothing else; says no to what it does not understand.
 
 mod extension_providers;
+mod federation;
 mod locate;
 #[cfg(test)]
 mod reference;
@@ -17,6 +18,7 @@ use std::{fmt, path::Path};
 pub use extension_providers::{
     ExtensionProvider, GrpcAuthorizer, HeaderPattern, HttpAuthorizer, RequestBodyInCheck,
 };
+pub use federation::{EndpointProfile, FederatedTrustDomain, FederationConfig, endpoint_url};
 pub use selector::Selector;
 pub use types::*;
 use yaml::Problem;

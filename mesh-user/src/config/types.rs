@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{extension_providers::ExtensionProvider, selector::Selector};
+use super::{extension_providers::ExtensionProvider, federation::FederationConfig, selector::Selector};
 use crate::identity::TrustDomain;
 use std::collections::BTreeMap;
 
@@ -60,6 +60,9 @@ pub struct Config {
     /// Certificates that authorities have taken back, in files that are read again when they change.
     #[serde(default)]
     pub revocation_lists: Vec<RevocationListFile>,
+    /// Trust domains other than this mesh's own, by bundle endpoint.
+    #[serde(default)]
+    pub federation: FederationConfig,
     /// How the keys of token issuers are fetched, for `RequestAuthentication`.
     #[serde(default)]
     pub jwks: JwksConfig,

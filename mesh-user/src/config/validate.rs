@@ -8,7 +8,7 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::{Config, Selector, ServicePort, WorkloadConfig, extension_providers, yaml::Problem};
+use super::{Config, Selector, ServicePort, WorkloadConfig, extension_providers, federation, yaml::Problem};
 use crate::identity::SpiffeId;
 
 /// Their ring buffer takes 128 MiB.
@@ -66,6 +66,9 @@ pub(super) fn check(config: &Config, text: &str) -> Vec<Problem> {
     addresses(&mut check, config);
     services(&mut check, config);
     for (path, what) in extension_providers::problems(&config.extension_providers) {
+        check.wrong(&path, what);
+    }
+    for (path, what) in federation::problems(config) {
         check.wrong(&path, what);
     }
     external_services(&mut check, config);

@@ -13,18 +13,20 @@ use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DaemonError,
+    DaemonError, endpoint,
+    endpoint::Publisher,
     reload::{InForce, Runtime, merged},
     source::Source,
 };
 use crate::{
     admin::{AdminLimits, AdminServer, MetricsServer},
-    ca::{EmbeddedCa, SvidStore},
+    ca::{EmbeddedCa, SvidStore, federation::Federation},
     capture::{
         Capture, CaptureLimits, CaptureSettings, Form, KernelPath,
         canary::{self, Capability},
@@ -34,6 +36,7 @@ use crate::{
         FileSource, Snapshot,
         jwks::{JwksSettings, JwksStore},
     },
+    identity::TrustBundles,
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
     sys::cgroup,
     telemetry::{AccessLog, AccessLogFormat, AccessLogSettings, Metrics, MetricsLimits, logging, systemd},
@@ -68,7 +71,8 @@ pub fn run(config: &Path) -> Result<(), DaemonError> {
 
 async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::io("signals cannot be handled"))?;
-    let runtime = Arc::new(start(&snapshot)?);
+    let (runtime, federation) = start(&snapshot)?;
+    let runtime = Arc::new(runtime);
     let stop = CancellationToken::new();
     let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
     let metrics = match snapshot.config.metrics.listen {
@@ -91,13 +95,16 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         async move { svids.run(stop).await }
     });
     tokio::spawn(Arc::clone(&files).run(stop.clone()));
+    let federated = federation.trust();
+    tokio::spawn(federation.run(stop.clone()));
+    endpoint::serve(&snapshot.config, &runtime, &stop).await?;
     let ready = format!("{} connections may come", runtime.mesh.relay_kind().as_str());
     tracing::info!(node = %snapshot.config.node, relay = runtime.mesh.relay_kind().as_str(), "meshd is ready");
     systemd::ready(&ready);
     let mut runtimes = runtime.workers.handles();
     runtimes.push(tokio::runtime::Handle::current());
     let _watchdog = systemd::spawn_watchdog(runtimes);
-    supervise(&runtime, &files, &mut signals).await;
+    supervise(&runtime, &files, &mut signals, federated).await;
     drain(&runtime, &mut signals).await;
     stop.cancel();
     // An error means that the server panicked: it serves no more either way.
@@ -106,7 +113,7 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
 }
 
 /// Everything but the hooks.
-fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
+fn start(snapshot: &Arc<Snapshot>) -> Result<(Runtime, Federation), DaemonError> {
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
     let wants_kernel_path = config.same_node == SameNode::Kernel || snapshot.world.wants_kernel_path();
@@ -122,7 +129,10 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     let lifetime = Duration::from_secs(config.ca.svid_lifetime_seconds);
     let ca = EmbeddedCa::open(&config.ca_directory(), config.trust_domain.clone(), lifetime)?;
     let svids = Arc::new(SvidStore::new(ca).counted_by(Arc::clone(&metrics)));
-    let bundles = Arc::new(ArcSwap::from_pointee(merged(svids.bundles(), &snapshot.bundles)));
+    let federation = Federation::open(&config.federation, &config.trust_domain, &config.state_dir)?;
+    let trust = merged(svids.bundles(), &snapshot.bundles, &federation.trust().borrow());
+    let publisher = Publisher::new(config, &trust)?;
+    let bundles = Arc::new(ArcSwap::from_pointee(trust));
     let tls = TlsContext::new(
         TlsSettings {
             trust_domain_aliases: config.trust_domain_aliases.clone(),
@@ -148,18 +158,22 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<Runtime, DaemonError> {
     mesh.tell_kernel_ends().map_err(DaemonError::io("the kernel path's thread cannot be started"))?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = Workers::start(cores).map_err(DaemonError::io("the workers cannot be started"))?;
-    Ok(Runtime {
+    let runtime = Runtime {
         mesh,
         workers,
         acceptors: Acceptors::default(),
         capture,
         bundles,
+        federation: federation.watcher(),
+        publisher,
+        endpoint_id: endpoint::endpoint_id(config),
         proofs,
         in_force: InForce::nothing(),
         recheck_kernel_path: AtomicBool::new(false),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
-    })
+    };
+    Ok((runtime, federation))
 }
 
 /// Runs the canary. What meshd cannot do without must be proven, or it does not start; hooks of an earlier run
@@ -281,8 +295,13 @@ impl Signals {
     }
 }
 
-/// Follows the files and tries failed workloads again, until told to stop.
-async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mut Signals) {
+/// Follows the files and other trust domains, and tries failed workloads again, until told to stop.
+async fn supervise(
+    runtime: &Arc<Runtime>,
+    files: &Arc<FileSource>,
+    signals: &mut Signals,
+    mut federated: watch::Receiver<Arc<TrustBundles>>,
+) {
     let mut told = files.subscribe();
     let mut failures = told.borrow_and_update().failures;
     let mut retry = interval(RETRY);
@@ -304,6 +323,7 @@ async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mu
                 }
                 follow(runtime, files, &mut failures);
             }
+            Ok(()) = federated.changed() => runtime.trust_changed(),
             _ = retry.tick() => runtime.retry(),
         }
     }

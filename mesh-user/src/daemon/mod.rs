@@ -2,6 +2,7 @@
 //! about identity, policy or bytes.
 
 mod check;
+mod endpoint;
 mod error;
 mod lifecycle;
 mod plan;

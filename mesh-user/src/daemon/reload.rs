@@ -11,11 +11,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::plan::plan;
+use super::{endpoint::Publisher, plan::plan};
 use crate::{
+    ca::federation::FederationWatcher,
     capture::{Capture, CaptureError, canary::Capability},
     discovery::{FileSource, Snapshot},
-    identity::TrustBundles,
+    identity::{SpiffeId, TrustBundles},
     proxy::{self, Acceptors, Mesh, Workers},
     sys::memory,
     world::WorkloadName,
@@ -54,6 +55,12 @@ pub(super) struct Runtime {
     pub(super) acceptors: Acceptors,
     pub(super) capture: Capture,
     pub(super) bundles: Arc<ArcSwap<TrustBundles>>,
+    /// Other trust domains' bundles, by their endpoints.
+    pub(super) federation: FederationWatcher,
+    /// Serves this mesh's own bundle; none: it is not served.
+    pub(super) publisher: Option<Publisher>,
+    /// What the endpoint of this mesh's own bundle proves to be, where it does so by an SVID.
+    pub(super) endpoint_id: Option<SpiffeId>,
     /// What the canary proved at start.
     pub(super) proofs: Vec<Capability>,
     /// Held while a snapshot is put into force: they come one at a time, from a signal, the watcher or an admin.
@@ -150,11 +157,11 @@ impl Runtime {
         self.certify(snapshot);
         // Listeners must know the new workloads before the hooks send them connections.
         let before = Arc::clone(&self.mesh.view().snapshot);
-        self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &snapshot.bundles)));
+        self.believe(&snapshot.bundles);
         self.mesh.set_snapshot(Arc::clone(snapshot));
         self.mesh.keys.set_sources(&snapshot.policies.jwks_sources(&snapshot.world));
         if let Err(error) = self.enrol() {
-            self.bundles.store(Arc::new(merged(self.mesh.svids.bundles(), &before.bundles)));
+            self.believe(&before.bundles);
             self.certify(&before);
             self.mesh.keys.set_sources(&before.policies.jwks_sources(&before.world));
             self.mesh.set_snapshot(before);
@@ -163,10 +170,27 @@ impl Runtime {
         Ok(proxy::recheck(&self.mesh))
     }
 
+    /// Another trust domain's bundle changed: puts it into force and decides live connections again.
+    pub(super) fn trust_changed(&self) {
+        let _in_force = self.in_force();
+        self.believe(&Arc::clone(&self.mesh.view().snapshot).bundles);
+        let closed = proxy::recheck(&self.mesh);
+        tracing::info!(closed, "another trust domain's bundle is in force");
+    }
+
+    /// Puts the issuer's roots, those from files and those of other trust domains into force.
+    fn believe(&self, files: &TrustBundles) {
+        let trust = merged(self.mesh.svids.bundles(), files, &self.federation.trust());
+        if let Some(publisher) = &self.publisher {
+            publisher.publish(&trust);
+        }
+        self.bundles.store(Arc::new(trust));
+    }
+
     /// Sees to it that each local workload of `snapshot` has an SVID, and no other identity.
     fn certify(&self, snapshot: &Snapshot) {
         let local = snapshot.world.local_workloads().map(|w| w.spiffe_id.clone());
-        for (id, error) in self.mesh.svids.ensure(local) {
+        for (id, error) in self.mesh.svids.ensure(local.chain(self.endpoint_id.clone())) {
             tracing::error!(%id, %error, "no SVID could be issued; connections of this identity are refused");
         }
     }
@@ -225,11 +249,12 @@ fn warn_of(snapshot: &Snapshot) {
     }
 }
 
-/// The issuer's roots and those from files, and what files revoke.
-pub(super) fn merged(mut own: TrustBundles, extra: &TrustBundles) -> TrustBundles {
-    for (domain, roots) in &extra.roots {
+/// The issuer's roots, those from files and those of other trust domains, and what files revoke. A trust domain that is
+/// followed is there without a root where none is known yet.
+pub(super) fn merged(mut own: TrustBundles, files: &TrustBundles, federated: &TrustBundles) -> TrustBundles {
+    for (domain, roots) in files.roots.iter().chain(&federated.roots) {
         own.roots.entry(domain.clone()).or_default().extend(roots.iter().cloned());
     }
-    own.revoked.clone_from(&extra.revoked);
+    own.revoked.clone_from(&files.revoked);
     own
 }

@@ -71,6 +71,7 @@ impl AdminSource for Source {
                 .push("sameNode: kernel is not in force: restart meshd, and see meshctl check".to_owned());
         }
         problems.extend(certificate_problems(&mesh.svids.summary(SystemTime::now())));
+        problems.extend(self.runtime.federation.problems());
         problems.extend(review::key_problems(&mesh.keys.status()));
         let locals = view.world().local_workloads().count();
         Status {

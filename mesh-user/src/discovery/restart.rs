@@ -23,6 +23,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         capture => "capture",
         relay => "relay",
         ca => "ca",
+        federation => "federation",
         jwks => "jwks",
         observation => "observation",
         limits.workloads => "limits.workloads",
