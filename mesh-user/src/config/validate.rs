@@ -9,7 +9,6 @@ use std::{
 use rustls_pki_types::ServerName;
 
 use super::{Config, Selector, ServicePort, WorkloadConfig, extension_providers, federation, yaml::Problem};
-use crate::identity::SpiffeId;
 
 /// Their ring buffer takes 128 MiB.
 const MAX_HELD_CONNECTS: u32 = 1 << 20;
@@ -153,25 +152,44 @@ fn workloads(check: &mut Check<'_>, config: &Config) {
         check.wrong("workloads", format!("{count} workloads, but limits.workloads is {limit}; raise it"));
     }
     let mut names = HashMap::new();
+    let mut identities = HashMap::new();
     let local = config.workloads.iter().enumerate().map(|(i, w)| {
+        let identity = w.identity(config);
+        let place = if w.spiffe_id.is_some() { "spiffeId" } else { "serviceAccount" };
         (
             format!("workloads[{i}]"),
             &w.namespace,
             &w.name,
-            &w.service_account,
+            (identity, place),
             &w.ports,
             &w.exclude_inbound_ports,
         )
     });
     let remote = config.remote_workloads.iter().enumerate().map(|(i, w)| {
+        let identity = w.identity(config);
+        let place = if w.spiffe_id.is_some() { "spiffeId" } else { "serviceAccount" };
         let path = format!("remoteWorkloads[{i}]");
-        (path, &w.namespace, &w.name, &w.service_account, &w.ports, &w.exclude_inbound_ports)
+        (path, &w.namespace, &w.name, (identity, place), &w.ports, &w.exclude_inbound_ports)
     });
-    for (path, namespace, name, account, ports, excluded) in local.chain(remote) {
+    for (path, namespace, name, (identity, place), ports, excluded) in local.chain(remote) {
         check.name(&format!("{path}.name"), name);
         check.name(&format!("{path}.namespace"), namespace);
-        if let Err(error) = SpiffeId::for_service_account(&config.trust_domain, namespace, account) {
-            check.wrong(&format!("{path}.serviceAccount"), error.to_string());
+        match identity {
+            Err(error) => check.wrong(&format!("{path}.{place}"), format!("{namespace}/{name}: {error}")),
+            Ok((id, made_of)) => match identities.entry(id) {
+                Entry::Vacant(entry) => {
+                    entry.insert((made_of, path.clone()));
+                }
+                Entry::Occupied(first) if first.get().0 != made_of => {
+                    let (id, (_, first)) = (first.key(), first.get());
+                    let what = format!(
+                        "{namespace}/{name} would be {id}, which is {first} made of something else: \
+                         workloads share an identity only where they say the same"
+                    );
+                    check.wrong(&format!("{path}.{place}"), what);
+                }
+                Entry::Occupied(_) => {}
+            },
         }
         check.ports(&format!("{path}.ports"), ports);
         check.ports(&format!("{path}.excludeInboundPorts"), excluded);
@@ -184,6 +202,13 @@ fn workloads(check: &mut Check<'_>, config: &Config) {
                 entry.insert(path);
             }
         }
+    }
+    let endpoint = config.federation.listen.and_then(|_| config.federation.endpoint_id(&config.trust_domain));
+    if let Some((_, owner)) = endpoint.and_then(|id| identities.get(&id)) {
+        check.wrong(
+            "federation.spiffeId",
+            format!("is the identity of {owner} too, which could pass for the endpoint"),
+        );
     }
     for (i, workload) in config.workloads.iter().enumerate() {
         selector(check, &format!("workloads[{i}]"), workload);
@@ -199,13 +224,24 @@ fn selector(check: &mut Check<'_>, path: &str, workload: &WorkloadConfig) {
                 check.wrong(&format!("{path}.selector.netns"), "must be an absolute path");
             }
             if !workload.ports.is_empty() {
-                let what = "only for cgroup and user selectors: a network namespace is captured whole";
+                let what = "only for cgroup, unit and user selectors: a network namespace is captured whole";
                 check.wrong(&format!("{path}.ports"), what);
             }
         }
         Selector::Cgroup(folder) => {
             if !folder.is_absolute() {
                 check.wrong(&format!("{path}.selector.cgroup"), "must be an absolute path");
+            }
+        }
+        Selector::Unit(unit) => {
+            if unit.is_empty()
+                || unit.len() > 255
+                || unit.contains('/')
+                || unit.starts_with('.')
+                || !unit.contains('.')
+            {
+                let what = format!("{unit:?} is no unit: write it as systemctl does, such as nginx.service");
+                check.wrong(&format!("{path}.selector.unit"), what);
             }
         }
         Selector::User(user) => {

@@ -172,6 +172,7 @@ fn start(snapshot: &Arc<Snapshot>) -> Result<(Runtime, Federation), DaemonError>
         recheck_kernel_path: AtomicBool::new(false),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
+        units: Mutex::new(Vec::new()),
     };
     Ok((runtime, federation))
 }

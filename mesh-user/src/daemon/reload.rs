@@ -11,7 +11,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{endpoint::Publisher, plan::plan};
+use super::{
+    endpoint::Publisher,
+    plan::{plan, units},
+};
 use crate::{
     ca::federation::FederationWatcher,
     capture::{Capture, CaptureError, canary::Capability},
@@ -71,6 +74,8 @@ pub(super) struct Runtime {
     pub(super) unsettled: AtomicBool,
     /// Local workloads that are not enrolled, and why.
     pub(super) failed: Mutex<HashMap<WorkloadName, String>>,
+    /// The cgroups of systemd's units that were planned last.
+    pub(super) units: Mutex<Vec<Option<u64>>>,
 }
 
 impl Runtime {
@@ -130,13 +135,13 @@ impl Runtime {
         }
     }
 
-    /// Tries again what could not be enrolled.
+    /// Tries again what could not be enrolled, and follows units to their new cgroups.
     pub(super) fn retry(&self) {
         let _in_force = self.in_force();
         if self.recheck_kernel_path.swap(false, Ordering::Relaxed) {
             proxy::recheck_kernel_path(&self.mesh);
         }
-        if self.has_failed()
+        if (self.has_failed() || self.units_moved())
             && let Err(error) = self.enrol()
         {
             tracing::error!(%error, "workloads cannot be enrolled");
@@ -198,7 +203,10 @@ impl Runtime {
     /// Makes capture match the snapshot in force.
     fn enrol(&self) -> Result<(), CaptureError> {
         let snapshot = Arc::clone(&self.mesh.view().snapshot);
-        let (plan, unplanned) = plan(&self.mesh, &snapshot);
+        let root = self.capture.cgroup();
+        // Looked at before the plan is made: one that moves in between is found moved the next time.
+        *self.units.lock().unwrap_or_else(PoisonError::into_inner) = units(&snapshot.world, &root);
+        let (plan, unplanned) = plan(&self.mesh, &snapshot, &root);
         // An error midway leaves parts of this plan in force: the one that shall hold is applied again.
         self.unsettled.store(true, Ordering::Relaxed);
         let applied = self.capture.apply(&plan)?;
@@ -235,6 +243,11 @@ impl Runtime {
             }
         }
         *known = failed;
+    }
+
+    fn units_moved(&self) -> bool {
+        let now = units(self.mesh.view().world(), &self.capture.cgroup());
+        *self.units.lock().unwrap_or_else(PoisonError::into_inner) != now
     }
 
     fn has_failed(&self) -> bool {

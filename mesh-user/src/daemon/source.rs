@@ -389,6 +389,7 @@ fn selector(selector: &Selector) -> String {
     match selector {
         Selector::Netns(path) => format!("netns {}", path.display()),
         Selector::Cgroup(path) => format!("cgroup {}", path.display()),
+        Selector::Unit(unit) => format!("unit {unit}"),
         Selector::User(user) => format!("user {user}"),
     }
 }

@@ -10,11 +10,15 @@ use super::*;
 use crate::{
     config::Config,
     identity::Svid,
-    tls::test_pki::{Leaf, TestCa, self_signed},
+    tls::{
+        PeerRole,
+        test_pki::{Leaf, TestCa, self_signed},
+    },
 };
 
 const PARTNER: &str = "partner.example";
 const ENDPOINT: &str = "spiffe://partner.example/spiffe-bundle-endpoint";
+const WEB: &str = "spiffe://partner.example/ns/shop/sa/web";
 
 /// The partner's endpoint, of which everything can be changed while it serves.
 struct Endpoint {
@@ -116,6 +120,17 @@ impl Federation {
     }
 }
 
+/// As the daemon has it.
+fn verifier(federation: &Federation) -> PeerVerifier {
+    PeerVerifier::new(
+        "own.example".parse().unwrap(),
+        Vec::new(),
+        CLOCK_SKEW,
+        Arc::clone(&federation.shared.trust),
+        provider().signature_verification_algorithms,
+    )
+}
+
 fn pem(certificate: &[u8]) -> String {
     format!(
         "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
@@ -131,16 +146,26 @@ async fn a_rotation_of_the_roots_is_followed_and_outlives_a_restart_without_the_
     let mut federation = us.open();
     let mut told = federation.trust();
     assert_eq!(federation.believes(), [old.root()]);
+    let peer = verifier(&federation);
+    let must_believe =
+        |svid: &Svid| drop(peer.verify(&svid.chain, PeerRole::Client, None, SystemTime::now()).unwrap());
+    let (by_old, by_new) = (old.svid(WEB), new.svid(WEB));
     assert_eq!(federation.round().await, None);
     assert!(!told.has_changed().unwrap());
     endpoint.publish(&[&old, &new], 2);
     assert_eq!(federation.round().await, None);
     assert!(told.has_changed().unwrap());
     assert_eq!(told.borrow_and_update().roots[&PARTNER.parse().unwrap()], [old.root(), new.root()]);
+    must_believe(&by_old);
+    must_believe(&by_new);
     endpoint.svid.store(Arc::new(new.svid(ENDPOINT)));
     assert_eq!(federation.round().await, None);
+    must_believe(&by_old);
     endpoint.publish(&[&new], 3);
     assert_eq!(federation.round().await, None);
+    must_believe(&by_new);
+    let withdrawn = peer.verify(&by_old.chain, PeerRole::Client, None, SystemTime::now());
+    assert_eq!(withdrawn.unwrap_err().label(), "unknown_authority");
     assert_eq!(federation.believes(), [new.root()]);
     // The operator's file still says what was at the beginning.
     endpoint.stop.cancel();
@@ -161,7 +186,7 @@ async fn an_endpoint_that_proves_another_identity_changes_nothing() {
     let mut federation = us.open();
     let elsewhere = "spiffe://evil.example/spiffe-bundle-endpoint";
     for (what, svid, why) in [
-        ("a workload's SVID", ca.svid("spiffe://partner.example/ns/shop/sa/web"), "may not serve"),
+        ("a workload's SVID", ca.svid(WEB), "may not serve"),
         ("another trust domain's endpoint", stranger.svid(elsewhere), "trust domain evil.example is unknown"),
         ("a stranger who says that it is the one", stranger.svid(ENDPOINT), "no path to a root"),
         ("nobody's", self_signed(&Leaf::of(ENDPOINT)), "no path to a root"),

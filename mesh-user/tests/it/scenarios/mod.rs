@@ -7,6 +7,7 @@ mod bulk;
 mod bypass;
 mod destination;
 mod endings;
+mod federation;
 mod hold;
 mod hostile;
 mod http;
@@ -34,7 +35,7 @@ mod truth;
 
 /// All stories with their topic; the long ones first, so that none of them is left alone at the end.
 pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
-    let topics: [(&str, &'static [Story]); 36] = [
+    let topics: [(&str, &'static [Story]); 37] = [
         ("selfcheck", selfcheck::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
@@ -65,6 +66,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("interop", interop::STORIES),
         ("interop", interop_gnutls::STORIES),
         ("interop", interop_go::STORIES),
+        ("federation", federation::STORIES),
         ("kernel_path", kernel_path::STORIES),
         ("lifecycle", lifecycle::STORIES),
         ("limits", limits::STORIES),
