@@ -74,7 +74,10 @@ fn an_authority_of_ours_is_an_svid_without_a_path() {
     for (der, id) in [(&roots[0], Some("spiffe://cluster.local")), (&issued.chain[1], None)] {
         let (_, certificate) = x509_parser::parse_x509_certificate(der).unwrap();
         let names = certificate.subject_alternative_name().unwrap().map(|names| &names.value.general_names);
-        assert_eq!(names.cloned().unwrap_or_default(), id.map(GeneralName::URI).into_iter().collect::<Vec<_>>());
+        assert_eq!(
+            names.cloned().unwrap_or_default(),
+            id.map(GeneralName::URI).into_iter().collect::<Vec<_>>()
+        );
         let usage = certificate.key_usage().unwrap().unwrap();
         assert!(certificate.is_ca() && usage.critical && usage.value.key_cert_sign());
     }

@@ -94,7 +94,7 @@ mod tests {
     use base64::{Engine as _, prelude::BASE64_STANDARD};
     use serde_json::json;
 
-    fn text(roots: &[&TestCa], more: Value) -> String {
+    fn text(roots: &[&TestCa], more: &Value) -> String {
         let keys: Vec<_> = roots
             .iter()
             .map(|ca| json!({"use": "x509-svid", "kty": "EC", "x5c": [BASE64_STANDARD.encode(ca.root())]}))
@@ -112,19 +112,19 @@ mod tests {
     fn numbers_are_whole_and_of_64_bits() {
         let ca = TestCa::new("a.example");
         let bundle =
-            read(&text(&[&ca], json!({"spiffe_sequence": u64::MAX, "spiffe_refresh_hint": 7}))).unwrap();
+            read(&text(&[&ca], &json!({"spiffe_sequence": u64::MAX, "spiffe_refresh_hint": 7}))).unwrap();
         assert_eq!((bundle.sequence, bundle.refresh_hint), (Some(u64::MAX), Some(Duration::from_secs(7))));
-        let bundle = read(&text(&[&ca], json!({}))).unwrap();
+        let bundle = read(&text(&[&ca], &json!({}))).unwrap();
         assert_eq!((bundle.sequence, bundle.refresh_hint), (None, None));
         for bad in [
             json!({"spiffe_sequence": -1}),
             json!({"spiffe_sequence": 1.5}),
             json!({"spiffe_refresh_hint": "9"}),
         ] {
-            let error = read(&text(&[&ca], bad.clone())).unwrap_err();
+            let error = read(&text(&[&ca], &bad)).unwrap_err();
             assert!(error.contains("no whole number"), "{bad}: {error}");
         }
-        let huge = text(&[&ca], json!({})).replacen('{', r#"{"spiffe_sequence":18446744073709551616,"#, 1);
+        let huge = text(&[&ca], &json!({})).replacen('{', r#"{"spiffe_sequence":18446744073709551616,"#, 1);
         assert!(read(&huge).unwrap_err().contains("spiffe_sequence"));
     }
 
@@ -143,8 +143,8 @@ mod tests {
             (pem.clone(), "no JSON object"),
             (json!({"keys": []}).to_string(), "no key of use x509-svid"),
             (json!({"keys": [leaf]}).to_string(), "is no CA"),
-            (text(&many.iter().collect::<Vec<_>>(), json!({})), "65 roots"),
-            (format!("{} {{}}", text(&[&ca], json!({}))), "JSON object"),
+            (text(&many.iter().collect::<Vec<_>>(), &json!({})), "65 roots"),
+            (format!("{} {{}}", text(&[&ca], &json!({}))), "JSON object"),
         ] {
             let error = read(&bundle).unwrap_err();
             assert!(error.contains(what), "{what}: {error}");
@@ -156,7 +156,7 @@ mod tests {
     fn a_lower_number_is_stale_unless_it_says_the_same() {
         let (one, two) = (TestCa::new("a.example"), TestCa::new("a.example"));
         let bundle = |ca: &TestCa, sequence: Option<u64>| {
-            read(&text(&[ca], sequence.map_or(json!({}), |s| json!({"spiffe_sequence": s})))).unwrap()
+            read(&text(&[ca], &sequence.map_or(json!({}), |s| json!({"spiffe_sequence": s})))).unwrap()
         };
         let known = bundle(&one, Some(5));
         for (fetched, newest, standing) in [
