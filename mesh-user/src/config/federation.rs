@@ -208,9 +208,6 @@ fn known_by(config: &Config, entry: &FederatedTrustDomain, id: &SpiffeId, say: &
 
 fn endpoint(config: &Config, say: &mut dyn FnMut(&str, String)) {
     let federation = &config.federation;
-    if federation.listen.is_some_and(|listen| listen.port() == 0) {
-        say("listen", "port 0 does not exist".to_owned());
-    }
     match federation.profile {
         EndpointProfile::HttpsWeb => {
             for (field, file) in

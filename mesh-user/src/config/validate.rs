@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use rustls_pki_types::ServerName;
@@ -84,7 +84,11 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     if outbound == inbound {
         check.wrong("capture.inboundPort", format!("port {inbound} is outboundPort too; use two ports"));
     }
-    metrics(check, config);
+    served(check, config, "metrics.listen", config.metrics.listen);
+    served(check, config, "federation.listen", config.federation.listen);
+    if config.metrics.listen.is_some_and(|listen| Some(listen) == config.federation.listen) {
+        check.wrong("federation.listen", "metrics are served there; use another");
+    }
     if config.ca.svid_lifetime_seconds < 60 {
         check.wrong("ca.svidLifetimeSeconds", "an SVID must live at least 60 seconds");
     }
@@ -128,21 +132,21 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     }
 }
 
-/// The endpoint's port must be nobody else's: meshd listens on capture's in every enrolled namespace, the
+/// The port of what meshd itself serves must be nobody else's: meshd listens on capture's in every enrolled namespace, the
 /// node's own among them, and a workload's would be steered away from it.
-fn metrics(check: &mut Check<'_>, config: &Config) {
-    let Some(listen) = config.metrics.listen else { return };
+fn served(check: &mut Check<'_>, config: &Config, path: &str, listen: Option<SocketAddr>) {
+    let Some(listen) = listen else { return };
     let port = listen.port();
     if port == 0 {
-        return check.wrong("metrics.listen", "port 0 does not exist");
+        return check.wrong(path, "port 0 does not exist");
     }
     if [config.capture.outbound_port, config.capture.inbound_port].contains(&port) {
-        check.wrong("metrics.listen", format!("port {port} is one of capture's; use another"));
+        check.wrong(path, format!("port {port} is one of capture's; use another"));
     }
     let hosted = |w: &&WorkloadConfig| !matches!(w.selector, Selector::Netns(_)) && w.ports.contains(&port);
     if let Some(workload) = config.workloads.iter().find(hosted) {
         let owner = format!("{}/{}", workload.namespace, workload.name);
-        check.wrong("metrics.listen", format!("port {port} belongs to workload {owner} on this node"));
+        check.wrong(path, format!("port {port} belongs to workload {owner} on this node"));
     }
 }
 

@@ -185,6 +185,7 @@ impl Runtime {
 
     /// Puts the issuer's roots, those from files and those of other trust domains into force.
     fn believe(&self, files: &TrustBundles) {
+        self.federation.revoke(&files.revoked);
         let trust = merged(self.mesh.svids.bundles(), files, &self.federation.trust());
         if let Some(publisher) = &self.publisher {
             publisher.publish(&trust);

@@ -42,7 +42,7 @@ use crate::{
         WebError,
         web::{Answer, Ask, Web, web_connector},
     },
-    identity::{SpiffeId, TrustBundles, TrustDomain},
+    identity::{RevocationList, SpiffeId, TrustBundles, TrustDomain},
     tls::{PeerVerifier, endpoint_client, provider},
 };
 use document::{Bundle, MAX_BYTES, Standing};
@@ -200,6 +200,17 @@ impl FederationWatcher {
     /// In force now.
     pub fn trust(&self) -> Arc<TrustBundles> {
         self.0.trust.load_full()
+    }
+
+    /// Endpoints' SVIDs are held against these lists from now on. Nobody is told: who merges trust has them already.
+    pub fn revoke(&self, revoked: &BTreeMap<TrustDomain, Vec<RevocationList>>) {
+        self.0.told.send_if_modified(|told| {
+            if told.revoked != *revoked {
+                *told = Arc::new(TrustBundles { revoked: revoked.clone(), ..TrustBundles::clone(told) });
+                self.0.trust.store(Arc::clone(told));
+            }
+            false
+        });
     }
 
     /// By trust domain.

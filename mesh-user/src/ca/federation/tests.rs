@@ -9,7 +9,7 @@ use rustls::server::ResolvesServerCert;
 use super::*;
 use crate::{
     config::Config,
-    identity::Svid,
+    identity::{RevocationList, Svid},
     tls::{
         PeerRole,
         test_pki::{Leaf, TestCa, self_signed},
@@ -211,6 +211,23 @@ fn web_svid(ca: &TestCa) -> Svid {
     leaf.uris.clear();
     leaf.dns_names.push("localhost".to_owned());
     ca.issue(&leaf)
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_svid_was_taken_back_is_not_heard() {
+    let ca = TestCa::new(PARTNER);
+    let (svid, next) = (ca.svid(ENDPOINT), ca.svid(ENDPOINT));
+    let serial = x509_parser::parse_x509_certificate(&svid.chain[0]).unwrap().1.raw_serial().to_vec();
+    let endpoint = Endpoint::start(svid, bundle(&[&ca], 1)).await;
+    let mut federation = Us::known_by_svid(&endpoint.url, &ca).open();
+    assert_eq!(federation.round().await, None);
+    let told = federation.trust();
+    let list = RevocationList::new(ca.revocation_list(SystemTime::now(), &[&serial]).into()).unwrap();
+    federation.watcher().revoke(&[(PARTNER.parse().unwrap(), vec![list])].into());
+    assert!(federation.round().await.unwrap().contains("may be revoked"));
+    endpoint.svid.store(Arc::new(next));
+    assert_eq!(federation.round().await, None);
+    assert!(!told.has_changed().unwrap(), "what is believed of workloads is merged with the lists elsewhere");
 }
 
 #[tokio::test]
