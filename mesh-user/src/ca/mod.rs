@@ -8,6 +8,7 @@ mod bundle;
 pub mod callers;
 pub mod csr;
 mod embedded;
+pub mod federation;
 mod files;
 pub mod jwt_svid;
 mod keys;

@@ -65,8 +65,9 @@ fn an_svid_is_what_the_standard_asks_for() {
     assert!(san.critical && leaf.subject().iter().count() == 0);
     assert_eq!(san.value.general_names, [GeneralName::URI("spiffe://cluster.local/ns/shop/sa/web")]);
     assert!(!leaf.is_ca() && leaf.basic_constraints().unwrap().is_some());
-    let usage = leaf.key_usage().unwrap().unwrap().value;
-    assert_eq!(usage.flags, 1, "digitalSignature only");
+    let usage = leaf.key_usage().unwrap().unwrap();
+    assert!(usage.critical);
+    assert_eq!(usage.value.flags, 1, "digitalSignature only");
     let extended = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(extended.server_auth && extended.client_auth && !extended.any);
     let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();

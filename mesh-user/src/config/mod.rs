@@ -3,6 +3,7 @@
 
 mod authority;
 mod extension_providers;
+mod federation;
 mod locate;
 #[cfg(test)]
 mod reference;
@@ -22,6 +23,7 @@ pub use authority::{
 pub use extension_providers::{
     ExtensionProvider, GrpcAuthorizer, HeaderPattern, HttpAuthorizer, RequestBodyInCheck,
 };
+pub use federation::{EndpointProfile, FederatedTrustDomain, FederationConfig, endpoint_url};
 pub use selector::Selector;
 pub use types::*;
 use yaml::Problem;

@@ -1,5 +1,5 @@
-//! How a workload's programs are told apart on this node: exactly one of a network namespace, a cgroup or
-//! a user. Pure data; capture opens the paths.
+//! How a workload's programs are told apart on this node: exactly one of a network namespace, a cgroup,
+//! a systemd unit or a user. Pure data; capture opens the paths.
 
 use std::path::PathBuf;
 
@@ -14,6 +14,8 @@ pub enum Selector {
     Netns(PathBuf),
     /// This cgroup and all below it, in the host's network namespace.
     Cgroup(PathBuf),
+    /// This unit of systemd, by its cgroup: as a cgroup, wherever systemd has it now.
+    Unit(String),
     /// This user (name or number), in the host's network namespace.
     User(String),
 }
@@ -28,6 +30,9 @@ struct SelectorFields {
     /// Path of a cgroup's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     cgroup: Option<PathBuf>,
+    /// A unit's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
     /// A user's name or number.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
@@ -45,10 +50,11 @@ impl JsonSchema for Selector {
             })
         };
         schemars::json_schema!({
-            "description": "Which programs on this node the workload is: exactly one of netns, cgroup, user.",
+            "description": "Which programs on this node the workload is: exactly one of netns, cgroup, unit, user.",
             "oneOf": [
                 one("netns", serde_json::json!({ "type": "string", "description": "Path of a network namespace's file." })),
                 one("cgroup", serde_json::json!({ "type": "string", "description": "Path of a cgroup's folder; all below it counts." })),
+                one("unit", serde_json::json!({ "type": "string", "description": "A systemd unit's name, such as nginx.service." })),
                 one("user", serde_json::json!({ "type": ["string", "integer"], "description": "A user's name or number." })),
             ]
         })
@@ -59,11 +65,12 @@ impl TryFrom<SelectorFields> for Selector {
     type Error = &'static str;
 
     fn try_from(fields: SelectorFields) -> Result<Self, Self::Error> {
-        match (fields.netns, fields.cgroup, fields.user) {
-            (Some(path), None, None) => Ok(Self::Netns(path)),
-            (None, Some(path), None) => Ok(Self::Cgroup(path)),
-            (None, None, Some(user)) => Ok(Self::User(user)),
-            _ => Err("a selector has exactly one of netns, cgroup, user"),
+        match (fields.netns, fields.cgroup, fields.unit, fields.user) {
+            (Some(path), None, None, None) => Ok(Self::Netns(path)),
+            (None, Some(path), None, None) => Ok(Self::Cgroup(path)),
+            (None, None, Some(unit), None) => Ok(Self::Unit(unit)),
+            (None, None, None, Some(user)) => Ok(Self::User(user)),
+            _ => Err("a selector has exactly one of netns, cgroup, unit, user"),
         }
     }
 }
@@ -73,7 +80,26 @@ impl From<Selector> for SelectorFields {
         match selector {
             Selector::Netns(path) => Self { netns: Some(path), ..Self::default() },
             Selector::Cgroup(path) => Self { cgroup: Some(path), ..Self::default() },
+            Selector::Unit(unit) => Self { unit: Some(unit), ..Self::default() },
             Selector::User(user) => Self { user: Some(user), ..Self::default() },
+        }
+    }
+}
+
+impl Selector {
+    /// The user that selects, where one does.
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Self::User(user) => Some(user),
+            _ => None,
+        }
+    }
+
+    /// The systemd unit that selects, where one does.
+    pub fn unit(&self) -> Option<&str> {
+        match self {
+            Self::Unit(unit) => Some(unit),
+            _ => None,
         }
     }
 }

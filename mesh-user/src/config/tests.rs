@@ -159,7 +159,7 @@ fn a_wrong_file_says_where_and_what() {
         ),
         ("node: a\nlimits: { connections: 0 }\n".to_owned(), "node.yaml:2:24: ", "at least 1"),
         ("node: a\nca: { svidLifetimeSeconds: 5 }\n".to_owned(), "node.yaml:2:28: ", "at least 60"),
-        (format!("{workload}selector: {{}} }}\n"), "node.yaml:3:", "exactly one of netns, cgroup, user"),
+        (format!("{workload}selector: {{}} }}\n"), "node.yaml:3:", "exactly one of netns, cgroup, unit, user"),
         (format!("{workload}selector: {{ netns: /a, user: b }} }}\n"), "node.yaml:3:", "exactly one of"),
         (format!("{workload}selector: {{ netns: a }} }}\n"), "node.yaml:3:49: ", "absolute path"),
         (format!("{workload}selector: {{ netns: /a }}, ports: [1] }}\n"), "node.yaml:3:62: ", "captured whole"),
@@ -168,7 +168,6 @@ fn a_wrong_file_says_where_and_what() {
         (format!("{workload}selector: {{ user: b }}, addresses: [127.0.0.1] }}\n"), "node.yaml:3:65: ", "reached"),
         (format!("{workload}selector: {{ user: b }}, addresses: ['fe80::1'] }}\n"), "node.yaml:3:65: ", "link"),
         (format!("{workload}selector: {{ user: b }}, excludeOutboundPorts: [1, 1] }}\n"), "node.yaml:3:", "twice"),
-        (format!("{workload}serviceAccount: 'a/b', selector: {{ user: b }} }}\n"), "node.yaml:3:46: ", "path"),
         (
             format!("{workload}selector: {{ user: b }} }}\n  - {{ name: w, namespace: n, selector: {{ user: c }} }}\n"),
             "node.yaml:4:13: ",
@@ -274,5 +273,53 @@ fn the_schema_knows_the_fields() {
     for field in ["node", "trustDomain", "remoteWorkloads", "accessLog"] {
         assert!(schema["properties"][field].is_object(), "{field} is missing");
     }
-    assert_eq!(schema["$defs"]["Selector"]["oneOf"].as_array().map(Vec::len), Some(3));
+    assert_eq!(schema["$defs"]["Selector"]["oneOf"].as_array().map(Vec::len), Some(4));
+}
+
+#[test]
+fn a_wrong_identity_or_unit_says_where_and_what() {
+    let workload = "node: a\nworkloads:\n  - { name: w, namespace: n, ";
+    for (text, place, what) in [
+        (
+            format!("{workload}serviceAccount: 'a/b', selector: {{ user: b }} }}\n"),
+            "node.yaml:3:46: ",
+            "n/w: serviceAccount \"a/b\" cannot stand in a SPIFFE ID",
+        ),
+        (
+            format!("{workload}spiffeId: 'spiffe://other/x', selector: {{ user: b }} }}\n"),
+            "node.yaml:3:",
+            "not of the mesh's trust domain cluster.local",
+        ),
+        (
+            format!("{workload}spiffeId: 'spiffe://{{{{x}}}}/y', selector: {{ user: b }} }}\n"),
+            "node.yaml:3:",
+            "{{x}} is unknown",
+        ),
+        (
+            format!(
+                "identity: {{ template: 'spiffe://{{{{trustDomain}}}}/user/{{{{user}}}}' }}\n{workload}selector: {{ netns: /a }} }}\n"
+            ),
+            "node.yaml:",
+            "n/w: the workload has no user, which the template asks for",
+        ),
+        (
+            format!(
+                "{workload}selector: {{ user: b }}, spiffeId: 'spiffe://cluster.local/e' }}\nfederation: {{ listen: '0.0.0.0:1', spiffeId: 'spiffe://cluster.local/e' }}\n"
+            ),
+            "node.yaml:4:",
+            "is the identity of workloads[0] too",
+        ),
+        (
+            format!(
+                "{workload}selector: {{ user: b }} }}\nremoteWorkloads:\n  - {{ name: x, namespace: n, addresses: [10.0.0.9], spiffeId: 'spiffe://cluster.local/ns/n/sa/default' }}\n"
+            ),
+            "node.yaml:5:",
+            "which is workloads[0] made of something else",
+        ),
+        (format!("{workload}selector: {{ unit: nginx }} }}\n"), "node.yaml:3:", "is no unit"),
+        (format!("{workload}selector: {{ unit: ../x.service }} }}\n"), "node.yaml:3:", "is no unit"),
+    ] {
+        let error = error(&text);
+        assert!(error.starts_with(place) && error.contains(what), "{text} gave {error}");
+    }
 }

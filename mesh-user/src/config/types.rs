@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{extension_providers::ExtensionProvider, selector::Selector};
-use crate::identity::TrustDomain;
+use super::{extension_providers::ExtensionProvider, federation::FederationConfig, selector::Selector};
+use crate::identity::{IdentityTemplate, MadeOf, SpiffeId, TemplateError, TrustDomain, WorkloadFacts};
 use std::collections::BTreeMap;
 
 /// The node's configuration file.
@@ -27,6 +27,9 @@ pub struct Config {
     /// Other trust domains that name the same workloads, accepted for peers and for principals in policies.
     #[serde(default)]
     pub trust_domain_aliases: Vec<TrustDomain>,
+    /// How workloads' SPIFFE IDs are made.
+    #[serde(default)]
+    pub identity: IdentityConfig,
     /// The cluster that this file's workloads run in: Istio's `source_cluster` and `destination_cluster` labels.
     #[serde(default = "default_cluster_name")]
     pub cluster_name: String,
@@ -63,6 +66,9 @@ pub struct Config {
     /// Certificates that authorities have taken back, in files that are read again when they change.
     #[serde(default)]
     pub revocation_lists: Vec<RevocationListFile>,
+    /// Trust domains other than this mesh's own, by bundle endpoint.
+    #[serde(default)]
+    pub federation: FederationConfig,
     /// How the keys of token issuers are fetched, for `RequestAuthentication`.
     #[serde(default)]
     pub jwks: JwksConfig,
@@ -128,6 +134,14 @@ impl Config {
             PathBuf::from(folder).join("workload.sock")
         })
     }
+}
+
+/// How workloads' SPIFFE IDs are made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct IdentityConfig {
+    /// Of workloads without a `spiffeId`. Filled in: `{{trustDomain}}`, `{{namespace}}`, `{{name}}`, `{{serviceAccount}}`, `{{gcpName}}`, `{{gcpProject}}`, `{{user}}`, `{{unit}}`, `{{label "NAME"}}`.
+    pub template: IdentityTemplate,
 }
 
 /// How connections are captured.
@@ -382,6 +396,9 @@ pub struct WorkloadConfig {
     /// Part of its identity.
     #[serde(default = "default_service_account")]
     pub service_account: String,
+    /// Its SPIFFE ID, or a template of it; none: as `identity.template` says for all.
+    #[serde(default)]
+    pub spiffe_id: Option<IdentityTemplate>,
     /// What policies and services select by.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -415,6 +432,15 @@ pub struct RemoteWorkloadConfig {
     /// Part of its identity.
     #[serde(default = "default_service_account")]
     pub service_account: String,
+    /// Its SPIFFE ID, or a template of it, as on its own node, also one of another trust domain; none: as `identity.template` says for all.
+    #[serde(default)]
+    pub spiffe_id: Option<IdentityTemplate>,
+    /// The user that selects it on its own node, where a template asks for that.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// The systemd unit that selects it on its own node, where a template asks for that.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// What services select by.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -432,6 +458,48 @@ pub struct RemoteWorkloadConfig {
     /// The cluster it runs in; none: `clusterName`.
     #[serde(default)]
     pub cluster_name: Option<String>,
+}
+
+impl WorkloadConfig {
+    /// Its SPIFFE ID, and what that was made of.
+    ///
+    /// # Errors
+    /// When what is known of it makes none of the mesh's own.
+    pub fn identity(&self, config: &Config) -> Result<(SpiffeId, MadeOf), TemplateError> {
+        let facts = WorkloadFacts {
+            trust_domain: &config.trust_domain,
+            namespace: &self.namespace,
+            name: &self.name,
+            service_account: &self.service_account,
+            user: self.selector.user(),
+            unit: self.selector.unit(),
+            labels: &self.labels,
+        };
+        self.spiffe_id.as_ref().unwrap_or(&config.identity.template).fill(&facts, |_| false)
+    }
+}
+
+impl RemoteWorkloadConfig {
+    /// Its SPIFFE ID, which may be of another trust domain, and what that was made of.
+    ///
+    /// # Errors
+    /// When what is known of it makes none that could be believed.
+    pub fn identity(&self, config: &Config) -> Result<(SpiffeId, MadeOf), TemplateError> {
+        let facts = WorkloadFacts {
+            trust_domain: &config.trust_domain,
+            namespace: &self.namespace,
+            name: &self.name,
+            service_account: &self.service_account,
+            user: self.user.as_deref(),
+            unit: self.unit.as_deref(),
+            labels: &self.labels,
+        };
+        let is_believed = |domain: &TrustDomain| {
+            config.trust_bundles.iter().any(|bundle| bundle.trust_domain == *domain)
+                || config.federation.trust_domains.iter().any(|other| other.trust_domain == *domain)
+        };
+        self.spiffe_id.as_ref().unwrap_or(&config.identity.template).fill(&facts, is_believed)
+    }
 }
 
 /// A virtual address in front of workloads of its namespace.

@@ -3,13 +3,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use rustls_pki_types::ServerName;
 
 use super::{
-    CaConfig, CaProvider, Config, Selector, ServicePort, WorkloadConfig, extension_providers, yaml::Problem,
+    CaConfig, CaProvider, Config, Selector, ServicePort, WorkloadConfig, extension_providers, federation,
+    yaml::Problem,
 };
 use crate::identity::SpiffeId;
 
@@ -70,6 +71,9 @@ pub(super) fn check(config: &Config, text: &str) -> Vec<Problem> {
     for (path, what) in extension_providers::problems(&config.extension_providers) {
         check.wrong(&path, what);
     }
+    for (path, what) in federation::problems(config) {
+        check.wrong(&path, what);
+    }
     external_services(&mut check, config);
     check.problems
 }
@@ -84,7 +88,11 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     if outbound == inbound {
         check.wrong("capture.inboundPort", format!("port {inbound} is outboundPort too; use two ports"));
     }
-    metrics(check, config);
+    served(check, config, "metrics.listen", config.metrics.listen);
+    served(check, config, "federation.listen", config.federation.listen);
+    if config.metrics.listen.is_some_and(|listen| Some(listen) == config.federation.listen) {
+        check.wrong("federation.listen", "metrics are served there; use another");
+    }
     ca(check, &config.ca);
     for (i, alias) in config.trust_domain_aliases.iter().enumerate() {
         if *alias == config.trust_domain {
@@ -123,8 +131,6 @@ fn settings(check: &mut Check<'_>, config: &Config) {
     }
 }
 
-/// The endpoint's port must be nobody else's: meshd listens on capture's in every enrolled namespace, the
-/// node's own among them, and a workload's would be steered away from it.
 /// Which fields each provider needs, and which ones it does not know.
 fn ca(check: &mut Check<'_>, ca: &CaConfig) {
     if ca.svid_lifetime_seconds < 60 {
@@ -209,19 +215,21 @@ fn ca_address(check: &mut Check<'_>, ca: &CaConfig, socket: Option<&str>) {
     }
 }
 
-fn metrics(check: &mut Check<'_>, config: &Config) {
-    let Some(listen) = config.metrics.listen else { return };
+/// The port of what meshd itself serves must be nobody else's: meshd listens on capture's in every enrolled namespace, the
+/// node's own among them, and a workload's would be steered away from it.
+fn served(check: &mut Check<'_>, config: &Config, path: &str, listen: Option<SocketAddr>) {
+    let Some(listen) = listen else { return };
     let port = listen.port();
     if port == 0 {
-        return check.wrong("metrics.listen", "port 0 does not exist");
+        return check.wrong(path, "port 0 does not exist");
     }
     if [config.capture.outbound_port, config.capture.inbound_port].contains(&port) {
-        check.wrong("metrics.listen", format!("port {port} is one of capture's; use another"));
+        check.wrong(path, format!("port {port} is one of capture's; use another"));
     }
     let hosted = |w: &&WorkloadConfig| !matches!(w.selector, Selector::Netns(_)) && w.ports.contains(&port);
     if let Some(workload) = config.workloads.iter().find(hosted) {
         let owner = format!("{}/{}", workload.namespace, workload.name);
-        check.wrong("metrics.listen", format!("port {port} belongs to workload {owner} on this node"));
+        check.wrong(path, format!("port {port} belongs to workload {owner} on this node"));
     }
 }
 
@@ -231,25 +239,44 @@ fn workloads(check: &mut Check<'_>, config: &Config) {
         check.wrong("workloads", format!("{count} workloads, but limits.workloads is {limit}; raise it"));
     }
     let mut names = HashMap::new();
+    let mut identities = HashMap::new();
     let local = config.workloads.iter().enumerate().map(|(i, w)| {
+        let identity = w.identity(config);
+        let place = if w.spiffe_id.is_some() { "spiffeId" } else { "serviceAccount" };
         (
             format!("workloads[{i}]"),
             &w.namespace,
             &w.name,
-            &w.service_account,
+            (identity, place),
             &w.ports,
             &w.exclude_inbound_ports,
         )
     });
     let remote = config.remote_workloads.iter().enumerate().map(|(i, w)| {
+        let identity = w.identity(config);
+        let place = if w.spiffe_id.is_some() { "spiffeId" } else { "serviceAccount" };
         let path = format!("remoteWorkloads[{i}]");
-        (path, &w.namespace, &w.name, &w.service_account, &w.ports, &w.exclude_inbound_ports)
+        (path, &w.namespace, &w.name, (identity, place), &w.ports, &w.exclude_inbound_ports)
     });
-    for (path, namespace, name, account, ports, excluded) in local.chain(remote) {
+    for (path, namespace, name, (identity, place), ports, excluded) in local.chain(remote) {
         check.name(&format!("{path}.name"), name);
         check.name(&format!("{path}.namespace"), namespace);
-        if let Err(error) = SpiffeId::for_service_account(&config.trust_domain, namespace, account) {
-            check.wrong(&format!("{path}.serviceAccount"), error.to_string());
+        match identity {
+            Err(error) => check.wrong(&format!("{path}.{place}"), format!("{namespace}/{name}: {error}")),
+            Ok((id, made_of)) => match identities.entry(id) {
+                Entry::Vacant(entry) => {
+                    entry.insert((made_of, path.clone()));
+                }
+                Entry::Occupied(first) if first.get().0 != made_of => {
+                    let (id, (_, first)) = (first.key(), first.get());
+                    let what = format!(
+                        "{namespace}/{name} would be {id}, which is {first} made of something else: \
+                         workloads share an identity only where they say the same"
+                    );
+                    check.wrong(&format!("{path}.{place}"), what);
+                }
+                Entry::Occupied(_) => {}
+            },
         }
         check.ports(&format!("{path}.ports"), ports);
         check.ports(&format!("{path}.excludeInboundPorts"), excluded);
@@ -262,6 +289,13 @@ fn workloads(check: &mut Check<'_>, config: &Config) {
                 entry.insert(path);
             }
         }
+    }
+    let endpoint = config.federation.listen.and_then(|_| config.federation.endpoint_id(&config.trust_domain));
+    if let Some((_, owner)) = endpoint.and_then(|id| identities.get(&id)) {
+        check.wrong(
+            "federation.spiffeId",
+            format!("is the identity of {owner} too, which could pass for the endpoint"),
+        );
     }
     for (i, workload) in config.workloads.iter().enumerate() {
         selector(check, &format!("workloads[{i}]"), workload);
@@ -277,13 +311,24 @@ fn selector(check: &mut Check<'_>, path: &str, workload: &WorkloadConfig) {
                 check.wrong(&format!("{path}.selector.netns"), "must be an absolute path");
             }
             if !workload.ports.is_empty() {
-                let what = "only for cgroup and user selectors: a network namespace is captured whole";
+                let what = "only for cgroup, unit and user selectors: a network namespace is captured whole";
                 check.wrong(&format!("{path}.ports"), what);
             }
         }
         Selector::Cgroup(folder) => {
             if !folder.is_absolute() {
                 check.wrong(&format!("{path}.selector.cgroup"), "must be an absolute path");
+            }
+        }
+        Selector::Unit(unit) => {
+            if unit.is_empty()
+                || unit.len() > 255
+                || unit.contains('/')
+                || unit.starts_with('.')
+                || !unit.contains('.')
+            {
+                let what = format!("{unit:?} is no unit: write it as systemctl does, such as nginx.service");
+                check.wrong(&format!("{path}.selector.unit"), what);
             }
         }
         Selector::User(user) => {

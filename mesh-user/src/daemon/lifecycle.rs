@@ -13,12 +13,14 @@ use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DaemonError,
+    DaemonError, endpoint,
+    endpoint::Publisher,
     reload::{InForce, Runtime},
     source::Source,
     svid_source,
@@ -26,7 +28,7 @@ use super::{
 };
 use crate::{
     admin::{AdminLimits, AdminServer, MetricsServer},
-    ca::{SvidStore, merged},
+    ca::{SvidStore, federation::Federation, merged},
     capture::{
         Capture, CaptureLimits, CaptureSettings, Form, KernelPath,
         canary::{self, Capability},
@@ -74,7 +76,8 @@ pub fn run(config: &Path) -> Result<(), DaemonError> {
 async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::io("signals cannot be handled"))?;
     let stop = CancellationToken::new();
-    let runtime = Arc::new(start(&snapshot, &stop)?);
+    let (runtime, federation) = start(&snapshot, &stop)?;
+    let runtime = Arc::new(runtime);
     let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
     let metrics = match snapshot.config.metrics.listen {
         Some(address) => Some(MetricsServer::bind(address, AdminLimits::default()).await?),
@@ -97,16 +100,19 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     }
     let serving = tokio::spawn(admin.serve(source, runtime.authority.clone(), stop.clone()));
     if let Some(workload_api) = &runtime.workload_api {
-        workload_api.serve(stop.clone());
+        workload_api.serve(runtime.capture.cgroup(), stop.clone());
     }
     tokio::spawn(Arc::clone(&files).run(stop.clone()));
+    let federated = federation.trust();
+    tokio::spawn(federation.run(stop.clone()));
+    endpoint::serve(&snapshot.config, &runtime, &stop).await?;
     let ready = format!("{} connections may come", runtime.mesh.relay_kind().as_str());
     tracing::info!(node = %snapshot.config.node, relay = runtime.mesh.relay_kind().as_str(), "meshd is ready");
     systemd::ready(&ready);
     let mut runtimes = runtime.workers.handles();
     runtimes.push(tokio::runtime::Handle::current());
     let _watchdog = systemd::spawn_watchdog(runtimes);
-    supervise(&runtime, &files, &mut signals).await;
+    supervise(&runtime, &files, &mut signals, federated).await;
     drain(&runtime, &mut signals).await;
     stop.cancel();
     // An error means that the server panicked: it serves no more either way.
@@ -130,7 +136,7 @@ async fn first_svids(runtime: &Runtime, snapshot: &Snapshot) {
 }
 
 /// Everything but the hooks.
-fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<Runtime, DaemonError> {
+fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<(Runtime, Federation), DaemonError> {
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
     let wants_kernel_path = config.same_node == SameNode::Kernel || snapshot.world.wants_kernel_path();
@@ -147,8 +153,14 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<Runtime, 
     let workload_api = WorkloadApi::bind(config, &opened)?;
     let authority = opened.authority;
     let svids = Arc::new(SvidStore::new(opened.source).counted_by(Arc::clone(&metrics)));
-    let own = TrustBundles::clone(&svids.trust().borrow());
-    let bundles = Arc::new(ArcSwap::from_pointee(merged(own, &snapshot.bundles)));
+    let federation = Federation::open(&config.federation, &config.trust_domain, &config.state_dir)?;
+    let own = merged(TrustBundles::clone(&svids.trust().borrow()), &snapshot.bundles);
+    let mut trust = merged(own, &federation.trust().borrow());
+    if let Some(workload_api) = &workload_api {
+        workload_api.add_authorities(&mut trust);
+    }
+    let publisher = Publisher::new(config, &trust)?;
+    let bundles = Arc::new(ArcSwap::from_pointee(trust));
     let tls = TlsContext::new(
         TlsSettings {
             trust_domain_aliases: config.trust_domain_aliases.clone(),
@@ -174,7 +186,7 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<Runtime, 
     mesh.tell_kernel_ends().map_err(DaemonError::io("the kernel path's thread cannot be started"))?;
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = Workers::start(cores).map_err(DaemonError::io("the workers cannot be started"))?;
-    Ok(Runtime {
+    let runtime = Runtime {
         mesh,
         workers,
         acceptors: Acceptors::default(),
@@ -182,12 +194,17 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<Runtime, 
         bundles,
         workload_api,
         authority,
+        federation: federation.watcher(),
+        publisher,
+        endpoint_id: endpoint::endpoint_id(config),
         proofs,
         in_force: InForce::nothing(),
         recheck_kernel_path: AtomicBool::new(false),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
-    })
+        units: Mutex::new(Vec::new()),
+    };
+    Ok((runtime, federation))
 }
 
 /// Runs the canary. What meshd cannot do without must be proven, or it does not start; hooks of an earlier run
@@ -309,8 +326,13 @@ impl Signals {
     }
 }
 
-/// Follows the files and tries failed workloads again, until told to stop.
-async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mut Signals) {
+/// Follows the files and other trust domains, and tries failed workloads again, until told to stop.
+async fn supervise(
+    runtime: &Arc<Runtime>,
+    files: &Arc<FileSource>,
+    signals: &mut Signals,
+    mut federated: watch::Receiver<Arc<TrustBundles>>,
+) {
     let mut told = files.subscribe();
     let mut trust = runtime.mesh.svids.trust();
     // It may have changed since the start.
@@ -338,6 +360,10 @@ async fn supervise(runtime: &Arc<Runtime>, files: &Arc<FileSource>, signals: &mu
             Ok(()) = trust.changed() => {
                 let closed = runtime.follow_trust();
                 tracing::debug!(closed, "what the CA says of trust is in force");
+            }
+            Ok(()) = federated.changed() => {
+                let closed = runtime.follow_trust();
+                tracing::info!(closed, "another trust domain's bundle is in force");
             }
             _ = retry.tick() => runtime.retry(),
         }

@@ -1,6 +1,6 @@
-//! A world as capture needs it. Pure but for the look-up of user names.
+//! A world as capture needs it. Pure but for the look-up of user names and of systemd's units.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, os::unix::fs::MetadataExt as _, path::Path};
 
 use nix::unistd::User;
 
@@ -10,19 +10,21 @@ use crate::{
     discovery::Snapshot,
     policy::Mode,
     proxy::Mesh,
-    world::{InboundPorts, Workload, WorkloadName},
+    sys::cgroup,
+    world::{InboundPorts, Workload, WorkloadName, World},
 };
 
 /// A local workload that cannot be planned, and why.
 pub(super) type Unplanned = (WorkloadName, String);
 
-/// What to capture for the snapshot's world. Workloads whose user does not exist are left out and reported.
-pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot) -> (CapturePlan, Vec<Unplanned>) {
+/// What to capture for the snapshot's world, of cgroups below `root`. Workloads whose user does not exist and units that do
+/// not run are left out and reported.
+pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot, root: &Path) -> (CapturePlan, Vec<Unplanned>) {
     let world = &snapshot.world;
     let mut workloads = Vec::new();
     let mut unplanned = Vec::new();
     for workload in world.local_workloads() {
-        match planned(mesh, workload) {
+        match planned(mesh, workload, root) {
             Some(Ok(plan)) => {
                 let strict = snapshot.policies.for_workload(workload.id).default_mode() == Mode::Strict;
                 workloads.push(PlannedWorkload { strict, ..plan });
@@ -35,9 +37,9 @@ pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot) -> (CapturePlan, Vec<Unplan
     (CapturePlan { workloads, destinations }, unplanned)
 }
 
-fn planned(mesh: &Mesh, workload: &Workload) -> Option<Result<PlannedWorkload, String>> {
+fn planned(mesh: &Mesh, workload: &Workload, root: &Path) -> Option<Result<PlannedWorkload, String>> {
     let local = workload.local.as_ref()?;
-    let selector = match selector(&local.selector) {
+    let selector = match selector(&local.selector, root) {
         Ok(selector) => selector,
         Err(why) => return Some(Err(why)),
     };
@@ -59,10 +61,15 @@ fn planned(mesh: &Mesh, workload: &Workload) -> Option<Result<PlannedWorkload, S
     }))
 }
 
-fn selector(selector: &config::Selector) -> Result<Selector, String> {
+fn selector(selector: &config::Selector, root: &Path) -> Result<Selector, String> {
     Ok(match selector {
         config::Selector::Netns(path) => Selector::Netns(path.clone()),
         config::Selector::Cgroup(path) => Selector::Cgroup(path.clone()),
+        config::Selector::Unit(unit) => match cgroup::of_unit(root, unit) {
+            Ok(Some(path)) => Selector::Cgroup(path),
+            Ok(None) => return Err(format!("systemd has no cgroup of unit {unit} below {}", root.display())),
+            Err(error) => return Err(format!("the cgroup of unit {unit} cannot be found: {error}")),
+        },
         config::Selector::User(user) => match user.parse() {
             Ok(uid) => Selector::User(uid),
             Err(_) => match User::from_name(user) {
@@ -72,4 +79,10 @@ fn selector(selector: &config::Selector) -> Result<Selector, String> {
             },
         },
     })
+}
+
+/// Which cgroup each unit is in now, by its kernel's id: a unit that is restarted gets another one.
+pub(super) fn units(world: &World, root: &Path) -> Vec<Option<u64>> {
+    let units = world.local_workloads().filter_map(|w| w.local.as_ref()?.selector.unit());
+    units.map(|unit| Some(cgroup::of_unit(root, unit).ok()??.metadata().ok()?.ino())).collect()
 }

@@ -11,12 +11,16 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{plan::plan, workload_api::WorkloadApi};
+use super::{
+    endpoint::Publisher,
+    plan::{plan, units},
+    workload_api::WorkloadApi,
+};
 use crate::{
-    ca::{authority::Authority, merged},
+    ca::{authority::Authority, federation::FederationWatcher, merged},
     capture::{Capture, CaptureError, canary::Capability},
     discovery::{FileSource, Snapshot},
-    identity::TrustBundles,
+    identity::{SpiffeId, TrustBundles},
     proxy::{self, Acceptors, Mesh, Workers},
     sys::memory,
     world::WorkloadName,
@@ -59,6 +63,12 @@ pub(super) struct Runtime {
     pub(super) workload_api: Option<WorkloadApi>,
     /// The CA, where it is embedded.
     pub(super) authority: Option<Authority>,
+    /// Other trust domains' bundles, by their endpoints.
+    pub(super) federation: FederationWatcher,
+    /// Serves this mesh's own bundle; none: it is not served.
+    pub(super) publisher: Option<Publisher>,
+    /// What the endpoint of this mesh's own bundle proves to be, where it does so by an SVID.
+    pub(super) endpoint_id: Option<SpiffeId>,
     /// What the canary proved at start.
     pub(super) proofs: Vec<Capability>,
     /// Held while a snapshot is put into force: they come one at a time, from a signal, the watcher or an admin.
@@ -69,6 +79,8 @@ pub(super) struct Runtime {
     pub(super) unsettled: AtomicBool,
     /// Local workloads that are not enrolled, and why.
     pub(super) failed: Mutex<HashMap<WorkloadName, String>>,
+    /// The cgroups of systemd's units that were planned last.
+    pub(super) units: Mutex<Vec<Option<u64>>>,
 }
 
 impl Runtime {
@@ -128,13 +140,13 @@ impl Runtime {
         }
     }
 
-    /// Tries again what could not be enrolled.
+    /// Tries again what could not be enrolled, and follows units to their new cgroups.
     pub(super) fn retry(&self) {
         let _in_force = self.in_force();
         if self.recheck_kernel_path.swap(false, Ordering::Relaxed) {
             proxy::recheck_kernel_path(&self.mesh);
         }
-        if self.has_failed()
+        if (self.has_failed() || self.units_moved())
             && let Err(error) = self.enrol()
         {
             tracing::error!(%error, "workloads cannot be enrolled");
@@ -169,7 +181,8 @@ impl Runtime {
         Ok(proxy::recheck(&self.mesh))
     }
 
-    /// Puts into force whom the source of SVIDs believes now; returns how many live connections were closed.
+    /// Puts into force whom the source of SVIDs and other trust domains' endpoints believe now; returns how many live
+    /// connections were closed.
     pub(super) fn follow_trust(&self) -> usize {
         let _in_force = self.in_force();
         let snapshot = Arc::clone(&self.mesh.view().snapshot);
@@ -178,12 +191,17 @@ impl Runtime {
         proxy::recheck(&self.mesh)
     }
 
-    /// Believes what the source of SVIDs says, and files.
+    /// Believes what the source of SVIDs says, and files, and other trust domains' endpoints.
     fn believe(&self, files: &TrustBundles) {
+        self.federation.revoke(&files.revoked);
         let trust = Arc::clone(&self.mesh.svids.trust().borrow());
-        let mut bundles = merged(TrustBundles::clone(&trust), files);
+        let own = merged(TrustBundles::clone(&trust), files);
+        let mut bundles = merged(own, &self.federation.trust());
         if let Some(workload_api) = &self.workload_api {
             workload_api.add_authorities(&mut bundles);
+        }
+        if let Some(publisher) = &self.publisher {
+            publisher.publish(&bundles);
         }
         let bundles = Arc::new(bundles);
         self.bundles.store(Arc::clone(&bundles));
@@ -198,13 +216,17 @@ impl Runtime {
 
     /// Sees to it that each local workload of `snapshot` has an SVID, and no other identity.
     pub(super) fn certify(&self, snapshot: &Snapshot) {
-        self.mesh.svids.ensure(snapshot.world.local_workloads().map(|w| w.spiffe_id.clone()));
+        let local = snapshot.world.local_workloads().map(|w| w.spiffe_id.clone());
+        self.mesh.svids.ensure(local.chain(self.endpoint_id.clone()));
     }
 
     /// Makes capture match the snapshot in force.
     fn enrol(&self) -> Result<(), CaptureError> {
         let snapshot = Arc::clone(&self.mesh.view().snapshot);
-        let (plan, unplanned) = plan(&self.mesh, &snapshot);
+        let root = self.capture.cgroup();
+        // Looked at before the plan is made: one that moves in between is found moved the next time.
+        *self.units.lock().unwrap_or_else(PoisonError::into_inner) = units(&snapshot.world, &root);
+        let (plan, unplanned) = plan(&self.mesh, &snapshot, &root);
         // An error midway leaves parts of this plan in force: the one that shall hold is applied again.
         self.unsettled.store(true, Ordering::Relaxed);
         let applied = self.capture.apply(&plan)?;
@@ -241,6 +263,11 @@ impl Runtime {
             }
         }
         *known = failed;
+    }
+
+    fn units_moved(&self) -> bool {
+        let now = units(self.mesh.view().world(), &self.capture.cgroup());
+        *self.units.lock().unwrap_or_else(PoisonError::into_inner) != now
     }
 
     fn has_failed(&self) -> bool {

@@ -71,6 +71,7 @@ impl AdminSource for Source {
                 .push("sameNode: kernel is not in force: restart meshd, and see meshctl check".to_owned());
         }
         problems.extend(certificate_problems(&mesh.svids.summary(SystemTime::now())));
+        problems.extend(self.runtime.federation.problems());
         problems.extend(review::key_problems(&mesh.keys.status()));
         let locals = view.world().local_workloads().count();
         Status {
@@ -405,6 +406,7 @@ fn selector(selector: &Selector) -> String {
     match selector {
         Selector::Netns(path) => format!("netns {}", path.display()),
         Selector::Cgroup(path) => format!("cgroup {}", path.display()),
+        Selector::Unit(unit) => format!("unit {unit}"),
         Selector::User(user) => format!("user {user}"),
     }
 }

@@ -1,6 +1,9 @@
 //! The Workload API as part of the daemon: what it hands out follows what is in force.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -71,11 +74,12 @@ impl WorkloadApi {
     }
 
     /// Serves until cancelled; begins once.
-    pub(super) fn serve(&self, stop: CancellationToken) {
+    pub(super) fn serve(&self, cgroup_root: PathBuf, stop: CancellationToken) {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(server) = server else { return };
         let parts = WorkloadApiParts {
             world: self.world.subscribe(),
+            cgroup_root,
             trust: self.trust.subscribe(),
             issuer: Arc::clone(&self.issuer),
             minter: self.minter.clone(),

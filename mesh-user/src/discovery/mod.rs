@@ -9,6 +9,7 @@ mod restart;
 mod system_roots;
 #[cfg(test)]
 mod tests;
+pub(crate) mod web;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 pub use files::FileSource;
 pub use origins::Origins;
+pub use web::WebError;
 
 use crate::{
     ca::CaError,

@@ -24,6 +24,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         relay => "relay",
         ca => "ca",
         workload_api => "workloadApi",
+        federation => "federation",
         jwks => "jwks",
         observation => "observation",
         limits.workloads => "limits.workloads",

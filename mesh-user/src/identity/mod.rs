@@ -4,6 +4,7 @@
 
 mod revocation_list;
 mod spiffe_id;
+mod template;
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
@@ -11,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 
 pub use revocation_list::RevocationList;
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use template::{IdentityTemplate, MadeOf, TemplateError, WorkloadFacts};
 
 /// An X.509 SVID held in memory: the certificate chain and a signer for its key.
 ///

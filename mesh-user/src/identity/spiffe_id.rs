@@ -229,6 +229,22 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_that_the_standard_allows_are_read() {
+        let domain = "d".repeat(255);
+        let start = format!("spiffe://{domain}/");
+        let longest = format!("{start}{}", "p".repeat(2048 - start.len()));
+        assert_eq!(longest.parse::<SpiffeId>().unwrap().to_string(), longest);
+        assert_eq!(format!("{longest}p").parse::<SpiffeId>(), Err(SpiffeIdError::TooLong));
+        assert_eq!(format!("spiffe://d{domain}/p").parse::<SpiffeId>(), Err(SpiffeIdError::TooLong));
+    }
+
+    #[test]
+    fn ids_differ_by_the_case_of_their_paths() {
+        let id = |path: &str| format!("spiffe://a/{path}").parse::<SpiffeId>().unwrap();
+        assert_ne!(id("ns/Shop"), id("ns/shop"));
+    }
+
+    #[test]
     fn malformed_ids_are_refused() {
         for bad in [
             "",

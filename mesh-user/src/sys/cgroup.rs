@@ -125,3 +125,70 @@ pub fn cgroup2_mount() -> io::Result<Option<PathBuf>> {
         (kind == "cgroup2").then(|| PathBuf::from(path))
     }))
 }
+
+/// Slices inside each other that are looked into; systemd's own trees have three or four.
+const MAX_SLICES: usize = 16;
+
+/// The cgroup that systemd has a unit in, below `root`: units lie in slices, which lie in each other. What is below another
+/// unit is that unit's own business and not looked at. `None`: the unit does not run.
+///
+/// # Errors
+/// When the tree cannot be read, or has the unit twice (`InvalidData`), which systemd's own has not.
+pub fn of_unit(root: &Path, unit: &str) -> io::Result<Option<PathBuf>> {
+    // A name that could be a control file's is written with an underscore in front (systemd, `cg_escape`).
+    let names = [unit.to_owned(), format!("_{unit}")];
+    let mut found: Option<PathBuf> = None;
+    let mut slices = vec![(root.to_owned(), 0)];
+    while let Some((slice, depth)) = slices.pop() {
+        for name in &names {
+            let path = slice.join(name);
+            if !fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+                continue;
+            }
+            if let Some(first) = found.replace(path.clone()) {
+                let what = format!("{unit} is {} and {}", first.display(), path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+        }
+        let entries = match fs::read_dir(&slice) {
+            // A slice may go while it is looked for.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => continue,
+            entries => entries?,
+        };
+        for entry in entries.flatten() {
+            let is_slice = entry.file_name().as_encoded_bytes().ends_with(b".slice");
+            if is_slice && depth < MAX_SLICES && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                slices.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_found_in_slices_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |path: &str| fs::create_dir_all(dir.path().join(path)).unwrap();
+        make("system.slice/nginx.service/worker.service");
+        make("system.slice/system-getty.slice/getty.service");
+        make("system.slice/_cpu.service");
+        make("user.slice/user-1.slice/user@1.service/app.slice/fake.service");
+        let find = |unit: &str| of_unit(dir.path(), unit);
+        let at = |path: &str| Some(dir.path().join(path));
+        assert_eq!(find("nginx.service").unwrap(), at("system.slice/nginx.service"));
+        assert_eq!(find("getty.service").unwrap(), at("system.slice/system-getty.slice/getty.service"));
+        assert_eq!(find("cpu.service").unwrap(), at("system.slice/_cpu.service"));
+        for below_another in ["worker.service", "fake.service", "absent.service"] {
+            assert_eq!(find(below_another).unwrap(), None, "{below_another}");
+        }
+        make("user.slice/nginx.service");
+        assert_eq!(find("nginx.service").unwrap_err().kind(), io::ErrorKind::InvalidData);
+        fs::remove_dir(dir.path().join("user.slice/nginx.service")).unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("system.slice/link.service")).unwrap();
+        assert_eq!(find("link.service").unwrap(), None);
+    }
+}

@@ -5,6 +5,7 @@ mod believed;
 mod client_hello;
 mod confirm;
 mod context;
+mod endpoint;
 mod error;
 mod handshake;
 mod offload;
@@ -26,6 +27,7 @@ use crate as meshd_library;
 pub use client_hello::{ClientHello, Detected, MAX_CLIENT_HELLO_BYTES, detect};
 pub(crate) use confirm::Unconfirmed;
 pub use context::{ALPN_PROTOCOLS, TlsContext, TlsSettings, provider};
+pub use endpoint::{endpoint_client, endpoint_server};
 pub use error::{Dialect, HandshakeError, VerifyError};
 pub use handshake::{Established, HandshakeLimits, Proven, SessionFacts};
 pub(crate) use offload::set_secrets;
@@ -38,4 +40,4 @@ pub use session::{
     Step,
 };
 pub use stream::TlsStream;
-pub use verify::{PeerRole, PeerVerifier, VerifiedPeer};
+pub use verify::{PeerRole, PeerVerifier, VerifiedPeer, why_no_authority};

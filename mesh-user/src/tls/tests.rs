@@ -22,8 +22,8 @@ use tokio::{
 };
 
 use super::{
-    Established, HandshakeError, HandshakeLimits, TlsContext, TlsSettings, Unconfirmed, VerifyError,
-    provider,
+    Established, HandshakeError, HandshakeLimits, PeerRole, TlsContext, TlsSettings, Unconfirmed,
+    VerifyError, provider,
     test_pki::{Leaf, TestCa, bundles, self_signed, shared},
 };
 use crate::{
@@ -180,7 +180,6 @@ async fn unusual_but_valid_certificates_are_accepted() {
     for leaf in [
         Leaf { dns_names: vec!["web.shop".to_owned()], ..good.clone() },
         Leaf { extended_key_usage: vec![], ..good.clone() },
-        Leaf { key_usage: vec![], ..good.clone() },
         Leaf { not_after: now - skewed, ..good.clone() },
         Leaf { not_before: now + skewed, ..good.clone() },
     ] {
@@ -209,6 +208,30 @@ async fn a_server_of_another_identity_is_refused() {
         HandshakeError::Certificate(VerifyError::WrongIdentity(id)) if id.path().ends_with("evil")
     ));
     assert_eq!(server.unwrap_err().label(), "peer_alert");
+}
+
+/// One that has authorities of its own is no other name of ours as far as certificates go, also while none is known.
+#[tokio::test]
+async fn an_alias_with_a_bundle_of_its_own_is_held_against_that_one() {
+    let (ours, olds) = (TestCa::new("cluster.local"), TestCa::new("old.example"));
+    let old = "spiffe://old.example/ns/shop/sa/web";
+    let verify = |svid: &Svid, bundles: &TrustBundles| {
+        let mut settings = TlsSettings::new("cluster.local".parse().unwrap());
+        settings.trust_domain_aliases = vec!["old.example".parse().unwrap()];
+        let tls = TlsContext::new(settings, shared(bundles.clone()));
+        let outcome = tls.verifier().verify(&svid.chain, PeerRole::Client, None, SystemTime::now());
+        outcome.map(|peer| peer.spiffe_id.to_string()).map_err(|error| error.label())
+    };
+    let none_of_its_own = bundles(&[&ours]);
+    assert_eq!(verify(&ours.svid(old), &none_of_its_own), Ok(old.to_owned()));
+    assert_eq!(verify(&olds.svid(old), &none_of_its_own), Err("unknown_authority"));
+    let own = bundles(&[&ours, &olds]);
+    assert_eq!(verify(&olds.svid(old), &own), Ok(old.to_owned()));
+    assert_eq!(verify(&ours.svid(old), &own), Err("unknown_authority"));
+    assert_eq!(verify(&olds.svid(WEB), &own), Err("unknown_authority"));
+    let mut not_known_yet = bundles(&[&ours]);
+    not_known_yet.roots.insert("old.example".parse().unwrap(), Vec::new());
+    assert_eq!(verify(&ours.svid(old), &not_known_yet), Err("unknown_authority"));
 }
 
 #[tokio::test]

@@ -288,13 +288,13 @@ fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<LeafClaims, VerifyError> {
     if certificate.is_ca() {
         return Err(VerifyError::Usage("the leaf is a CA"));
     }
-    if let Some(usage) = certificate.key_usage().map_err(|_| malformed("key usage appears twice"))? {
-        if !usage.value.digital_signature() {
-            return Err(VerifyError::Usage("key usage lacks digitalSignature"));
-        }
-        if usage.value.key_cert_sign() || usage.value.crl_sign() {
-            return Err(VerifyError::Usage("key usage of a leaf includes keyCertSign or cRLSign"));
-        }
+    let usage = certificate.key_usage().map_err(|_| malformed("key usage appears twice"))?;
+    let usage = usage.ok_or(VerifyError::Usage("the leaf has no key usage"))?.value;
+    if !usage.digital_signature() {
+        return Err(VerifyError::Usage("key usage lacks digitalSignature"));
+    }
+    if usage.key_cert_sign() || usage.crl_sign() {
+        return Err(VerifyError::Usage("key usage of a leaf includes keyCertSign or cRLSign"));
     }
     must_be_strong(certificate.public_key())?;
     let (not_before, not_after) = validity(&certificate);
@@ -310,18 +310,49 @@ fn parse_leaf(leaf: &CertificateDer<'_>) -> Result<LeafClaims, VerifyError> {
     })
 }
 
-/// webpki does not look at the key usage of the path's CAs (RFC 5280 section 4.2.1.3). Start and end of its validity.
+/// webpki does not look at the key usage of the path's CAs (RFC 5280 section 4.2.1.3, X509-SVID.md section 4.3). Start and end of its validity.
 fn must_sign_certificates(issuer: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), VerifyError> {
     let malformed =
         |_| VerifyError::Malformed("a certificate of the chain is no X.509 certificate".to_owned());
     let (_, issuer) = X509Certificate::from_der(issuer).map_err(malformed)?;
     match issuer.key_usage() {
-        Ok(Some(usage)) if !usage.value.key_cert_sign() => {
-            Err(VerifyError::Usage("the key usage of an issuer lacks keyCertSign"))
-        }
-        Ok(_) => Ok(validity(&issuer)),
-        Err(_) => Err(VerifyError::Malformed("key usage appears twice".to_owned())),
+        Ok(Some(usage)) if usage.value.key_cert_sign() => {}
+        Ok(_) => return Err(VerifyError::Usage("the key usage of an issuer lacks keyCertSign")),
+        Err(_) => return Err(VerifyError::Malformed("key usage appears twice".to_owned())),
     }
+    if names_a_workload(&issuer) {
+        return Err(VerifyError::Usage("the SPIFFE ID of an issuer has a path, as a workload's"));
+    }
+    Ok(validity(&issuer))
+}
+
+/// Why a certificate cannot be the authority of a trust domain; none: it can. A root says who it is by being in the bundle, so
+/// it may lack what X.509 leaves to choice.
+pub fn why_no_authority(root: &CertificateDer<'_>) -> Option<&'static str> {
+    let Ok((_, root)) = X509Certificate::from_der(root) else { return Some("is no X.509 certificate") };
+    if !root.is_ca() {
+        return Some("is no CA");
+    }
+    match root.key_usage() {
+        Ok(None) => {}
+        Ok(Some(usage)) if usage.value.key_cert_sign() => {}
+        _ => return Some("may not sign certificates"),
+    }
+    names_a_workload(&root).then_some("has a SPIFFE ID with a path, as a workload's")
+}
+
+/// A signing certificate's SPIFFE ID, if it has one, has no path (X509-SVID.md section 3.2).
+fn names_a_workload(authority: &X509Certificate<'_>) -> bool {
+    let names = authority.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+        _ => None,
+    });
+    names.flatten().any(|name| match name {
+        GeneralName::URI(uri) => {
+            uri.starts_with("spiffe://") && !uri.parse::<SpiffeId>().is_ok_and(|id| id.path().is_empty())
+        }
+        _ => false,
+    })
 }
 
 pub(super) fn validity(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {

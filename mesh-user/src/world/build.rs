@@ -13,19 +13,31 @@ use super::{
 };
 use crate::{
     config::{Config, ExternalServiceConfig, RemoteWorkloadConfig, Selector, ServiceConfig, WorkloadConfig},
-    identity::SpiffeIdError,
+    identity::{MadeOf, SpiffeId, TemplateError},
 };
 
 /// Why no world can be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WorldError {
-    /// Namespace or service account make no SPIFFE ID.
-    #[error("workload {workload} cannot have an identity: {source}; mend its namespace or serviceAccount")]
+    /// What is known of it makes no SPIFFE ID.
+    #[error("workload {workload} cannot have an identity: {source}")]
     Identity {
         /// Whose.
         workload: String,
         /// The cause.
-        source: SpiffeIdError,
+        source: TemplateError,
+    },
+    /// Two workloads of one identity by accident.
+    #[error(
+        "{first} and {second} would both be {id}, made of different things; say the same of both, or give them their own"
+    )]
+    DuplicateIdentity {
+        /// Whose both are.
+        id: SpiffeId,
+        /// One of them.
+        first: String,
+        /// The other.
+        second: String,
     },
     /// Two workloads or services of one name.
     #[error("{0} is defined twice; names are unique in a namespace")]
@@ -225,7 +237,12 @@ fn local(config: &Config, shared: &mut Shared, entry: &WorkloadConfig) -> Result
             same_node: entry.same_node.unwrap_or(config.same_node),
         }),
         node: shared.text(&config.node),
-        ..named(config, shared, &entry.namespace, &entry.name, &entry.service_account)?
+        ..named(
+            config,
+            shared,
+            (&entry.namespace, &entry.name, &entry.service_account),
+            entry.identity(config),
+        )?
     })
 }
 
@@ -234,7 +251,8 @@ fn remote(
     shared: &mut Shared,
     entry: &RemoteWorkloadConfig,
 ) -> Result<Workload, WorldError> {
-    let named = named(config, shared, &entry.namespace, &entry.name, &entry.service_account)?;
+    let (account, identity) = (&entry.service_account, entry.identity(config));
+    let named = named(config, shared, (&entry.namespace, &entry.name, account), identity)?;
     Ok(Workload {
         labels: shared.labels(&entry.labels),
         addresses: canonical(&entry.addresses),
@@ -249,15 +267,16 @@ fn remote(
 fn named(
     config: &Config,
     shared: &mut Shared,
-    namespace: &str,
-    name: &str,
-    account: &str,
+    (namespace, name, account): (&str, &str, &str),
+    identity: Result<(SpiffeId, MadeOf), TemplateError>,
 ) -> Result<Workload, WorldError> {
     let name = WorkloadName { namespace: shared.text(namespace), name: name.into() };
+    let (id, made_of) =
+        identity.map_err(|source| WorldError::Identity { workload: name.to_string(), source })?;
     let service_account = shared.text(account);
-    let spiffe_id = shared
-        .identity(&config.trust_domain, &name.namespace, &service_account)
-        .map_err(|source| WorldError::Identity { workload: name.to_string(), source })?;
+    let spiffe_id = shared.identity(id, made_of, &name).map_err(|(id, first)| {
+        WorldError::DuplicateIdentity { id, first: first.to_string(), second: name.to_string() }
+    })?;
     Ok(Workload {
         id: WorkloadId(0),
         spiffe_id,

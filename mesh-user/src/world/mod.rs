@@ -325,8 +325,12 @@ impl World {
         Some((WorldHost::Outside(&self.external[*service]), addr.port()))
     }
 
-    /// The identities that may answer for a workload: its own, and the same in every trust-domain alias.
+    /// The identities that may answer for a workload: its own, and the same in every trust-domain alias. One of another mesh
+    /// has its own only.
     pub fn identities(&self, workload: &Workload) -> Vec<SpiffeId> {
+        if !self.trust_domains.contains(workload.spiffe_id.trust_domain()) {
+            return vec![workload.spiffe_id.clone()];
+        }
         let in_domain = |domain: &TrustDomain| workload.spiffe_id.in_trust_domain(domain).ok();
         self.trust_domains.iter().filter_map(in_domain).collect()
     }

@@ -1,20 +1,21 @@
 //! One copy of what many workloads have in common: of a hundred thousand, most differ in name and address only.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     hash::Hash,
     sync::Arc,
 };
 
-use crate::identity::{SpiffeId, SpiffeIdError, TrustDomain};
+use super::WorkloadName;
+use crate::identity::{MadeOf, SpiffeId};
 
 /// What was met so far while a world is built.
 #[derive(Default)]
 pub(super) struct Shared {
     texts: HashSet<Arc<str>>,
     labels: HashSet<Arc<BTreeMap<String, String>>>,
-    /// By namespace and service account.
-    identities: HashMap<(Arc<str>, Arc<str>), SpiffeId>,
+    /// What each was made of, and for whom first.
+    identities: HashMap<SpiffeId, (MadeOf, WorkloadName)>,
 }
 
 impl Shared {
@@ -26,19 +27,25 @@ impl Shared {
         one_of(&mut self.labels, labels, || Arc::new(labels.clone()))
     }
 
+    /// One that another workload has already is this one's too only when both were made of the same.
+    ///
+    /// # Errors
+    /// The identity, and who has it.
     pub(super) fn identity(
         &mut self,
-        trust_domain: &TrustDomain,
-        namespace: &Arc<str>,
-        account: &Arc<str>,
-    ) -> Result<SpiffeId, SpiffeIdError> {
-        let who = (Arc::clone(namespace), Arc::clone(account));
-        if let Some(known) = self.identities.get(&who) {
-            return Ok(known.clone());
+        id: SpiffeId,
+        made_of: MadeOf,
+        of: &WorkloadName,
+    ) -> Result<SpiffeId, (SpiffeId, WorkloadName)> {
+        match self.identities.entry(id) {
+            Entry::Vacant(entry) => {
+                let id = entry.key().clone();
+                entry.insert((made_of, of.clone()));
+                Ok(id)
+            }
+            Entry::Occupied(known) if known.get().0 == made_of => Ok(known.key().clone()),
+            Entry::Occupied(known) => Err((known.key().clone(), known.get().1.clone())),
         }
-        let new = SpiffeId::for_service_account(trust_domain, namespace, account)?;
-        self.identities.insert(who, new.clone());
-        Ok(new)
     }
 }
 

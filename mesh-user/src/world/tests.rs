@@ -211,3 +211,69 @@ fn ambiguity_is_refused_even_without_validation() {
     account.workloads[0].service_account = "a b".to_owned();
     assert!(matches!(World::build(&account), Err(WorldError::Identity { .. })));
 }
+
+#[test]
+fn identities_are_made_as_the_file_says() {
+    let config = |template: &str, workloads: &str| {
+        let text =
+            format!("node: a\ntrustDomain: own.example\nidentity: {{ template: '{template}' }}\n{workloads}");
+        Config::parse(&text, "test")
+    };
+    let workloads = "
+workloads:
+  - { name: pg, namespace: shop, selector: {user: postgres} }
+  - { name: old, namespace: shop, selector: {netns: /x}, spiffeId: 'spiffe://{{trustDomain}}/legacy/{{name}}' }
+remoteWorkloads:
+  - { name: pg2, namespace: shop, user: postgres, addresses: [10.0.2.2] }
+";
+    let world = World::build(&config("spiffe://{{trustDomain}}/user/{{user}}", workloads).unwrap()).unwrap();
+    let ids: Vec<_> = world.workloads().iter().map(|w| w.spiffe_id.to_string()).collect();
+    // Two workloads share an identity where both say so; a client of pg2 expects what its own node issues.
+    let user = "spiffe://own.example/user/postgres";
+    assert_eq!(ids, [user, "spiffe://own.example/legacy/old", user]);
+    assert_eq!(world.identities(&world.workloads()[2])[0].to_string(), user);
+
+    let unit = "workloads: [ { name: w, namespace: shop, selector: {unit: nginx.service} } ]";
+    let world = World::build(&config("spiffe://{{trustDomain}}/unit/{{unit}}", unit).unwrap()).unwrap();
+    assert_eq!(world.workloads()[0].spiffe_id.to_string(), "spiffe://own.example/unit/nginx.service");
+}
+
+#[test]
+fn a_workload_of_another_mesh_has_its_own_identity_alone() {
+    let text = |domain: &str| {
+        format!(
+            "node: a\ntrustDomain: own.example\ntrustDomainAliases: [old.example]\n\
+             trustBundles: [ {{ trustDomain: partner.example, file: /p }} ]\nremoteWorkloads:\n  \
+             - {{ name: w, namespace: n, addresses: [10.0.0.1], spiffeId: 'spiffe://{domain}/ns/n/sa/w' }}\n"
+        )
+    };
+    let world = World::build(&Config::parse(&text("partner.example"), "test").unwrap()).unwrap();
+    let ids = world.identities(&world.workloads()[0]);
+    assert_eq!(
+        ids.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["spiffe://partner.example/ns/n/sa/w"]
+    );
+    let error = Config::parse(&text("unknown.example"), "test").unwrap_err().to_string();
+    assert!(error.contains("not of the mesh's trust domain"), "{error}");
+    let local = text("partner.example").replace("remoteWorkloads", "workloads");
+    let local = local.replace("addresses: [10.0.0.1]", "selector: {user: x}");
+    assert!(
+        Config::parse(&local, "test").unwrap_err().to_string().contains("not of the mesh's trust domain")
+    );
+}
+
+#[test]
+fn one_identity_by_accident_is_refused() {
+    let mut config = Config::parse(
+        "node: a\nworkloads:\n  - { name: c, namespace: a-b, selector: {user: x} }\n  - { name: b-c, namespace: a, selector: {user: y} }\n",
+        "test",
+    )
+    .unwrap();
+    config.identity.template = "spiffe://{{trustDomain}}/{{namespace}}-{{name}}".parse().unwrap();
+    let error = World::build(&config).unwrap_err();
+    assert!(matches!(error, WorldError::DuplicateIdentity { .. }), "{error}");
+    for workload in &mut config.workloads {
+        workload.spiffe_id = Some("spiffe://cluster.local/both".parse().unwrap());
+    }
+    World::build(&config).unwrap();
+}

@@ -12,6 +12,7 @@ use super::netns::Place;
 pub(crate) enum Selector {
     Netns(PathBuf),
     Cgroup(PathBuf),
+    Unit(String),
     User(String),
 }
 
@@ -25,6 +26,8 @@ pub(crate) struct Workload {
     pub(crate) selector: Selector,
     pub(crate) ports: Vec<u16>,
     pub(crate) exclude_inbound_ports: Vec<u16>,
+    /// Its `spiffeId`, where it has its own.
+    pub(crate) spiffe_id: Option<String>,
     /// Its `sameNode`, where it has its own.
     pub(crate) same_node: Option<&'static str>,
     /// Name of the node that enrols it.
@@ -42,6 +45,7 @@ impl Workload {
             selector: Selector::Netns(place.netns_path()),
             ports: Vec::new(),
             exclude_inbound_ports: Vec::new(),
+            spiffe_id: None,
             same_node: None,
             node: node.into(),
         }
@@ -53,13 +57,16 @@ impl Workload {
     }
 
     fn common(&self) -> Map<String, Value> {
-        let Value::Object(map) = json!({
+        let Value::Object(mut map) = json!({
             "name": self.name, "namespace": self.namespace, "serviceAccount": self.service_account,
             "labels": { "app": self.name }, "addresses": self.addresses,
             "excludeInboundPorts": self.exclude_inbound_ports,
         }) else {
             unreachable!("a map was written")
         };
+        if let Some(id) = &self.spiffe_id {
+            map.insert("spiffeId".into(), json!(id));
+        }
         map
     }
 
@@ -69,6 +76,7 @@ impl Workload {
         let selector = match &self.selector {
             Selector::Netns(path) => json!({ "netns": path }),
             Selector::Cgroup(path) => json!({ "cgroup": path }),
+            Selector::Unit(unit) => json!({ "unit": unit }),
             Selector::User(user) => json!({ "user": user }),
         };
         map.insert("selector".into(), selector);
@@ -85,6 +93,9 @@ impl Workload {
     pub(crate) fn remote(&self) -> Value {
         let mut map = self.common();
         map.insert("node".into(), json!(self.node));
+        if let Selector::Unit(unit) = &self.selector {
+            map.insert("unit".into(), json!(unit));
+        }
         Value::Object(map)
     }
 }

@@ -133,6 +133,25 @@ pub(crate) fn self_signed(claim: &Claim, into: &Path, name: &str) -> anyhow::Res
     store(&certificate.pem(), &key, into, name)
 }
 
+/// A certificate for this host that vouches for itself, as its key's file only root may read.
+pub(crate) fn web_server(host: &str, into: &Path, name: &str) -> anyhow::Result<Files> {
+    let key = KeyPair::generate()?;
+    let certificate = CertificateParams::new([host.to_owned()])?.self_signed(&key)?;
+    let files = store(&certificate.pem(), &key, into, name)?;
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600))?;
+    Ok(files)
+}
+
+/// A root's certificate and its key, PEM.
+pub(crate) fn new_root(name: &str) -> anyhow::Result<(String, String)> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate()?;
+    Ok((params.self_signed(&key)?.pem(), key.serialize_pem()))
+}
+
 /// Two authorities of one root, with keys and files as Istio's Makefile makes them for two clusters' secret `cacerts`.
 pub(crate) fn plugged_in(folders: [&Path; 2]) -> anyhow::Result<()> {
     let authority = |name: &str, below| {

@@ -2,7 +2,11 @@
 //! A caller in a workload's own network namespace is that workload; one in the node's namespace is those whose cgroup or
 //! user it has, as for capture.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use nix::unistd::User;
 use tokio::sync::watch;
@@ -20,8 +24,15 @@ use crate::{
 /// Finds out who callers are, by the world in force.
 pub(super) struct Attestor {
     world: watch::Receiver<Arc<World>>,
-    /// The node's network namespace.
-    host: FileId,
+    host: Host,
+}
+
+/// What is the node's own.
+struct Host {
+    /// Its network namespace.
+    netns: FileId,
+    /// Where systemd's units have their cgroups.
+    cgroup_root: PathBuf,
 }
 
 /// Whose share of the server a connection is of: a network namespace, or in the node's own a user.
@@ -51,8 +62,9 @@ enum Rank {
 
 impl Attestor {
     /// For callers of this process's node.
-    pub(super) fn new(world: watch::Receiver<Arc<World>>) -> io::Result<Self> {
-        Ok(Self { world, host: FileId::of(Path::new("/proc/self/ns/net"))? })
+    pub(super) fn new(world: watch::Receiver<Arc<World>>, cgroup_root: PathBuf) -> io::Result<Self> {
+        let netns = FileId::of(Path::new("/proc/self/ns/net"))?;
+        Ok(Self { world, host: Host { netns, cgroup_root } })
     }
 
     /// Tells when the world has changed.
@@ -63,7 +75,7 @@ impl Attestor {
     /// Whose share of the server a new connection is of.
     pub(super) fn share(&self, peer: &Peer) -> io::Result<Share> {
         let netns = peer.look()?.netns;
-        Ok(if netns == self.host { Share::User(peer.uid()) } else { Share::Netns(netns) })
+        Ok(if netns == self.host.netns { Share::User(peer.uid()) } else { Share::Netns(netns) })
     }
 
     /// The caller's identities now, the most specific first. Empty: it is no workload.
@@ -73,7 +85,7 @@ impl Attestor {
     pub(super) fn identities(&self, peer: &Peer) -> io::Result<Vec<SpiffeId>> {
         let seen = Seen::of(&peer.look()?, peer.uid())?;
         let world = Arc::clone(&self.world.borrow());
-        Ok(identities(&world, &seen, self.host))
+        Ok(identities(&world, &seen, &self.host))
     }
 }
 
@@ -89,7 +101,7 @@ impl Seen {
     }
 }
 
-fn identities(world: &World, seen: &Seen, host: FileId) -> Vec<SpiffeId> {
+fn identities(world: &World, seen: &Seen, host: &Host) -> Vec<SpiffeId> {
     let selected = world.local_workloads().filter_map(|workload| {
         let local = workload.local.as_ref()?;
         Some((rank(&local.selector, seen, host)?, &workload.spiffe_id))
@@ -107,16 +119,20 @@ fn identities(world: &World, seen: &Seen, host: FileId) -> Vec<SpiffeId> {
 }
 
 /// None: the selector is about others, or about what is not there.
-fn rank(selector: &Selector, seen: &Seen, host: FileId) -> Option<Rank> {
+fn rank(selector: &Selector, seen: &Seen, host: &Host) -> Option<Rank> {
+    let in_cgroup = |path: &Path| {
+        let selected = FileId::of(path).ok()?;
+        seen.cgroups.iter().position(|own| *own == selected).map(Rank::Cgroup)
+    };
     match selector {
-        Selector::Netns(path) if seen.netns != host => {
+        Selector::Netns(path) if seen.netns != host.netns => {
             (FileId::of(path).ok()? == seen.netns).then_some(Rank::Netns)
         }
-        Selector::Cgroup(path) if seen.netns == host => {
-            let selected = FileId::of(path).ok()?;
-            seen.cgroups.iter().position(|own| *own == selected).map(Rank::Cgroup)
+        Selector::Cgroup(path) if seen.netns == host.netns => in_cgroup(path),
+        Selector::Unit(unit) if seen.netns == host.netns => {
+            in_cgroup(&cgroup::of_unit(&host.cgroup_root, unit).ok()??)
         }
-        Selector::User(user) if seen.netns == host => (uid(user)? == seen.user?).then_some(Rank::User),
+        Selector::User(user) if seen.netns == host.netns => (uid(user)? == seen.user?).then_some(Rank::User),
         _ => None,
     }
 }
@@ -139,6 +155,7 @@ mod tests {
             for name in ["host", "pod", "other", "root", "batch", "deep"] {
                 std::fs::write(places.0.path().join(name), "").unwrap();
             }
+            std::fs::create_dir_all(places.0.path().join("units/system.slice/web.service")).unwrap();
             places
         }
 
@@ -159,6 +176,8 @@ mod tests {
                 ("deep", serde_json::json!({ "cgroup": path("deep") })),
                 ("gone", serde_json::json!({ "cgroup": path("gone") })),
                 ("pod", serde_json::json!({ "netns": path("pod") })),
+                ("unit", serde_json::json!({ "unit": "web.service" })),
+                ("stopped", serde_json::json!({ "unit": "stopped.service" })),
             ];
             let workloads = workloads.map(|(name, selector)| {
                 serde_json::json!({ "name": name, "namespace": "shop", "serviceAccount": name, "selector": selector })
@@ -169,7 +188,8 @@ mod tests {
         }
 
         fn names(&self, seen: &Seen) -> Vec<String> {
-            let ids = identities(&self.world(), seen, self.id("host"));
+            let host = Host { netns: self.id("host"), cgroup_root: self.0.path().join("units") };
+            let ids = identities(&self.world(), seen, &host);
             ids.iter().map(|id| id.service_account().unwrap().1.to_owned()).collect()
         }
     }
@@ -186,6 +206,8 @@ mod tests {
             ("host", &["root"], Some(0), &["named"]),
             ("host", &["root"], None, &[]),
             ("host", &[], Some(7), &[]),
+            ("host", &["units/system.slice/web.service", "root"], Some(1), &["unit"]),
+            ("other", &["units/system.slice/web.service"], Some(1), &[]),
         ] {
             assert_eq!(
                 places.names(&places.seen(netns, cgroups, user)),

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -50,6 +51,8 @@ const MAX_IDENTITIES: usize = 64;
 pub struct WorkloadApiParts {
     /// The world in force.
     pub world: watch::Receiver<Arc<World>>,
+    /// Where systemd's units have their cgroups: the mount of cgroup v2, or what capture is attached to.
+    pub cgroup_root: PathBuf,
     /// The trust in force.
     pub trust: watch::Receiver<Arc<TrustBundles>>,
     /// Issues what workloads get.
@@ -75,7 +78,7 @@ impl Service {
         stop: CancellationToken,
     ) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            attestor: Attestor::new(parts.world)?,
+            attestor: Attestor::new(parts.world, parts.cgroup_root)?,
             trust: parts.trust,
             keeper: Keeper::new(parts.issuer),
             minter: parts.minter,

@@ -110,6 +110,7 @@ fn given(limits: WorkloadApiLimits) -> Given {
     let issuing = Arc::new(Issuing { ca, issued: AtomicU64::new(0), pushed: watch::Sender::new(0) });
     let parts = WorkloadApiParts {
         world: worlds,
+        cgroup_root: folder.path().join("cgroup"),
         trust: trusted,
         issuer: Arc::<Issuing>::clone(&issuing),
         minter: Some(Arc::new(authority)),

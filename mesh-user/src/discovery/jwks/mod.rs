@@ -2,7 +2,6 @@
 //! names a key that is not known, and after failures. Readers never lock, wait or fetch; an outage leaves the keys
 //! that were had last. Never decides about a token.
 
-mod address;
 mod fetch;
 mod schedule;
 #[cfg(test)]

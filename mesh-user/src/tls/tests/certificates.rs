@@ -4,7 +4,7 @@
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
     KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519,
-    PKCS_RSA_SHA256, RsaKeySize, SubjectPublicKeyInfo,
+    PKCS_RSA_SHA256, RsaKeySize, SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -45,6 +45,10 @@ fn leaf(id: &str, change: impl FnOnce(&mut Leaf)) -> Leaf {
     leaf
 }
 
+fn uri(name: &str) -> SanType {
+    SanType::URI(name.try_into().unwrap())
+}
+
 /// So many hours from now.
 fn hours(from_now: i64) -> SystemTime {
     let away = Duration::from_secs(from_now.unsigned_abs() * 3600);
@@ -81,6 +85,10 @@ async fn leaves_that_prove_nothing() {
         ("a CA as leaf", "usage", |ca, id| ca.issue(&leaf(id, |leaf| leaf.is_ca = true))),
         ("no digitalSignature", "usage", |ca, id| {
             ca.issue(&leaf(id, |leaf| leaf.key_usage = vec![KeyUsagePurpose::KeyEncipherment]))
+        }),
+        ("no key usage", "usage", |ca, id| ca.issue(&leaf(id, |leaf| leaf.key_usage.clear()))),
+        ("cRLSign", "usage", |ca, id| {
+            ca.issue(&leaf(id, |leaf| leaf.key_usage.push(KeyUsagePurpose::CrlSign)))
         }),
         ("keyCertSign", "usage", |ca, id| {
             ca.issue(&leaf(id, |leaf| leaf.key_usage.push(KeyUsagePurpose::KeyCertSign)))
@@ -193,6 +201,18 @@ async fn chains_that_lead_nowhere() {
         ("an issuer that may not sign", "usage", |ca, id| {
             ca.below(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]).svid(id)
         }),
+        ("an issuer without a key usage", "usage", |ca, id| {
+            ca.below(|params| params.key_usages.clear()).svid(id)
+        }),
+        ("an issuer that is a workload", "usage", |ca, id| {
+            ca.below(|params| params.subject_alt_names.push(uri(WEB))).svid(id)
+        }),
+        ("an issuer of another trust domain's workload", "usage", |ca, id| {
+            ca.below(|params| params.subject_alt_names.push(uri("spiffe://other.example/x"))).svid(id)
+        }),
+        ("an issuer whose SPIFFE ID is none", "usage", |ca, id| {
+            ca.below(|params| params.subject_alt_names.push(uri("spiffe://cluster.local/"))).svid(id)
+        }),
         ("more CAs than the path length allows", "constraint", |ca, id| {
             ca.below(|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)))
                 .below(|_| {})
@@ -244,8 +264,14 @@ async fn chains_that_lead_nowhere() {
 #[tokio::test]
 async fn unusual_chains_and_keys_are_believed() {
     let ca = TestCa::new("cluster.local");
-    let cases: [(&str, Forge); 6] = [
+    let cases: [(&str, Forge); 8] = [
         ("a node's CA", |ca, id| ca.below(|_| {}).svid(id)),
+        ("an issuer that is an SVID, without a path", |ca, id| {
+            ca.below(|params| params.subject_alt_names.push(uri("spiffe://cluster.local"))).svid(id)
+        }),
+        ("an issuer with a name of another kind", |ca, id| {
+            ca.below(|params| params.subject_alt_names.push(uri("https://ca.example/x"))).svid(id)
+        }),
         ("as many CAs as the path length allows", |ca, id| {
             ca.below(|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1)))
                 .below(|_| {})
@@ -320,5 +346,35 @@ fn a_clock_that_jumps_decides_by_what_it_shows() {
     ] {
         let error = verifier.verify_again(&peer, PeerRole::Client, None, at).err();
         assert_eq!(error.as_ref().map(VerifyError::label), label, "at {at:?}");
+    }
+}
+
+/// Whether a certificate may be an authority of a trust domain's bundle.
+#[test]
+fn an_authority_signs_and_is_no_workload() {
+    let ca = TestCa::new("cluster.local");
+    let root = |change: fn(&mut CertificateParams)| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        change(&mut params);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    };
+    for (certificate, why) in [
+        (ca.root(), None),
+        (root(|params| params.subject_alt_names.push(uri("spiffe://cluster.local"))), None),
+        (root(|params| params.key_usages.clear()), None),
+        (ca.svid(WEB).chain[0].clone(), Some("is no CA")),
+        (
+            root(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]),
+            Some("may not sign certificates"),
+        ),
+        (
+            root(|params| params.subject_alt_names.push(uri(WEB))),
+            Some("has a SPIFFE ID with a path, as a workload's"),
+        ),
+        (CertificateDer::from(vec![5, 0]), Some("is no X.509 certificate")),
+    ] {
+        assert_eq!(crate::tls::why_no_authority(&certificate), why);
     }
 }

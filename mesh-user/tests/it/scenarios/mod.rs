@@ -9,6 +9,7 @@ mod bypass;
 mod cluster;
 mod destination;
 mod endings;
+mod federation;
 mod hold;
 mod hostile;
 mod http;
@@ -72,6 +73,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("interop", interop::STORIES),
         ("interop", interop_gnutls::STORIES),
         ("interop", interop_go::STORIES),
+        ("federation", federation::STORIES),
         ("kernel_path", kernel_path::STORIES),
         ("lifecycle", lifecycle::STORIES),
         ("limits", limits::STORIES),

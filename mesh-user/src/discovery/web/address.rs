@@ -1,4 +1,4 @@
-//! Which addresses keys may be fetched from. A policy names the URL and a resolver names the address: neither may turn
+//! Which addresses may be fetched from. A policy names the URL and a resolver names the address: neither may turn
 //! meshd, which runs in the host's network as root, against the node or its cloud's metadata service.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_node_and_its_cloud_are_not_asked_for_keys() {
+    fn the_node_and_its_cloud_are_not_asked() {
         let own = ["10.1.2.3".parse().unwrap(), "2001:db8::7".parse().unwrap()];
         for (address, good) in [
             ("93.184.216.34", true),
