@@ -8,6 +8,8 @@
 mod args;
 #[path = "meshctl/authority.rs"]
 mod authority;
+#[path = "meshctl/ca_keys.rs"]
+mod ca_keys;
 #[path = "meshctl/offline.rs"]
 mod offline;
 #[path = "meshctl/online.rs"]
@@ -70,7 +72,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Ca(CaCommand::Bundle { config, format }) => {
             writeln!(out, "{}", offline::bundle(config, *format)?)?;
         }
-        Command::Ca(command) => authority::run(command, format, &mut out)?,
+        Command::Ca(command) => authority::run(command, &arguments.runtime_dir, format, &mut out)?,
         Command::Policy(command) => {
             if let Some(code) = policy::offline(arguments, command, &mut out)? {
                 return Ok(code);

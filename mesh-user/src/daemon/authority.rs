@@ -25,6 +25,7 @@ use crate::{
         audit::{Audit, Sink},
         authority::{Authority, AuthoritySettings},
         callers::{ConfiguredNodes, JoinTokens, kubernetes},
+        jwt_svid::JwtAuthority,
         service::{ListenError, Listeners, Service, ServiceParts},
     },
     config::{AuthorityConfig, ConfigError},
@@ -193,6 +194,7 @@ async fn open_service(
     };
     let parts = ServiceParts {
         join_tokens: JoinTokens::new(authority.state().clone()),
+        jwt: Arc::new(JwtAuthority::open(&config.directory, config.trust_domain.clone())?),
         authority: Arc::new(authority),
         placement: Arc::new(ConfiguredNodes::new(&config.nodes)),
         kubernetes,

@@ -173,8 +173,44 @@ pub(crate) enum CaCommand {
         #[arg(long, value_enum, default_value_t = BundleFormat::Pem)]
         format: BundleFormat,
     },
-    /// The service `meshd ca` in a few figures.
+    /// The service `meshd ca` in a few figures, its keys, and the nodes that follow them; of a node the embedded CA's keys.
     Status(CaService),
+    /// Changes the CA's own key, one stage at a time: trusted before it signs, and the old one trusted until nothing of it is in use.
+    Rotate {
+        /// Which.
+        #[arg(value_enum)]
+        kind: RotateKind,
+        /// Go one stage on instead of beginning, if that is safe.
+        #[arg(long, conflicts_with_all = ["cancel"])]
+        advance: bool,
+        /// With --advance: even if it is not safe; certificates may then not be believed.
+        #[arg(long, requires = "advance")]
+        force: bool,
+        /// Forget a new key that does not sign yet.
+        #[arg(long)]
+        cancel: bool,
+        #[command(flatten)]
+        service: CaService,
+    },
+    /// Takes certificates back: live connections end within seconds.
+    Revoke {
+        #[command(flatten)]
+        what: RevokeArguments,
+        /// Why, as in revocation lists.
+        #[arg(long, value_enum, default_value_t = RevokeReason::Unspecified)]
+        reason: RevokeReason,
+        #[command(flatten)]
+        service: CaService,
+    },
+    /// Lets an identity have certificates again that `revoke --block` took out of use.
+    Unblock {
+        /// A SPIFFE ID.
+        identity: String,
+        #[command(flatten)]
+        service: CaService,
+    },
+    /// Prints the revocation lists (PEM, one of each authority) for verifiers that are no meshd.
+    Crl(CaService),
     /// One-time tokens with which nodes become known to `meshd ca`.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -195,6 +231,55 @@ pub(crate) struct CaService {
     /// Its runtimeDir.
     #[arg(long, env = "MESHD_CA_RUNTIME_DIR", default_value = "/run/meshd-ca", value_name = "DIR")]
     pub(crate) ca_runtime_dir: PathBuf,
+    /// Ask this node's meshd, whose CA is embedded, instead of `meshd ca`.
+    #[arg(long)]
+    pub(crate) embedded: bool,
+}
+
+/// A key of the CA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RotateKind {
+    /// What everybody believes.
+    Root,
+    /// What signs below it.
+    Intermediate,
+}
+
+/// What to take back.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct RevokeArguments {
+    /// A certificate by its serial number, hex.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) serial: Option<String>,
+    /// All certificates of a SPIFFE ID.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub(crate) identity: Option<String>,
+    /// All certificates of a SPIFFE ID, which gets no others until `unblock`.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub(crate) block: Option<String>,
+    /// An intermediate by its serial number, hex, and so all that it signed.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) issuer: Option<String>,
+}
+
+/// RFC 5280 section 5.3.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RevokeReason {
+    /// Nobody says.
+    Unspecified,
+    /// Somebody else may have the key.
+    KeyCompromise,
+    /// Somebody else may have the authority's key.
+    CaCompromise,
+    /// The workload is another's now.
+    AffiliationChanged,
+    /// Another certificate is in its place.
+    Superseded,
+    /// The workload is no more.
+    CessationOfOperation,
+    /// It may not be that any more.
+    PrivilegeWithdrawn,
 }
 
 #[derive(Debug, Subcommand)]

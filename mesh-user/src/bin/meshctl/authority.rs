@@ -1,6 +1,6 @@
 //! The commands about `meshd ca`: they ask it over its own admin socket, or look at its file.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use anyhow::Context;
 use mesh_user::{
@@ -11,11 +11,16 @@ use mesh_user::{
 
 use crate::{
     args::{CaCommand, CaService, Output, TokenCommand},
-    render,
+    ca_keys, render,
 };
 
 /// Runs one of them.
-pub(crate) fn run(command: &CaCommand, format: Output, out: &mut dyn Write) -> anyhow::Result<()> {
+pub(crate) fn run(
+    command: &CaCommand,
+    runtime_dir: &Path,
+    format: Output,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     match command {
         CaCommand::ConfigSchema => writeln!(out, "{:#}", AuthorityConfig::schema())?,
         CaCommand::ConfigValidate { file } => {
@@ -24,7 +29,12 @@ pub(crate) fn run(command: &CaCommand, format: Output, out: &mut dyn Write) -> a
         }
         _ => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            return runtime.block_on(ask(command, format, out));
+            return runtime.block_on(async {
+                if ca_keys::run(command, runtime_dir, format, out).await? {
+                    return Ok(());
+                }
+                ask(command, format, out).await
+            });
         }
     }
     Ok(())
@@ -36,10 +46,6 @@ fn client(service: &CaService) -> AdminClient {
 
 async fn ask(command: &CaCommand, format: Output, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
-        CaCommand::Status(service) => {
-            let status: CaStatus = client(service).get("/v1/status").await?;
-            render::either(out, format, &status, |out| show(out, &status))?;
-        }
         CaCommand::Metrics(service) => out.write_all(client(service).text("/metrics").await?.as_bytes())?,
         CaCommand::Token(TokenCommand::Create { node, ttl, service }) => {
             let wanted = NewJoinToken { node: node.clone(), ttl_seconds: *ttl };
@@ -70,12 +76,12 @@ async fn ask(command: &CaCommand, format: Output, out: &mut dyn Write) -> anyhow
     Ok(())
 }
 
-fn time(seconds: i64) -> String {
+pub(crate) fn time(seconds: i64) -> String {
     let since = std::time::Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
     rfc3339(std::time::UNIX_EPOCH + since)
 }
 
-fn show(out: &mut dyn Write, status: &CaStatus) -> std::io::Result<()> {
+pub(crate) fn show(out: &mut dyn Write, status: &CaStatus) -> std::io::Result<()> {
     let end = |seconds: u64| time(i64::try_from(seconds).unwrap_or(i64::MAX));
     let rows = [
         ("version", status.version.clone()),

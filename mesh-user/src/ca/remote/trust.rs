@@ -13,8 +13,12 @@ use tokio::sync::watch;
 
 use super::{RemoteError, channel::MAX_ANSWER_BYTES};
 use crate::{
-    ca::{CaError, files, proto::meshd::TrustState},
-    identity::{RevocationList, TrustBundles, TrustDomain},
+    ca::{
+        CaError, files,
+        proto::meshd::{Bundle, TrustState},
+        spiffe_bundle,
+    },
+    identity::{JwtAuthorities, RevocationList, TrustBundles, TrustDomain},
 };
 
 /// In the node's `stateDir`.
@@ -153,6 +157,10 @@ fn parse(own: &TrustDomain, state: &TrustState) -> Result<TrustBundles, String> 
         if bundles.roots.insert(domain.clone(), roots).is_some() {
             return Err(format!("{domain} comes twice"));
         }
+        let keys = jwt_authorities(bundle).map_err(|what| format!("{domain}: {what}"))?;
+        if !keys.is_empty() {
+            bundles.jwt_authorities.insert(domain.clone(), keys);
+        }
         if !lists.is_empty() {
             bundles.revoked.insert(domain, lists);
         }
@@ -161,6 +169,16 @@ fn parse(own: &TrustDomain, state: &TrustState) -> Result<TrustBundles, String> 
         return Err(format!("it has no root of {own}, so no SVID could be believed"));
     }
     Ok(bundles)
+}
+
+fn jwt_authorities(bundle: &Bundle) -> Result<JwtAuthorities, String> {
+    if bundle.jwt_authorities.len() > MAX_ROOTS {
+        return Err(format!("more than {MAX_ROOTS} keys of JWT-SVIDs"));
+    }
+    let keys = bundle.jwt_authorities.iter().map(|key| serde_json::from_slice(key));
+    let keys: Vec<serde_json::Value> =
+        keys.collect::<Result<_, _>>().map_err(|error| format!("a key of JWT-SVIDs is no JSON: {error}"))?;
+    Ok(spiffe_bundle::jwt_authorities(keys.iter()))
 }
 
 /// Roots from a file that an operator or Kubernetes keeps; links are followed, as its mounts are made of them.

@@ -10,6 +10,7 @@ mod metrics;
 mod own;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod trust;
 mod visit;
 
@@ -34,9 +35,10 @@ use super::{
     CaError,
     audit::Audit,
     callers::{Callers, JoinTokens, Placement, Rates, kubernetes, service_identity},
+    jwt_svid::{JwtAuthority, JwtSvidService},
     proto::{
         istio::istio_certificate_service_server::IstioCertificateServiceServer,
-        meshd::{join_server::JoinServer, trust_server::TrustServer},
+        meshd::{join_server::JoinServer, jwt_svid_server::JwtSvidServer, trust_server::TrustServer},
     },
     signing::{CertificateAuthority, Trust},
 };
@@ -48,6 +50,7 @@ use crate::{
 use certificates::Certificates;
 use join::NodesJoin;
 use own::OwnCertificate;
+use tokens::Tokens;
 use trust::TrustWatch;
 
 /// What a service is made of.
@@ -60,6 +63,8 @@ pub struct ServiceParts {
     pub kubernetes: Option<kubernetes::Tokens>,
     /// In the CA's state.
     pub join_tokens: JoinTokens,
+    /// Mints JWT-SVIDs.
+    pub jwt: Arc<JwtAuthority>,
     /// Where everything is recorded.
     pub audit: Arc<Audit>,
 }
@@ -70,6 +75,7 @@ pub struct Service {
     placement: Arc<dyn Placement>,
     callers: Callers,
     join_tokens: JoinTokens,
+    jwt: Arc<JwtAuthority>,
     audit: Arc<Audit>,
     metrics: Arc<ServiceMetrics>,
     rates: Rates,
@@ -112,6 +118,7 @@ impl Service {
             authority: parts.authority,
             placement: parts.placement,
             join_tokens: parts.join_tokens,
+            jwt: parts.jwt,
             audit: parts.audit,
             metrics: Arc::new(ServiceMetrics::new()),
             rates: Rates::new(&limits),
@@ -189,7 +196,11 @@ impl Service {
         let certificates = IstioCertificateServiceServer::new(Certificates(Arc::clone(self)));
         let join = JoinServer::new(NodesJoin(Arc::clone(self)));
         let trust = TrustServer::new(TrustWatch(Arc::clone(self)));
+        let tokens =
+            JwtSvidService::new(Arc::<JwtAuthority>::clone(&self.jwt), Arc::new(Tokens(Arc::clone(self))));
+        let tokens = JwtSvidServer::new(tokens);
         Routes::new(certificates.max_decoding_message_size(longest))
+            .add_service(tokens.max_decoding_message_size(longest))
             .add_service(join.max_decoding_message_size(longest))
             .add_service(trust.max_decoding_message_size(longest))
             .prepare()

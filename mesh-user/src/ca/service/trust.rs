@@ -116,7 +116,7 @@ impl Watching {
     }
 
     fn state(&mut self) -> TrustState {
-        state(self.counted.0.authority.trust_domain(), &self.trust.borrow_and_update())
+        state(&self.counted.0, &self.trust.borrow_and_update())
     }
 
     /// The agent's node is the one that it proved, whatever the message says.
@@ -145,7 +145,9 @@ async fn next_message(said: &mut Option<Streaming<WatchRequest>>) -> Result<Opti
 }
 
 /// As agents read it, the CA's own trust domain first.
-fn state(own: &TrustDomain, trust: &Trust) -> TrustState {
+fn state(service: &Service, trust: &Trust) -> TrustState {
+    let own = service.authority.trust_domain();
+    let minting = |domain: &TrustDomain| (domain == own).then(|| service.jwt.published().values());
     let mut bundles: Vec<_> = trust
         .bundles
         .roots
@@ -161,7 +163,11 @@ fn state(own: &TrustDomain, trust: &Trust) -> TrustState {
                 .flatten()
                 .map(|list| list.der().to_vec())
                 .collect(),
-            jwt_authorities: Vec::new(),
+            jwt_authorities: minting(domain)
+                .into_iter()
+                .flatten()
+                .map(|key| key.as_bytes().to_vec())
+                .collect(),
         })
         .collect();
     bundles.sort_by_key(|bundle| bundle.trust_domain != own.as_str());

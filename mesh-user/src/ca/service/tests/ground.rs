@@ -30,6 +30,7 @@ use crate::{
         audit::Sink,
         authority::{Authority, AuthoritySettings},
         callers::{ConfiguredNodes, kubernetes::fake::ApiServer},
+        jwt_svid::JwtAuthority,
         proto::{
             istio::{
                 IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
@@ -126,7 +127,7 @@ impl Ground {
         let settings = AuthoritySettings {
             lifetime,
             max_lifetime: longest,
-            ..AuthoritySettings::new(directory, config.trust_domain.clone())
+            ..AuthoritySettings::new(directory.clone(), config.trust_domain.clone())
         };
         let inner = Authority::open(settings).unwrap();
         let join_tokens = JoinTokens::new(inner.state().clone());
@@ -138,6 +139,7 @@ impl Ground {
             placement: Arc::new(ConfiguredNodes::new(&config.nodes)),
             kubernetes: Some(api_server.tokens()),
             join_tokens,
+            jwt: Arc::new(JwtAuthority::open(&directory, config.trust_domain.clone()).unwrap()),
             audit: Arc::new(audit.unwrap()),
         };
         let service = Service::new(&config, parts).await.unwrap();
