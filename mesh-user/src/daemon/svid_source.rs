@@ -98,10 +98,8 @@ fn embedded(config: &Config, lifetime: Duration, stop: &CancellationToken) -> Re
     })?;
     let (running, stop) = (authority.clone(), stop.clone());
     tokio::spawn(async move { running.run(stop).await });
-    let jwt = match config.workload_api.enabled {
-        true => Some(Arc::new(JwtAuthority::open(&config.jwt_directory(), config.trust_domain.clone())?)),
-        false => None,
-    };
+    let open_jwt = || JwtAuthority::open(&config.jwt_directory(), config.trust_domain.clone()).map(Arc::new);
+    let jwt = config.workload_api.enabled.then(open_jwt).transpose()?;
     Ok(Opened {
         source: Arc::new(Local(authority.clone())),
         exportable: Some(Arc::new(IssueThrough::new(

@@ -142,16 +142,6 @@ pub(crate) fn web_server(host: &str, into: &Path, name: &str) -> anyhow::Result<
     Ok(files)
 }
 
-/// A root's certificate and its key, PEM.
-pub(crate) fn new_root(name: &str) -> anyhow::Result<(String, String)> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate()?;
-    Ok((params.self_signed(&key)?.pem(), key.serialize_pem()))
-}
-
 /// Two authorities of one root, with keys and files as Istio's Makefile makes them for two clusters' secret `cacerts`.
 pub(crate) fn plugged_in(folders: [&Path; 2]) -> anyhow::Result<()> {
     let authority = |name: &str, below| {

@@ -29,10 +29,7 @@ struct Standing {
 
 /// Whom a command asks.
 pub(crate) fn client(service: &CaService, runtime_dir: &Path) -> AdminClient {
-    match service.embedded {
-        true => AdminClient::new(runtime_dir),
-        false => AdminClient::of_ca(&service.ca_runtime_dir),
-    }
+    if service.embedded { AdminClient::new(runtime_dir) } else { AdminClient::of_ca(&service.ca_runtime_dir) }
 }
 
 /// Runs one of them; false: it is another's.
@@ -93,10 +90,8 @@ pub(crate) async fn run(
         CaCommand::Unblock { identity, service } => {
             let body = UnblockBody { identity: identity.clone() };
             let answer: Unblocked = client(service, runtime_dir).post_json(&at("unblock"), &body).await?;
-            let sentence = match answer.was_blocked {
-                true => format!("{identity} may have certificates again"),
-                false => format!("{identity} was not blocked"),
-            };
+            let standing = if answer.was_blocked { "may have certificates again" } else { "was not blocked" };
+            let sentence = format!("{identity} {standing}");
             render::done(out, format, &sentence)?;
         }
         CaCommand::Crl(service) => {

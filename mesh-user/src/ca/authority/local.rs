@@ -24,6 +24,11 @@ impl SvidSource for Local {
         self.0.0.bundles.subscribe()
     }
 
+    /// What an authority signed that signs no more is replaced at once: it may have been moved from for a reason.
+    fn pushed(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.0.moved.subscribe())
+    }
+
     fn not_after(&self) -> Option<SystemTime> {
         Some(self.0.not_after())
     }

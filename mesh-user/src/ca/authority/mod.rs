@@ -91,6 +91,8 @@ struct Inner {
     reading: Mutex<()>,
     trust: watch::Sender<Arc<Trust>>,
     bundles: watch::Sender<Arc<TrustBundles>>,
+    /// Counts up when another authority signs than before.
+    moved: watch::Sender<u64>,
     acknowledged: Mutex<BTreeMap<String, u64>>,
     wake: Notify,
 }
@@ -143,6 +145,7 @@ impl Authority {
             reading: Mutex::default(),
             trust,
             bundles,
+            moved: watch::Sender::default(),
             acknowledged: Mutex::default(),
             wake: Notify::new(),
         })))
@@ -287,7 +290,7 @@ impl Authority {
             return Ok(());
         }
         let view = Arc::new(read(&inner.state, &inner.shared)?);
-        inner.view.store(Arc::clone(&view));
+        let before = inner.view.swap(Arc::clone(&view));
         inner.trust.send_if_modified(|known| {
             let changed = *known != view.trust;
             known.clone_from(&view.trust);
@@ -300,6 +303,10 @@ impl Authority {
             }
             changed
         });
+        // Last: who asks anew because of it knows the new authority by then.
+        if before.signer.id != view.signer.id {
+            inner.moved.send_modify(|count| *count += 1);
+        }
         Ok(())
     }
 

@@ -210,9 +210,12 @@ fn a_node_joins_by_a_token_and_gets_certificates_of_its_workloads_only(
     let (leaf, roots) = (fleet.dir.join("leaf.pem"), fleet.dir.join("roots.pem"));
     fs::write(&leaf, &web.chain[0])?;
     fs::write(&roots, web.chain.last().context("an empty chain")?)?;
-    let (leaf, roots) = (leaf.to_string_lossy(), roots.to_string_lossy());
-    fleet.ca.run(&["openssl", "verify", "-x509_strict", "-CAfile", &roots, &leaf])?.succeeded()?;
-    let names = ["openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", &leaf];
+    let between = fleet.dir.join("between.pem");
+    fs::write(&between, web.chain[1..web.chain.len() - 1].concat())?;
+    let [leaf, roots, between] = [leaf, roots, between].map(|path| path.to_string_lossy().into_owned());
+    let verify = ["openssl", "verify", "-x509_strict", "-CAfile", &roots, "-untrusted", &between, &leaf];
+    fleet.ca.run(&verify)?.succeeded()?;
+    let names = ["openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", leaf.as_str()];
     let names = fleet.ca.run(&names)?.succeeded()?;
     ensure!(names.contains(&format!("URI:{WEB}")) && !names.contains("somebody"), "{names}");
     // Another node's workload, the token again, and a workload that asks for another one.

@@ -2,7 +2,6 @@
 //! that knows its partner by its SVID, the other by a certificate of the web's.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -159,16 +158,6 @@ fn two_meshes_believe_each_other_by_their_bundle_endpoints(ground: &Ground) -> a
     curl(&mesh)
 }
 
-/// Makes `pems` the roots that node b's CA has, the first of which signs with `key`.
-fn set_roots(node: &Node, pems: &[&str], key: &str) -> anyhow::Result<()> {
-    for (name, content, mode) in [("ca.crt", pems.concat(), 0o644), ("ca.key", key.to_owned(), 0o600)] {
-        let path = node.ca_dir().join(name);
-        fs::write(&path, content)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
-    }
-    Ok(())
-}
-
 fn a_partners_root_rotates_and_no_connection_fails(ground: &Ground) -> anyhow::Result<()> {
     let mut mesh = two_meshes(ground)?;
     federate(&mut mesh, ground, &format!("spiffe://{B}/spiffe-bundle-endpoint"))?;
@@ -177,23 +166,35 @@ fn a_partners_root_rotates_and_no_connection_fails(ground: &Ground) -> anyhow::R
     wait_for_roots(&mesh.b, A, 1)?;
     let _nginx = programs::nginx(&mesh.server, 8080, MARKER)?;
     curl(&mesh)?;
-    let read = |name: &str| fs::read_to_string(mesh.b.ca_dir().join(name));
-    let (old, old_key) = (read("ca.crt")?, read("ca.key")?);
-    let (new, new_key) = pki::new_root("the next root of partner.example")?;
-    for (stage, pems, key, believed) in [
-        ("both are told", vec![&*old, &*new], &old_key, 2),
-        ("the new one signs", vec![&*new, &*old], &new_key, 2),
-        ("the old one is withdrawn", vec![&*new], &new_key, 1),
-    ] {
-        mesh.b.stop()?;
-        set_roots(&mesh.b, &pems, key)?;
-        mesh.b.start()?;
-        // b begins with what it kept of a; what a believes of b is what it fetched at the stage before.
-        curl(&mesh).context(stage)?;
-        wait_for_roots(&mesh.a, B, believed).context(stage)?;
-        curl(&mesh).context(stage)?;
+    let rotate = |more: &[&str]| {
+        let mut arguments = vec!["ca", "rotate", "root", "--embedded"];
+        arguments.extend(more);
+        mesh.b.ctl(&arguments)
+    };
+    let signed_by = || -> anyhow::Result<Value> {
+        let status = mesh.b.ctl_json(&["ca", "status", "--embedded"])?;
+        let authorities = status["keys"]["authorities"].as_array().cloned().unwrap_or_default();
+        let signs = authorities.iter().find(|one| one["signs"] == true);
+        Ok(signs.context("no authority signs")?["serial"].clone())
+    };
+    let old = signed_by()?;
+    rotate(&[])?.succeeded()?;
+    wait_for_roots(&mesh.a, B, 2)?;
+    curl(&mesh).context("both are told")?;
+    // Who does not acknowledge has an hour.
+    let why = rotate(&["--advance"])?.failed()?;
+    ensure!(why.contains("propagat") || why.contains("until"), "{why}");
+    rotate(&["--advance", "--force"])?.succeeded()?;
+    ensure!(signed_by()? != old, "the old root signs");
+    // The new one's SVIDs are in use at once, and believed by who has fetched both.
+    for _ in 0..20 {
+        curl(&mesh).context("the new one signs")?;
     }
-    Ok(())
+    let why = rotate(&["--advance"])?.failed()?;
+    ensure!(!why.is_empty(), "the old root was withdrawn while its SVIDs may be in use");
+    rotate(&["--advance", "--force"])?.succeeded()?;
+    wait_for_roots(&mesh.a, B, 1).context("the old one is withdrawn")?;
+    curl(&mesh).context("the old one is withdrawn")
 }
 
 fn a_unit_of_systemd_proves_the_identity_that_a_template_makes(ground: &Ground) -> anyhow::Result<()> {

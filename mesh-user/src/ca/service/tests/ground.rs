@@ -51,7 +51,8 @@ pub(super) struct Recording {
 
 impl Recording {
     fn new(inner: Authority) -> Self {
-        let trust = watch::Sender::new(Arc::clone(&inner.trust().borrow()));
+        let bundles = inner.trust().borrow().bundles.clone();
+        let trust = watch::Sender::new(Arc::new(Trust { version: 1, bundles }));
         Self { inner, trust, acknowledged: Mutex::default() }
     }
 

@@ -36,10 +36,8 @@ async fn an_agent_is_told_at_once_and_of_each_change_and_is_counted_by_its_own_n
     say.send(WatchRequest { node: "n2".to_owned(), version: 1 }).await.unwrap();
     let mut roots = ground.service.trust().bundles.roots.clone();
     roots.insert("a.other.test".parse().unwrap(), ground.roots());
-    let began = std::time::Instant::now();
     ground.authority.distribute(TrustBundles { roots, ..TrustBundles::default() });
     let second = states.message().await.unwrap().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1));
     // Its own domain first, though the other's name comes before it.
     let domains: Vec<_> = second.bundles.iter().map(|bundle| &*bundle.trust_domain).collect();
     assert_eq!((second.version, &*domains), (2, &["mesh.test", "a.other.test"][..]));
