@@ -124,11 +124,11 @@ fn is_svid(input: &Wanted<'_>, leaf: &Leaf, now: SystemTime) -> bool {
     let Ok(id) = uri.parse::<SpiffeId>() else { return false };
     // Without the extension nothing is ruled out.
     let any_purpose = !input.server_auth && !input.client_auth;
-    let any_use = !input.digital_signature && input.other_usage.is_none();
     id.trust_domain().as_str() == "cluster.local"
         && !id.path().is_empty()
         && !input.is_ca
-        && (any_use || (input.digital_signature && input.other_usage.is_none()))
+        && input.digital_signature
+        && input.other_usage.is_none()
         && (any_purpose || if input.role_is_client { input.client_auth } else { input.server_auth })
         && is_in_time(leaf, now)
 }

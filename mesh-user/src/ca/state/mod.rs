@@ -10,10 +10,10 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::{oneshot, watch};
 
 use super::{CaError, files};
@@ -22,6 +22,8 @@ use super::{CaError, files};
 const FILE: &str = "state.db";
 /// How long a write waits for those of other replicas.
 const BUSY: Duration = Duration::from_secs(10);
+/// How long what does not wait by itself waits before it is tried again.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How often other replicas' writes are looked for.
 const LOOK: Duration = Duration::from_millis(200);
 /// Most writes in one transaction.
@@ -141,11 +143,30 @@ impl State {
     }
 }
 
+/// Recovering after a crash, and the change to the write-ahead log, do not wait for others by themselves (`SQLite`, "WAL-mode
+/// File Format", `SQLITE_BUSY_RECOVERY`): they are tried again.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let began = Instant::now();
+    loop {
+        match try_connect(path) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && began.elapsed() < BUSY =>
+            {
+                thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+    if mode != "wal" {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+    }
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     Ok(connection)

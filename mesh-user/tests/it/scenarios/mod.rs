@@ -10,6 +10,7 @@ mod cluster;
 mod destination;
 mod endings;
 mod federation;
+mod fleet;
 mod hold;
 mod hostile;
 mod http;
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("requests_openid", requests_openid::STORIES),
         ("requests_streams", requests_streams::STORIES),
         ("authority", authority::STORIES),
+        ("fleet", fleet::STORIES),
         ("authorizers", authorizers::STORIES),
         ("workload_api", workload_api::STORIES),
         ("truth", truth::STORIES),

@@ -18,7 +18,7 @@ fn spawn(what: &str, directory: &Path) -> Child {
         .args(["--exact", "ca::authority::tests::crashes::child", "--ignored", "--nocapture"])
         .env(CHILD, format!("{what}:{}", directory.display()))
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::inherit())
         .spawn()
         .unwrap()
 }

@@ -1,0 +1,279 @@
+//! A fleet: `meshd ca` and two nodes that joined it with tokens, all of them the real programs, while the CA's keys rotate,
+//! it is killed again and again, and certificates are taken back.
+
+use std::fs;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use crate::it::daemon::{Node, bin_dir};
+use crate::it::ground::Ground;
+use crate::it::harness::{Story, stories};
+use crate::it::mesh::{Mesh, is_unserved, last_line, probe, serve, start_probe, wait_event};
+use crate::it::netns::Place;
+use crate::it::process::{PATIENCE, Program, wait_until};
+
+pub(super) const STORIES: &[Story] = stories![
+    Daemon 180:
+        root_and_intermediate_rotate_under_traffic_and_no_connection_fails,
+        a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing,
+        what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more;
+];
+
+const PORT: u16 = 15012;
+const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
+/// The shortest that the CA's file may say, in seconds; nodes' own certificates live as long.
+const LIFE: u64 = 60;
+/// By when everything was renewed that was signed before: an SVID is at six tenths of its life.
+const RENEWED: Duration = Duration::from_secs(LIFE * 6 / 10 + 4);
+
+/// `meshd ca` in a place of its own.
+struct Service {
+    place: Place,
+    dir: PathBuf,
+    program: Option<Program>,
+}
+
+impl Service {
+    fn start(&mut self) -> anyhow::Result<()> {
+        let (meshd, config) = (bin_dir().join("meshd"), self.dir.join("ca.yaml"));
+        let argv = [meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()];
+        let mut program = self.place.launch("meshd-ca", &argv).start()?;
+        program.wait_to_say("meshd ca is ready", PATIENCE)?;
+        self.program = Some(program);
+        Ok(())
+    }
+
+    fn kill(&mut self) -> anyhow::Result<()> {
+        self.program.take().context("the CA runs")?.kill_hard()
+    }
+
+    /// Runs `meshctl ca ...` and returns what it printed.
+    fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let (meshctl, run) = (bin_dir().join("meshctl"), self.dir.join("run"));
+        let (meshctl, run) = (meshctl.to_string_lossy(), run.to_string_lossy());
+        let mut argv: Vec<&str> = vec![&meshctl, "ca"];
+        argv.extend(arguments);
+        argv.extend(["--ca-runtime-dir", &run]);
+        Ok(self.place.run(&argv)?.succeeded()?.trim().to_owned())
+    }
+
+    fn keys(&self) -> anyhow::Result<Value> {
+        let status: Value = serde_json::from_str(&self.ctl(&["status", "-o", "json"])?)?;
+        Ok(status["keys"].clone())
+    }
+
+    /// Serial numbers of the authorities of this kind, by stage.
+    fn in_stage(&self, kind: &str, stage: &str) -> anyhow::Result<Vec<String>> {
+        let keys = self.keys()?;
+        let is_it = |one: &&Value| one["kind"] == kind && one["stage"] == stage;
+        let found = keys["authorities"].as_array().into_iter().flatten().filter(is_it);
+        Ok(found.filter_map(|one| one["serial"].as_str().map(str::to_owned)).collect())
+    }
+}
+
+fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
+}
+
+/// The CA, and both nodes joined.
+fn given(ground: &Ground) -> anyhow::Result<(Mesh, Service)> {
+    let mut mesh = Mesh::given(ground)?;
+    let [place] = mesh.pods.wire.plug(["ca"])?;
+    let dir = ground.dir().join("ca");
+    fs::create_dir(&dir)?;
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
+    let node = |name: &str| json!({ "name": name, "identities": ["spiffe://cluster.local/ns/shop/*"] });
+    let file = json!({
+        "trustDomain": "cluster.local",
+        "directory": dir.join("state"),
+        "runtimeDir": dir.join("run"),
+        "listen": [place.at(PORT)],
+        "dnsNames": ["ca.example.com"],
+        "svidLifetimeSeconds": LIFE,
+        "maxSvidLifetimeSeconds": LIFE,
+        "rotation": { "automatic": false, "propagationSeconds": 1 },
+        "nodes": [node("node-a"), node("node-b")],
+        "audit": { "file": dir.join("audit") },
+    });
+    fs::write(dir.join("ca.yaml"), file.to_string())?;
+    let mut service = Service { place, dir, program: None };
+    service.start()?;
+    let roots = service.dir.join("state/ca.crt");
+    for node in [&mut mesh.a, &mut mesh.b] {
+        let token = service.dir.join(format!("{}.token", node.name));
+        write_secret(&token, &service.ctl(&["token", "create", "--node", &node.name])?)?;
+        let ca = json!({
+            "provider": "meshd-ca", "address": service.place.at(PORT).to_string(),
+            "serverName": "ca.example.com", "rootsFile": roots, "joinTokenFile": token,
+            "svidLifetimeSeconds": LIFE,
+        });
+        node.settings.insert("ca".into(), ca);
+    }
+    mesh.configure()?;
+    mesh.a.start()?;
+    mesh.b.start()?;
+    Ok((mesh, service))
+}
+
+/// Connections one after another while `act` runs; none may fail. How many there were.
+fn under_traffic(mesh: &Mesh, act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u32> {
+    let (over, count) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+                let nth = count.fetch_add(1, Ordering::Relaxed);
+                ensure!(seen["text"] == "hello" && seen["ended"] == "eof", "connection {nth} failed: {seen}");
+            }
+            anyhow::Ok(())
+        });
+        let acted = act();
+        over.store(true, Ordering::Relaxed);
+        let carried = traffic.join().map_err(|_| anyhow::anyhow!("the traffic's thread panicked"))?;
+        carried.with_context(|| format!("{}{}", mesh.a.log(), mesh.b.log()))?;
+        acted
+    })?;
+    Ok(count.into_inner())
+}
+
+fn serial_of(node: &Node, account: &str) -> anyhow::Result<String> {
+    let rows = node.ctl_json(&["certs"])?;
+    let is_it = |row: &&Value| row["subject"].as_str().is_some_and(|id| id.ends_with(account));
+    let row = rows.as_array().into_iter().flatten().find(is_it).context("no such certificate")?;
+    row["serial"].as_str().map(str::to_owned).context("no serial")
+}
+
+/// Goes on with a rotation until it says that this stage is reached; what keeps it back is not forced.
+fn advance_until(
+    service: &Service,
+    kind: &str,
+    done: impl Fn() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    wait_until(PATIENCE, &format!("the rotation of the {kind} to go on"), || {
+        // Refused while a node has not acknowledged yet.
+        let _ = service.ctl(&["rotate", kind, "--advance"]);
+        done()
+    })
+    .with_context(|| service.keys().map(|keys| keys.to_string()).unwrap_or_default())
+}
+
+fn root_and_intermediate_rotate_under_traffic_and_no_connection_fails(ground: &Ground) -> anyhow::Result<()> {
+    let (mesh, service) = given(ground)?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    let open = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", "170000"])?;
+    wait_event(&server, "the client", |event| event["event"] == "accepted")?;
+    let (root, intermediate) =
+        (service.in_stage("root", "active")?, service.in_stage("intermediate", "active")?);
+    let first = serial_of(&mesh.a, "/sa/client")?;
+    let count = under_traffic(&mesh, || {
+        service.ctl(&["rotate", "intermediate"])?;
+        advance_until(&service, "intermediate", || {
+            let active = service.in_stage("intermediate", "active")?;
+            Ok(active.len() == 1 && active != intermediate)
+        })?;
+        service.ctl(&["rotate", "root"])?;
+        advance_until(&service, "root", || {
+            let active = service.in_stage("root", "active")?;
+            Ok(active.len() == 1 && active != root)
+        })?;
+        // Everything that the old one signed is replaced by its owner; only then nobody misses it.
+        std::thread::sleep(RENEWED);
+        ensure!(serial_of(&mesh.a, "/sa/client")? != first, "nothing was renewed: the story proves nothing");
+        let rows = mesh.a.ctl_json(&["connections"])?;
+        let ids = rows["connections"].as_array().into_iter().flatten().map(|row| row["age_ms"].as_u64());
+        ensure!(ids.flatten().any(|age| age > 30_000), "the connection that was open is gone: {rows}");
+        service.ctl(&["rotate", "root", "--advance", "--force"])?;
+        wait_until(PATIENCE, "both nodes to believe the new root alone", || {
+            let believes = |node: &Node| -> anyhow::Result<usize> {
+                let rows = node.ctl_json(&["certs"])?;
+                Ok(rows.as_array().into_iter().flatten().filter(|row| row["kind"] == "root").count())
+            };
+            Ok(believes(&mesh.a)? == 1 && believes(&mesh.b)? == 1)
+        })
+    })?;
+    ensure!(count > 50, "only {count} connections");
+    eprintln!("{count} connections while an intermediate and a root rotated, none failed");
+    // What rests on a root that is believed no more ends with it.
+    let seen = last_line(&open.finish(PATIENCE)?)?;
+    ensure!(seen["ended"] == "reset", "a connection outlived the root that it rests on: {seen}");
+    // The nodes can still ask: what they prove themselves with is of the new root, too.
+    let again = serial_of(&mesh.a, "/sa/client")?;
+    wait_until(RENEWED + PATIENCE, "renewals to go on", || Ok(serial_of(&mesh.a, "/sa/client")? != again))
+}
+
+fn a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing(
+    ground: &Ground,
+) -> anyhow::Result<()> {
+    let (mesh, mut service) = given(ground)?;
+    let _server = serve(&mesh.server, 7000, &["--echo"])?;
+    let first = serial_of(&mesh.a, "/sa/client")?;
+    let begun = Instant::now();
+    let mut kills = 0;
+    let count = under_traffic(&mesh, || {
+        while begun.elapsed() < RENEWED {
+            service.kill()?;
+            kills += 1;
+            std::thread::sleep(Duration::from_millis(500));
+            service.start()?;
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        Ok(())
+    })?;
+    ensure!(count > 50 && kills > 5, "only {count} connections, {kills} kills");
+    wait_until(PATIENCE, "the client's SVID to be renewed", || {
+        Ok(serial_of(&mesh.a, "/sa/client")? != first)
+    })?;
+    eprintln!("{count} connections while the CA was killed {kills} times, none failed");
+    // What was issued before a kill is in the register after it: it can be revoked by identity.
+    let said = service.ctl(&["revoke", "--identity", CLIENT, "-o", "json"])?;
+    let revoked = serde_json::from_str::<Value>(&said)?["serials"].clone();
+    let names = |serial: &str| revoked.as_array().is_some_and(|all| all.iter().any(|one| one == serial));
+    ensure!(names(&first), "the certificate from before the kills is not in the register: {revoked}");
+    Ok(())
+}
+
+fn what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more(
+    ground: &Ground,
+) -> anyhow::Result<()> {
+    let (mesh, service) = given(ground)?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    let live = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", "60000"])?;
+    wait_event(&server, "the client", |event| event["event"] == "accepted")?;
+    let before = serial_of(&mesh.a, "/sa/client")?;
+    let began = Instant::now();
+    service.ctl(&["revoke", "--identity", CLIENT, "--reason", "key-compromise"])?;
+    let seen = last_line(&live.finish(PATIENCE)?)?;
+    eprintln!("from the command to the cut: {:?}", began.elapsed());
+    ensure!(seen["text"] == "hello" && seen["ended"] == "reset", "the live connection was not reset: {seen}");
+    // Its own node renews at once, with another key.
+    wait_until(PATIENCE, "another SVID", || Ok(serial_of(&mesh.a, "/sa/client")? != before))?;
+    let hello = || probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"]);
+    wait_until(PATIENCE, "the new SVID to be believed", || Ok(hello()?["text"] == "hello"))?;
+
+    service.ctl(&["revoke", "--block", CLIENT])?;
+    wait_until(PATIENCE, "the blocked client to be refused", || Ok(is_unserved(&hello()?)))?;
+    let other = probe(&mesh.other, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+    ensure!(other["text"] == "hello", "another workload of its node was hit: {other}");
+    let status = mesh.a.ctl_json(&["certs"])?.to_string();
+    ensure!(status.contains("blocked"), "the node does not say why: {status}");
+    service.ctl(&["unblock", CLIENT])?;
+    wait_until(PATIENCE * 2, "the client to be served again", || Ok(hello()?["text"] == "hello"))?;
+    // OpenSSL reads the lists, too: one of each authority.
+    let mut found = false;
+    for (nth, list) in service.ctl(&["crl"])?.split_inclusive("-----END X509 CRL-----").enumerate() {
+        let file = service.dir.join(format!("{nth}.crl"));
+        fs::write(&file, list)?;
+        let read = ["openssl", "crl", "-in", &file.to_string_lossy(), "-noout", "-text"];
+        found |= service.place.run(&read)?.succeeded()?.to_lowercase().contains("key compromise");
+    }
+    ensure!(found, "no list says why");
+    let audit = fs::read_to_string(service.dir.join("audit"))?;
+    ensure!(audit.contains("ca revoke") && audit.contains("ca unblock"), "the operator left no trace");
+    Ok(())
+}
