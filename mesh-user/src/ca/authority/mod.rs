@@ -449,11 +449,28 @@ impl CertificateAuthority for Authority {
     }
 }
 
+/// Another replica may withdraw an authority, and remove its key, after the state was read: then it is read again.
 fn read(state: &State, shared: &Shared) -> Result<View, CaError> {
-    let (versions, all, lists) = state.read(|connection| {
-        let transaction = connection.unchecked_transaction()?;
-        Ok((rows::versions(&transaction)?, rows::all(&transaction)?, lists::all(&transaction)?))
-    })?;
+    let mut tried = 0;
+    loop {
+        let (versions, all, lists) = state.read(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            Ok((rows::versions(&transaction)?, rows::all(&transaction)?, lists::all(&transaction)?))
+        })?;
+        tried += 1;
+        match view(shared, versions, &all, lists) {
+            Err(CaError::Incomplete { .. }) if tried < TRIES && state.read(rows::versions)? != versions => {}
+            view => return view,
+        }
+    }
+}
+
+fn view(
+    shared: &Shared,
+    versions: (i64, i64),
+    all: &[Row],
+    lists: Vec<lists::List>,
+) -> Result<View, CaError> {
     let signs = |kind: Kind| {
         all.iter().rfind(move |row| row.kind == kind && row.stage == Stage::Active && row.key_file.is_some())
     };
@@ -465,7 +482,7 @@ fn read(state: &State, shared: &Shared) -> Result<View, CaError> {
         all.iter().filter(|row| row.stage != Stage::Withdrawn).map(|row| row.id.as_str()).collect();
     shared.keys.keep_only(&kept);
     let pem = lists.iter().map(|list| folder::pem("X509 CRL", &list.der)).collect();
-    let trust = Arc::new(trust(&all, lists, &shared.settings.trust_domain, versions.0)?);
+    let trust = Arc::new(trust(all, lists, &shared.settings.trust_domain, versions.0)?);
     Ok(View { versions, signer, trust, lists: pem })
 }
 
