@@ -174,7 +174,7 @@ fn document<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
 }
 
 /// What goes wrong in a handler, as status and sentence.
-struct Failure(StatusCode, String);
+pub(super) struct Failure(pub(super) StatusCode, pub(super) String);
 
 impl From<CaError> for Failure {
     fn from(error: CaError) -> Self {

@@ -18,13 +18,12 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api::ApiError,
     ca_api::{CaStatus, JoinTokenRow, NewJoinToken, NewJoinTokenAnswer, RevokedAnswer},
-    ca_keys,
+    ca_keys::{self, Failure},
     server::{AdminLimits, AdminSocket, MetricsServer, ServerError},
 };
 use crate::{
-    ca::{CaError, audit::AuditRecord, authority::Authority, callers::JoinToken, service::Service},
+    ca::{audit::AuditRecord, authority::Authority, callers::JoinToken, service::Service},
     config::JoinTokenConfig,
     identity::{SpiffeId, TrustDomain},
     telemetry::metrics::METRICS_CONTENT_TYPE,
@@ -190,19 +189,4 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<
         let what = format!("no answer within {} s; try again", ANSWER_TIMEOUT.as_secs());
         Err(Failure(StatusCode::GATEWAY_TIMEOUT, what))
     })
-}
-
-/// What goes wrong in a handler, as status and sentence.
-struct Failure(StatusCode, String);
-
-impl From<CaError> for Failure {
-    fn from(error: CaError) -> Self {
-        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        (self.0, Json(ApiError { error: self.1 })).into_response()
-    }
 }

@@ -10,7 +10,6 @@ use std::{
 use rcgen::BasicConstraints;
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
 
 use super::{
     CaError, Issuer, files,
@@ -90,11 +89,6 @@ impl EmbeddedCa {
         Ok(ca)
     }
 
-    /// Whom it signs for.
-    pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
-    }
-
     /// Where its files are.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -123,16 +117,11 @@ impl EmbeddedCa {
     }
 
     fn sign_leaf(&self, id: &SpiffeId) -> Result<Svid, CaError> {
-        self.sign_leaf_with_key(id).map(|(svid, _)| svid)
-    }
-
-    /// With the key, PKCS #8, for a workload that holds it itself.
-    pub(super) fn sign_leaf_with_key(&self, id: &SpiffeId) -> Result<(Svid, Zeroizing<Vec<u8>>), CaError> {
         let key = SecretKey::generate()
             .map_err(|e| CaError::Sign { subject: id.to_string(), what: e.to_string() })?;
         let terms = leaf::Terms { id, dns_names: &[], lifetime: self.lifetime, backdate: BACKDATE };
         let leaf = leaf::sign((&self.issuer, self.not_after), &key, &terms)?;
-        Ok((leaf::svid(id, leaf, &self.chain, &key)?, key.to_der()))
+        leaf::svid(id, leaf, &self.chain, &key)
     }
 }
 

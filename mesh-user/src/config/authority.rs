@@ -398,11 +398,7 @@ impl AuthorityConfig {
     /// # Errors
     /// When it cannot be read, is not YAML, has an unknown or missing field, or contradicts itself.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let file = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &file),
-            Err(source) => Err(ConfigError::Read { file, source }),
-        }
+        super::load(path, Self::parse)
     }
 
     /// Parses and validates `text`; `name` is what errors call it.

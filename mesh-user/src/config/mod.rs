@@ -66,17 +66,22 @@ impl fmt::Display for Problems<'_> {
     }
 }
 
+/// Reads a file and parses it with the name that errors call it.
+fn load<T>(path: &Path, parse: impl FnOnce(&str, &str) -> Result<T, ConfigError>) -> Result<T, ConfigError> {
+    let file = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, &file),
+        Err(source) => Err(ConfigError::Read { file, source }),
+    }
+}
+
 impl Config {
     /// Reads, parses and validates the file at `path`.
     ///
     /// # Errors
     /// When it cannot be read, is not YAML, has an unknown or missing field, or contradicts itself.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let file = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &file),
-            Err(source) => Err(ConfigError::Read { file, source }),
-        }
+        load(path, Self::parse)
     }
 
     /// Parses and validates `text`; `name` is what errors call it.

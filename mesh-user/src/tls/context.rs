@@ -161,7 +161,7 @@ impl TlsContext {
     }
 
     fn server_config(&self, svid: &Svid) -> Result<Arc<ServerConfig>, HandshakeError> {
-        let verifier = ClientVerifier { verifier: Arc::clone(&self.verifier) };
+        let verifier = ClientVerifier { verifier: Arc::clone(&self.verifier), is_required: true };
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(local)?

@@ -114,9 +114,15 @@ impl ServerCertVerifier for OriginVerifier {
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     pub(crate) verifier: Arc<PeerVerifier>,
+    /// Whether a client without a certificate is refused, or served as nobody.
+    pub(crate) is_required: bool,
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.is_required
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

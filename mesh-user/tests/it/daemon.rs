@@ -155,6 +155,14 @@ impl Node {
         self.meshd.take().context("meshd was not started")?.kill_hard()
     }
 
+    /// Serial number of the SVID whose SPIFFE ID ends so.
+    pub(crate) fn serial_of(&self, account: &str) -> anyhow::Result<String> {
+        let rows = self.ctl_json(&["certs"])?;
+        let is_it = |row: &&Value| row["subject"].as_str().is_some_and(|id| id.ends_with(account));
+        let row = rows.as_array().into_iter().flatten().find(is_it).context("no such certificate")?;
+        row["serial"].as_str().map(str::to_owned).context("no serial")
+    }
+
     /// What the daemon logged so far.
     pub(crate) fn log(&self) -> String {
         self.meshd.as_ref().map(Program::stderr).unwrap_or_default()

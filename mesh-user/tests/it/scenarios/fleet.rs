@@ -142,13 +142,6 @@ fn under_traffic(mesh: &Mesh, act: impl FnOnce() -> anyhow::Result<()>) -> anyho
     Ok(count.into_inner())
 }
 
-fn serial_of(node: &Node, account: &str) -> anyhow::Result<String> {
-    let rows = node.ctl_json(&["certs"])?;
-    let is_it = |row: &&Value| row["subject"].as_str().is_some_and(|id| id.ends_with(account));
-    let row = rows.as_array().into_iter().flatten().find(is_it).context("no such certificate")?;
-    row["serial"].as_str().map(str::to_owned).context("no serial")
-}
-
 /// Goes on with a rotation until it says that this stage is reached; what keeps it back is not forced.
 fn advance_until(
     service: &Service,
@@ -170,7 +163,7 @@ fn root_and_intermediate_rotate_under_traffic_and_no_connection_fails(ground: &G
     wait_event(&server, "the client", |event| event["event"] == "accepted")?;
     let (root, intermediate) =
         (service.in_stage("root", "active")?, service.in_stage("intermediate", "active")?);
-    let first = serial_of(&mesh.a, "/sa/client")?;
+    let first = mesh.a.serial_of("/sa/client")?;
     let count = under_traffic(&mesh, || {
         service.ctl(&["rotate", "intermediate"])?;
         advance_until(&service, "intermediate", || {
@@ -184,7 +177,7 @@ fn root_and_intermediate_rotate_under_traffic_and_no_connection_fails(ground: &G
         })?;
         // Everything that the old one signed is replaced by its owner; only then nobody misses it.
         std::thread::sleep(RENEWED);
-        ensure!(serial_of(&mesh.a, "/sa/client")? != first, "nothing was renewed: the story proves nothing");
+        ensure!(mesh.a.serial_of("/sa/client")? != first, "nothing was renewed: the story proves nothing");
         let rows = mesh.a.ctl_json(&["connections"])?;
         let ids = rows["connections"].as_array().into_iter().flatten().map(|row| row["age_ms"].as_u64());
         ensure!(ids.flatten().any(|age| age > 30_000), "the connection that was open is gone: {rows}");
@@ -203,8 +196,8 @@ fn root_and_intermediate_rotate_under_traffic_and_no_connection_fails(ground: &G
     let seen = last_line(&open.finish(PATIENCE)?)?;
     ensure!(seen["ended"] == "reset", "a connection outlived the root that it rests on: {seen}");
     // The nodes can still ask: what they prove themselves with is of the new root, too.
-    let again = serial_of(&mesh.a, "/sa/client")?;
-    wait_until(RENEWED + PATIENCE, "renewals to go on", || Ok(serial_of(&mesh.a, "/sa/client")? != again))
+    let again = mesh.a.serial_of("/sa/client")?;
+    wait_until(RENEWED + PATIENCE, "renewals to go on", || Ok(mesh.a.serial_of("/sa/client")? != again))
 }
 
 fn a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing(
@@ -212,7 +205,7 @@ fn a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing(
 ) -> anyhow::Result<()> {
     let (mesh, mut service) = given(ground)?;
     let _server = serve(&mesh.server, 7000, &["--echo"])?;
-    let first = serial_of(&mesh.a, "/sa/client")?;
+    let first = mesh.a.serial_of("/sa/client")?;
     let begun = Instant::now();
     let mut kills = 0;
     let count = under_traffic(&mesh, || {
@@ -226,9 +219,7 @@ fn a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing(
         Ok(())
     })?;
     ensure!(count > 50 && kills > 5, "only {count} connections, {kills} kills");
-    wait_until(PATIENCE, "the client's SVID to be renewed", || {
-        Ok(serial_of(&mesh.a, "/sa/client")? != first)
-    })?;
+    wait_until(PATIENCE, "the client's SVID to be renewed", || Ok(mesh.a.serial_of("/sa/client")? != first))?;
     eprintln!("{count} connections while the CA was killed {kills} times, none failed");
     // What was issued before a kill is in the register after it: it can be revoked by identity.
     let said = service.ctl(&["revoke", "--identity", CLIENT, "-o", "json"])?;
@@ -245,14 +236,14 @@ fn what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more(
     let server = serve(&mesh.server, 7000, &["--echo"])?;
     let live = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", "60000"])?;
     wait_event(&server, "the client", |event| event["event"] == "accepted")?;
-    let before = serial_of(&mesh.a, "/sa/client")?;
+    let before = mesh.a.serial_of("/sa/client")?;
     let began = Instant::now();
     service.ctl(&["revoke", "--identity", CLIENT, "--reason", "key-compromise"])?;
     let seen = last_line(&live.finish(PATIENCE)?)?;
     eprintln!("from the command to the cut: {:?}", began.elapsed());
     ensure!(seen["text"] == "hello" && seen["ended"] == "reset", "the live connection was not reset: {seen}");
     // Its own node renews at once, with another key.
-    wait_until(PATIENCE, "another SVID", || Ok(serial_of(&mesh.a, "/sa/client")? != before))?;
+    wait_until(PATIENCE, "another SVID", || Ok(mesh.a.serial_of("/sa/client")? != before))?;
     let hello = || probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"]);
     wait_until(PATIENCE, "the new SVID to be believed", || Ok(hello()?["text"] == "hello"))?;
 

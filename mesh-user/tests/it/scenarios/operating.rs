@@ -49,15 +49,9 @@ fn a_revoked_certificate_loses_its_connections_and_gets_no_new_one(ground: &Grou
     let server = serve(&mesh.server, 7000, &["--echo"])?;
     let live = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", "60000"])?;
     wait_event(&server, "the client", |event| event["event"] == "accepted")?;
-    let certificates = mesh.a.ctl_json(&["certs"])?;
-    let of_client = certificates
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|row| row["subject"].as_str().is_some_and(|id| id.ends_with("/sa/client")));
-    let serial = of_client.and_then(|row| row["serial"].as_str()).context("the client's serial")?;
+    let serial = mesh.a.serial_of("/sa/client")?;
     let list = mesh.b.ca_dir().join("ca-crl.pem");
-    fs::write(&list, pki::revocation_list(&mesh.a.ca_dir(), serial)?)?;
+    fs::write(&list, pki::revocation_list(&mesh.a.ca_dir(), &serial)?)?;
     let seen = last_line(&live.finish(PATIENCE * 2)?)?;
     ensure!(seen["text"] == "hello" && seen["ended"] == "reset", "the live connection was not reset: {seen}");
     let told = mesh.b.wait_access_log("why", |line| line["response_flags"] == "POLICY_CHANGED")?;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
-use serde_json::{Value, json};
+use anyhow::ensure;
+use serde_json::json;
 
 use crate::it::authority::Authority;
 use crate::it::ground::Ground;
@@ -102,13 +102,6 @@ fn a_restart_without_the_ca_waits_for_it_and_says_so(ground: &Ground) -> anyhow:
     })
 }
 
-fn serial_of(mesh: &Mesh, account: &str) -> anyhow::Result<String> {
-    let rows = mesh.a.ctl_json(&["certs"])?;
-    let is_it = |row: &&Value| row["subject"].as_str().is_some_and(|id| id.ends_with(account));
-    let row = rows.as_array().into_iter().flatten().find(is_it).context("no such certificate")?;
-    row["serial"].as_str().map(str::to_owned).context("no serial")
-}
-
 fn a_revocation_told_by_the_ca_cuts_the_live_connection_and_renews_at_its_own_node(
     ground: &Ground,
 ) -> anyhow::Result<()> {
@@ -116,12 +109,12 @@ fn a_revocation_told_by_the_ca_cuts_the_live_connection_and_renews_at_its_own_no
     let server = serve(&mesh.server, 7000, &["--echo"])?;
     let live = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", "60000"])?;
     wait_event(&server, "the client", |event| event["event"] == "accepted")?;
-    let before = serial_of(&mesh, "/sa/client")?;
+    let before = mesh.a.serial_of("/sa/client")?;
     let began = Instant::now();
     authority.revoke(&before)?;
     let seen = last_line(&live.finish(PATIENCE * 2)?)?;
     eprintln!("from the revocation to the cut: {:?}", began.elapsed());
     ensure!(seen["text"] == "hello" && seen["ended"] == "reset", "the live connection was not reset: {seen}");
-    wait_until(PATIENCE, "the revoked SVID to be renewed", || Ok(serial_of(&mesh, "/sa/client")? != before))?;
+    wait_until(PATIENCE, "the revoked SVID to be renewed", || Ok(mesh.a.serial_of("/sa/client")? != before))?;
     traffic(&mesh, Instant::now() + Duration::from_millis(1)).map(drop)
 }
