@@ -11,7 +11,7 @@
 //! discovery  ca  ext_authz sources -> World | the certificate authority | external authorizers
 //! policy     jwt  tls      pure decisions, no I/O | handshakes, verifiers, offload to the kernel
 //! world      config        one immutable snapshot of workloads, services, addresses | the node's file
-//! identity                 SPIFFE IDs, SVIDs, trust bundles
+//! identity   runtime       SPIFFE IDs, SVIDs, trust bundles | where pods live, by the container runtime
 //! telemetry  sys           metrics, access log, tracing | netns, sockets, splice, kTLS: all `unsafe`
 //! ```
 
@@ -27,6 +27,7 @@ pub mod identity;
 pub mod jwt;
 pub mod policy;
 pub mod proxy;
+pub mod runtime;
 pub mod sys;
 pub mod telemetry;
 pub mod tls;

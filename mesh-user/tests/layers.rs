@@ -15,7 +15,7 @@ const ROWS: [&[&str]; 9] = [
     &["discovery", "ca", "ext_authz"],
     &["policy", "jwt", "tls"],
     &["world", "config"],
-    &["identity"],
+    &["identity", "runtime"],
     &["telemetry", "sys"],
 ];
 

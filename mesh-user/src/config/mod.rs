@@ -4,6 +4,7 @@
 mod authority;
 mod extension_providers;
 mod federation;
+mod kubernetes;
 mod locate;
 #[cfg(test)]
 mod reference;
@@ -24,6 +25,7 @@ pub use extension_providers::{
     ExtensionProvider, GrpcAuthorizer, HeaderPattern, HttpAuthorizer, RequestBodyInCheck,
 };
 pub use federation::{EndpointProfile, FederatedTrustDomain, FederationConfig, endpoint_url};
+pub use kubernetes::{BeforeEnrolment, ClusterConfig};
 pub use selector::Selector;
 pub use types::*;
 use yaml::Problem;

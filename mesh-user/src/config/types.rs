@@ -11,7 +11,10 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{extension_providers::ExtensionProvider, federation::FederationConfig, selector::Selector};
+use super::{
+    extension_providers::ExtensionProvider, federation::FederationConfig, kubernetes::ClusterConfig,
+    selector::Selector,
+};
 use crate::identity::{IdentityTemplate, MadeOf, SpiffeId, TemplateError, TrustDomain, WorkloadFacts};
 use std::collections::BTreeMap;
 
@@ -84,6 +87,9 @@ pub struct Config {
     /// External authorizers for `CUSTOM` policies, written as in Istio's `meshConfig.extensionProviders`.
     #[serde(default)]
     pub extension_providers: Vec<ExtensionProvider>,
+    /// Kubernetes as the source of workloads, services and policies.
+    #[serde(default)]
+    pub kubernetes: ClusterConfig,
     /// Workloads on this node.
     #[serde(default)]
     pub workloads: Vec<WorkloadConfig>,
