@@ -1,0 +1,1 @@
+//! Translation of the objects of a moment.
