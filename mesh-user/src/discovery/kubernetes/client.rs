@@ -14,6 +14,7 @@ use kube::{
     Client, Config,
     client::Body,
     config::{KubeConfigOptions, Kubeconfig},
+    core::ApiResource,
 };
 use serde::Serialize;
 use tower_service::Service;
@@ -41,9 +42,12 @@ pub struct WatchStatus {
     pub failures: u64,
 }
 
-/// All watches, by the plural of their kind.
+/// All watches, by the plural of their kind; and in which version the server has each kind of policies.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Watches(Arc<Mutex<BTreeMap<&'static str, WatchStatus>>>);
+pub(super) struct Watches(
+    Arc<Mutex<BTreeMap<&'static str, WatchStatus>>>,
+    Arc<Mutex<BTreeMap<&'static str, ApiResource>>>,
+);
 
 impl Watches {
     pub(super) fn failed(&self, kind: &'static str, why: String) {
@@ -73,6 +77,14 @@ impl Watches {
         if let Some(kind) = kind {
             self.heard(kind);
         }
+    }
+
+    pub(super) fn found(&self, kind: &'static str, resource: &ApiResource) {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).insert(kind, resource.clone());
+    }
+
+    pub(super) fn served(&self, kind: &str) -> Option<ApiResource> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).get(kind).cloned()
     }
 
     pub(super) fn status(&self) -> BTreeMap<&'static str, WatchStatus> {

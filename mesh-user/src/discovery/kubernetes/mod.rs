@@ -5,6 +5,7 @@ mod client;
 mod documents;
 mod objects;
 mod pods;
+mod report;
 mod services;
 mod tables;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use self::{
     client::Watches,
     documents::{Judge, Judgement},
     pods::Pods,
+    report::Report,
     tables::{Change, Moment, Tables},
 };
 use super::FileSource;
@@ -82,11 +84,14 @@ pub struct KubernetesStatus {
 /// The API server as a source.
 pub struct Kubernetes {
     client: Client,
+    /// Where the agents' Lease is: the pod's own, or the kubeconfig's.
+    namespace: String,
     watches: Watches,
     node: String,
     with_ambient: bool,
     root_namespace: String,
     pods: channel::Sender<Arc<Vec<NodePod>>>,
+    judgements: channel::Sender<Arc<Vec<Judgement>>>,
     status: Mutex<KubernetesStatus>,
 }
 
@@ -103,14 +108,16 @@ impl Kubernetes {
     /// When the kubeconfig, or the pod's service account, is missing or wrong.
     pub async fn open(config: &Config) -> Result<Self, KubernetesError> {
         let watches = Watches::default();
-        let (client, _namespace) = client::connect(config.kubernetes.kubeconfig.as_deref(), &watches).await?;
+        let (client, namespace) = client::connect(config.kubernetes.kubeconfig.as_deref(), &watches).await?;
         Ok(Self {
             client,
+            namespace,
             watches,
             node: config.node.clone(),
             with_ambient: config.kubernetes.ambient_label,
             root_namespace: config.root_namespace.clone(),
             pods: channel::Sender::default(),
+            judgements: channel::Sender::default(),
             status: Mutex::default(),
         })
     }
@@ -136,6 +143,8 @@ impl Kubernetes {
     ) {
         let mut tasks = JoinSet::new();
         let mut heard = watch::begin(&self.client, &self.watches, &self.node, &mut tasks);
+        let report = Report::new(&self.client, &self.watches, &self.namespace, &self.node);
+        tasks.spawn(report.run(self.judgements.subscribe(), shutdown.clone()));
         let mut tables = Tables::default();
         let mut builder = Builder::default();
         loop {
@@ -191,6 +200,7 @@ impl Kubernetes {
             differs
         });
         let rejected = judgements.iter().filter(|j| !j.verdict.accepted).map(Judgement::told).collect();
+        self.judgements.send_replace(Arc::new(judgements));
         files.put_cluster(Arc::new(state));
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.waiting = waiting;

@@ -142,6 +142,7 @@ impl Watch {
         while !self.changes.is_closed() {
             match self.served(&resources).await {
                 Ok(Some(resource)) => {
+                    self.watches.found(kind.plural(), &resource);
                     let change = |event| Change::Policy(kind, event);
                     self.stream::<DynamicObject>(&resource, kind.plural(), config.clone(), change).await;
                 }
