@@ -12,6 +12,7 @@ use crate::{
     config::Config,
     discovery::{FileSource, Snapshot, kubernetes::Kubernetes},
     runtime::{NodePod, PodPlaces},
+    telemetry::Metrics,
 };
 
 /// The API server as a source, and where this node's pods live.
@@ -46,6 +47,15 @@ impl Cluster {
     pub(super) fn begin(&self, files: &Arc<FileSource>, stop: &CancellationToken) {
         let (kubernetes, files) = (Arc::clone(&self.kubernetes), Arc::clone(files));
         tokio::spawn(kubernetes.run(files, self.places.subscribe(), stop.clone()));
+    }
+
+    /// Puts into the metrics how the watches are doing.
+    pub(super) fn count(&self, metrics: &Metrics) {
+        let status = self.kubernetes.status();
+        for (kind, objects) in &status.objects {
+            let stale_since = status.watches.get(kind).and_then(|watch| watch.stale_since_seconds);
+            metrics.set_kubernetes_watch(kind, *objects as u64, stale_since);
+        }
     }
 
     pub(super) fn row(&self) -> KubernetesRow {
@@ -84,6 +94,13 @@ pub(super) fn problems(row: &KubernetesRow) -> Vec<String> {
             "the API server has not told yet of {}: nothing is put into force before it has",
             row.missing.join(", ")
         ));
+    }
+    let no_node = |watch: &WatchRow| watch.kind == "nodes" && watch.objects == 0;
+    if row.missing.is_empty() && row.watches.iter().any(no_node) {
+        problems.push(
+            "the cluster has no node of this node's name, so none of its pods is enrolled: mend `node`"
+                .to_owned(),
+        );
     }
     for watch in row.watches.iter().filter(|watch| watch.stale_since_unix_s.is_some()) {
         problems.push(format!("{} of the API server may be old: {}", watch.kind, watch.trouble));

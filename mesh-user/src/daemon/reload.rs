@@ -90,7 +90,7 @@ impl Runtime {
     /// When capture refuses the plan.
     pub(super) fn begin(&self, snapshot: &Arc<Snapshot>) -> Result<(), CaptureError> {
         let mut in_force = self.in_force();
-        warn_of(snapshot);
+        warn_of(snapshot, None);
         self.apply(snapshot)?;
         in_force.generation = snapshot.generation;
         memory::give_back();
@@ -124,7 +124,7 @@ impl Runtime {
         if !snapshot.complete {
             return Err("the API server has not been heard: nothing is put into force before".to_owned());
         }
-        warn_of(&snapshot);
+        warn_of(&snapshot, Some(&self.mesh.view().snapshot));
         let applied = self.apply(&snapshot);
         in_force.generation = snapshot.generation;
         in_force.refused = applied.as_ref().err().map(ToString::to_string);
@@ -284,8 +284,10 @@ impl Runtime {
     }
 }
 
-fn warn_of(snapshot: &Snapshot) {
-    for warning in &snapshot.warnings {
+/// Says what was not said of the snapshot before.
+fn warn_of(snapshot: &Snapshot, before: Option<&Snapshot>) {
+    let is_news = |warning: &&String| before.is_none_or(|before| !before.warnings.contains(warning));
+    for warning in snapshot.warnings.iter().filter(is_news) {
         tracing::warn!("{warning}");
     }
 }

@@ -240,6 +240,9 @@ impl AdminSource for Source {
             ("overdue", summary.overdue),
         ];
         mesh.metrics.set_svid_states(states, summary.issuer_end_seconds);
+        if let Some(cluster) = &self.cluster {
+            cluster.count(&mesh.metrics);
+        }
         mesh.metrics.set_svid_source(summary.source_trouble.is_none(), summary.last_success_seconds);
         mesh.metrics.text()
     }

@@ -43,6 +43,8 @@ pub struct FileSource {
     current: ArcSwap<Snapshot>,
     published: watch::Sender<Told>,
     state: Mutex<State>,
+    /// Held while a snapshot is made, which takes a second in a large mesh; `state` is not.
+    making: Mutex<()>,
     poll: Duration,
 }
 
@@ -81,6 +83,7 @@ impl FileSource {
             current: ArcSwap::from_pointee(snapshot),
             published: watch::Sender::new(Told { generation: 1, failures: 0 }),
             state: Mutex::new(State { config: kept, cluster: None, inputs: Some(Arc::new(inputs)), status }),
+            making: Mutex::default(),
             poll: POLL,
         })
     }
@@ -112,6 +115,7 @@ impl FileSource {
     /// # Errors
     /// When the files make no snapshot; the old one stays in use.
     pub fn reload(&self) -> Result<Reload, DiscoveryError> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let running = self.current.load_full();
         let read = Inputs::read(&self.path, state.inputs.as_deref());
@@ -166,17 +170,22 @@ impl FileSource {
 
     /// Publishes a new snapshot where the API server says something new.
     pub fn put_cluster(&self, cluster: Arc<ClusterState>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.cluster.as_ref() == Some(&cluster) {
-            return;
-        }
-        // The files of the snapshot in use: newer ones that are refused are not looked at.
-        let running = self.current.load_full();
-        let (Some(config), Some(inputs)) = (state.config.clone(), state.inputs.clone()) else { return };
-        state.cluster = Some(Arc::clone(&cluster));
-        match build(running.generation + 1, config, &inputs, Some(&cluster)) {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (config, inputs) = {
+            let state = state();
+            if state.cluster.as_ref() == Some(&cluster) {
+                return;
+            }
+            // The files of the snapshot in use: newer ones that are refused are not looked at.
+            (state.config.clone(), state.inputs.clone())
+        };
+        let (Some(config), Some(inputs)) = (config, inputs) else { return };
+        let generation = self.current.load().generation + 1;
+        match build(generation, config, &inputs, Some(&cluster)) {
             Ok(snapshot) => {
-                let generation = snapshot.generation;
+                let mut state = state();
+                state.cluster = Some(cluster);
                 state.status.generation = generation;
                 state.status.loaded_at_seconds = now_seconds();
                 self.current.store(Arc::new(snapshot));
