@@ -90,7 +90,7 @@ impl Runtime {
     /// When capture refuses the plan.
     pub(super) fn begin(&self, snapshot: &Arc<Snapshot>) -> Result<(), CaptureError> {
         let mut in_force = self.in_force();
-        warn_of(snapshot);
+        warn_of(snapshot, None);
         self.apply(snapshot)?;
         in_force.generation = snapshot.generation;
         memory::give_back();
@@ -121,7 +121,10 @@ impl Runtime {
 
     fn put_into_force(&self, in_force: &mut InForce, files: &FileSource) -> Result<usize, String> {
         let snapshot = files.snapshot();
-        warn_of(&snapshot);
+        if !snapshot.complete {
+            return Err("the API server has not been heard: nothing is put into force before".to_owned());
+        }
+        warn_of(&snapshot, Some(&self.mesh.view().snapshot));
         let applied = self.apply(&snapshot);
         in_force.generation = snapshot.generation;
         in_force.refused = applied.as_ref().err().map(ToString::to_string);
@@ -151,6 +154,11 @@ impl Runtime {
         {
             tracing::error!(%error, "workloads cannot be enrolled");
         }
+    }
+
+    /// Whether connections are captured and served.
+    pub(super) fn has_begun(&self) -> bool {
+        self.in_force().generation > 0
     }
 
     /// Why the files' newest snapshot is not in force, if it is not.
@@ -276,8 +284,10 @@ impl Runtime {
     }
 }
 
-fn warn_of(snapshot: &Snapshot) {
-    for warning in &snapshot.warnings {
+/// Says what was not said of the snapshot before.
+fn warn_of(snapshot: &Snapshot, before: Option<&Snapshot>) {
+    let is_news = |warning: &&String| before.is_none_or(|before| !before.warnings.contains(warning));
+    for warning in snapshot.warnings.iter().filter(is_news) {
         tracing::warn!("{warning}");
     }
 }

@@ -135,6 +135,11 @@ struct StateLabels {
     state: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
 /// The daemon's metrics. One instance, shared by `Arc`.
 #[derive(Debug)]
 pub struct Metrics {
@@ -155,6 +160,8 @@ pub struct Metrics {
     bpf_events: Family<EventLabels, Counter>,
     svid_expiry: Family<SpiffeIdLabels, Gauge>,
     svids: Family<StateLabels, Gauge>,
+    kubernetes_objects: Family<KindLabels, Gauge>,
+    kubernetes_stale_since: Family<KindLabels, Gauge>,
     /// Without labels, and absent where the issuer does not know its end.
     ca_expiry: Family<Vec<(String, String)>, Gauge>,
     svid_renewals: Family<ResultLabels, Counter>,
@@ -269,6 +276,12 @@ impl Metrics {
                 r,
                 "meshd_svid_expiry_seconds",
                 "End of validity of each SVID held, Unix time",
+            ),
+            kubernetes_objects: register(r, "meshd_kubernetes_objects", "Objects known of the API server"),
+            kubernetes_stale_since: register(
+                r,
+                "meshd_kubernetes_stale_since_seconds",
+                "Unix time since when objects of the API server may be old; 0: they are as it says",
             ),
             svids: register(r, "meshd_svids", "Identities by the state of their SVID"),
             ca_expiry: register(r, "meshd_ca_expiry_seconds", "End of the issuing certificate, Unix time"),
@@ -447,6 +460,14 @@ impl Metrics {
         if let Some(end) = issuer_end_seconds {
             self.ca_expiry.get_or_create(&Vec::new()).set(as_gauge(end));
         }
+    }
+
+    /// Per kind that is watched at the API server: objects that are known, and since when they may be old (Unix
+    /// time; 0: they are as it says).
+    pub fn set_kubernetes_watch(&self, kind: &'static str, objects: u64, stale_since: Option<u64>) {
+        let labels = KindLabels { kind };
+        self.kubernetes_objects.get_or_create(&labels).set(as_gauge(objects));
+        self.kubernetes_stale_since.get_or_create(&labels).set(as_gauge(stale_since.unwrap_or_default()));
     }
 
     /// Whether whoever issues SVIDs can be asked, and when one was issued last (Unix time).

@@ -18,6 +18,7 @@ mod interop;
 mod interop_gnutls;
 mod interop_go;
 mod kernel_path;
+mod kubernetes_discovery;
 mod lifecycle;
 mod limits;
 mod modes;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
     let topics: &[(&str, &'static [Story])] = &[
         ("selfcheck", selfcheck::STORIES),
         ("cluster", cluster::STORIES),
+        ("kubernetes_discovery", kubernetes_discovery::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),
