@@ -274,6 +274,7 @@ fn capture_settings(config: &Config, kernel_path: bool) -> Result<CaptureSetting
         },
         refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
         kernel_path,
+        pods: config.kubernetes.enabled,
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })
