@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DaemonError, endpoint,
     endpoint::Publisher,
+    pods::{self, Pods},
     reload::{InForce, Runtime},
     source::Source,
     svid_source,
@@ -88,7 +89,12 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         async move { svids.run(stop).await }
     });
     first_svids(&runtime, &snapshot).await;
+    if let Some(pods) = &runtime.pods {
+        pods.first(pods::of_files(&snapshot.world)).await;
+        runtime.gate_pods();
+    }
     runtime.begin(&snapshot)?;
+    tokio::spawn(pods::follow(Arc::clone(&runtime), stop.clone()));
     let below = super::check::below_the_root(&runtime);
     if !below.proven {
         tracing::warn!(detail = %below.detail, "{}", below.meaning);
@@ -202,6 +208,10 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<(Runtime,
         recheck_kernel_path: AtomicBool::new(false),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
+        pods: pods::wanted(config)
+            .then(|| Pods::start(config, stop))
+            .transpose()
+            .map_err(DaemonError::io("pods cannot be followed"))?,
         units: Mutex::new(Vec::new()),
     };
     Ok((runtime, federation))
@@ -274,7 +284,7 @@ fn capture_settings(config: &Config, kernel_path: bool) -> Result<CaptureSetting
         },
         refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
         kernel_path,
-        pods: config.kubernetes.enabled,
+        pods: pods::wanted(config),
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })
