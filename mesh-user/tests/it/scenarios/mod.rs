@@ -23,6 +23,7 @@ mod limits;
 mod modes;
 mod neighbours;
 mod operating;
+mod pods;
 mod policy;
 mod renewal;
 mod requests;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
     let topics: &[(&str, &'static [Story])] = &[
         ("selfcheck", selfcheck::STORIES),
         ("cluster", cluster::STORIES),
+        ("pods", pods::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),
