@@ -146,7 +146,8 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<(Runtime,
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
     let wants_kernel_path = config.same_node == SameNode::Kernel || snapshot.world.wants_kernel_path();
-    let settings = capture_settings(config, wants_kernel_path)?;
+    let follows_pods = pods::wanted(config, &snapshot.world);
+    let settings = CaptureSettings { pods: follows_pods, ..capture_settings(config, wants_kernel_path)? };
     let capture = Capture::start(&settings)?;
     let proofs = if config.capture.canary {
         prove(&settings)?
@@ -208,7 +209,7 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<(Runtime,
         recheck_kernel_path: AtomicBool::new(false),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
-        pods: pods::wanted(config)
+        pods: follows_pods
             .then(|| Pods::start(config, stop))
             .transpose()
             .map_err(DaemonError::io("pods cannot be followed"))?,
@@ -284,7 +285,7 @@ fn capture_settings(config: &Config, kernel_path: bool) -> Result<CaptureSetting
         },
         refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
         kernel_path,
-        pods: pods::wanted(config),
+        pods: false,
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })

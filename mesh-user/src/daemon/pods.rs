@@ -28,8 +28,8 @@ const UNKNOWN: Duration = Duration::from_secs(2);
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 
 /// Whether pods are followed, for the life of the daemon.
-pub(super) fn wanted(config: &Config) -> bool {
-    config.kubernetes.enabled || config.workloads.iter().any(|workload| workload.selector.pod().is_some())
+pub(super) fn wanted(config: &Config, world: &World) -> bool {
+    config.kubernetes.enabled || !of_files(world).is_empty()
 }
 
 /// The pods that the node's file names itself.
