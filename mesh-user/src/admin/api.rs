@@ -44,6 +44,44 @@ pub struct Status {
     pub last_reload_error: String,
     /// Use of each BPF map.
     pub bpf_maps: Vec<BpfMapRow>,
+    /// The API server as a source; none: the node's file is all there is.
+    pub kubernetes: Option<KubernetesRow>,
+}
+
+/// Kubernetes as a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KubernetesRow {
+    /// Kinds of which nothing whole was heard yet.
+    pub missing: Vec<String>,
+    /// What is watched.
+    pub watches: Vec<WatchRow>,
+    /// Pods of this node that are to be enrolled and cannot be yet, and why.
+    pub waiting: Vec<String>,
+    /// Pods of this node that are left alone although labels would enrol them: they share the host's network namespace.
+    pub host_network: Vec<String>,
+    /// Policy documents whose newest version is not in force.
+    pub rejected: Vec<String>,
+    /// Times that something new was made of what the API server says.
+    pub rebuilds: u64,
+    /// How long that took the last time.
+    pub last_rebuild_ms: u64,
+}
+
+/// A watch of the API server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WatchRow {
+    /// The plural of the kind.
+    pub kind: String,
+    /// Objects that are known.
+    pub objects: u64,
+    /// Since when they may be old; none: they are as the API server says.
+    pub stale_since_unix_s: Option<u64>,
+    /// Why.
+    pub trouble: String,
+    /// Times that it failed, since the start.
+    pub failures: u64,
 }
 
 /// Use of one BPF map.

@@ -288,16 +288,18 @@ fn server<'a>(world: &'a World, to: &ExplainTarget, port: u16) -> Result<Server<
             None => ExplainError::Unknown(format!("destination {wanted}")),
         });
     };
-    let first = endpoints.first().ok_or_else(|| ExplainError::NoEndpoint(wanted.to_string()))?;
+    // What the mesh's own policy says of others is nothing.
+    let meshed = endpoints.iter().find_map(|endpoint| Some((endpoint.addr, endpoint.workload?)));
+    let (address, workload) = meshed.ok_or_else(|| ExplainError::NoEndpoint(wanted.to_string()))?;
     let mut steps = Vec::new();
     if let Some(service) = service {
         steps.push(format!(
             "{wanted} is service {} with {} endpoint(s); decided for {} at {}",
             service.name,
             endpoints.len(),
-            first.workload.name,
-            first.addr
+            workload.name,
+            address
         ));
     }
-    Ok(Server { workload: first.workload, address: first.addr, wanted, steps })
+    Ok(Server { workload, address, wanted, steps })
 }

@@ -25,7 +25,7 @@ mod tests;
 
 pub use api::{
     API_VERSION, CertRow, CheckRow, ConnectionList, ConnectionRow, ExplainedRequest, Explanation, JwksRow,
-    Mode, PolicyRow, ReloadReport, Status, WorkloadRow,
+    KubernetesRow, Mode, PolicyRow, ReloadReport, Status, WatchRow, WorkloadRow,
 };
 pub use ca_api::{CaStatus, JoinTokenRow, NewJoinToken, NewJoinTokenAnswer, RevokedAnswer};
 pub use ca_keys::{CA_KEYS, RevokeBody, RevokeWhat, RotateBody, RotateStep, UnblockBody, Unblocked};

@@ -4,7 +4,7 @@ use crate::{
     admin::ServerError,
     ca::{CaError, workload_api},
     capture::CaptureError,
-    discovery::DiscoveryError,
+    discovery::{DiscoveryError, kubernetes::KubernetesError},
     telemetry::logging::LoggingError,
 };
 
@@ -17,6 +17,9 @@ pub enum DaemonError {
     /// Configuration, policies or trust bundles.
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
+    /// The API server's address or credentials.
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     /// The log filter.
     #[error(transparent)]
     Logging(#[from] LoggingError),

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
     thread,
@@ -14,12 +15,15 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DaemonError, endpoint,
+    DaemonError,
+    cluster::{self, Cluster},
+    endpoint,
     endpoint::Publisher,
     pods::{self, Pods},
     reload::{InForce, Runtime},
@@ -77,6 +81,7 @@ pub fn run(config: &Path) -> Result<(), DaemonError> {
 async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::io("signals cannot be handled"))?;
     let stop = CancellationToken::new();
+    let cluster = Cluster::open(&snapshot.config).await?.map(Arc::new);
     let (runtime, federation) = start(&snapshot, &stop)?;
     let runtime = Arc::new(runtime);
     let admin = AdminServer::bind(&snapshot.config.runtime_dir, AdminLimits::default())?;
@@ -88,6 +93,24 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         let (svids, stop) = (Arc::clone(&runtime.mesh.svids), stop.clone());
         async move { svids.run(stop).await }
     });
+    let source = Arc::new(Source::new(Arc::clone(&runtime), Arc::clone(&files), cluster.clone()));
+    let mut doors = Some((admin, metrics.zip(snapshot.config.metrics.listen)));
+    let mut serve = || doors.take().map(|(admin, metrics)| serve(admin, metrics, &source, &runtime, &stop));
+    let mut serving = None;
+    let snapshot = match &cluster {
+        None => snapshot,
+        Some(cluster) => {
+            cluster.begin(&files, &stop);
+            serving = serve();
+            tokio::select! {
+                snapshot = cluster::whole(&files) => snapshot,
+                () = signals.stop() => {
+                    stop.cancel();
+                    return finish(&runtime);
+                }
+            }
+        }
+    };
     first_svids(&runtime, &snapshot).await;
     if let Some(pods) = &runtime.pods {
         pods.first(pods::of_files(&snapshot.world)).await;
@@ -99,12 +122,7 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     if !below.proven {
         tracing::warn!(detail = %below.detail, "{}", below.meaning);
     }
-    let source = Arc::new(Source::new(Arc::clone(&runtime), Arc::clone(&files)));
-    if let Some((metrics, address)) = metrics.zip(snapshot.config.metrics.listen) {
-        tracing::info!(%address, "metrics are served over TCP");
-        tokio::spawn(metrics.serve(Arc::<Source>::clone(&source), stop.clone()));
-    }
-    let serving = tokio::spawn(admin.serve(source, runtime.authority.clone(), stop.clone()));
+    let serving = serving.or_else(serve);
     if let Some(workload_api) = &runtime.workload_api {
         workload_api.serve(runtime.capture.cgroup(), stop.clone());
     }
@@ -121,9 +139,26 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     supervise(&runtime, &files, &mut signals, federated).await;
     drain(&runtime, &mut signals).await;
     stop.cancel();
-    // An error means that the server panicked: it serves no more either way.
-    let _ = serving.await;
+    if let Some(serving) = serving {
+        // An error means that the server panicked: it serves no more either way.
+        let _ = serving.await;
+    }
     finish(&runtime)
+}
+
+/// Opens the admin socket, and the metrics' address where there is one.
+fn serve(
+    admin: AdminServer,
+    metrics: Option<(MetricsServer, SocketAddr)>,
+    source: &Arc<Source>,
+    runtime: &Runtime,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    if let Some((metrics, address)) = metrics {
+        tracing::info!(%address, "metrics are served over TCP");
+        tokio::spawn(metrics.serve(Arc::<Source>::clone(source), stop.clone()));
+    }
+    tokio::spawn(admin.serve(Arc::<Source>::clone(source), runtime.authority.clone(), stop.clone()))
 }
 
 /// Connections are captured when their workloads can prove themselves. A CA that is away does not hold up the start for

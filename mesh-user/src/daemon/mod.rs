@@ -3,6 +3,7 @@
 
 mod authority;
 mod check;
+mod cluster;
 mod endpoint;
 mod error;
 mod lifecycle;

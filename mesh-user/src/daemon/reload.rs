@@ -124,6 +124,9 @@ impl Runtime {
 
     fn put_into_force(&self, in_force: &mut InForce, files: &FileSource) -> Result<usize, String> {
         let snapshot = files.snapshot();
+        if !snapshot.complete {
+            return Err("the API server has not been heard: nothing is put into force before".to_owned());
+        }
         warn_of(&snapshot);
         let applied = self.apply(&snapshot);
         in_force.generation = snapshot.generation;
@@ -154,6 +157,11 @@ impl Runtime {
         {
             tracing::error!(%error, "workloads cannot be enrolled");
         }
+    }
+
+    /// Whether connections are captured and served.
+    pub(super) fn has_begun(&self) -> bool {
+        self.in_force().generation > 0
     }
 
     /// Why the files' newest snapshot is not in force, if it is not.

@@ -6,7 +6,11 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{reload::Runtime, review};
+use super::{
+    cluster::{self, Cluster},
+    reload::Runtime,
+    review,
+};
 use crate::{
     admin::{
         AdminSource, ExplainError, ExplainQuery, ImpactReport, LintRow, PolicyFiles,
@@ -28,12 +32,13 @@ use crate::{
 pub(super) struct Source {
     runtime: Arc<Runtime>,
     files: Arc<FileSource>,
+    cluster: Option<Arc<Cluster>>,
     started: Instant,
 }
 
 impl Source {
-    pub(super) fn new(runtime: Arc<Runtime>, files: Arc<FileSource>) -> Self {
-        Self { runtime, files, started: Instant::now() }
+    pub(super) fn new(runtime: Arc<Runtime>, files: Arc<FileSource>, cluster: Option<Arc<Cluster>>) -> Self {
+        Self { runtime, files, cluster, started: Instant::now() }
     }
 
     fn failed(&self) -> HashMap<WorkloadName, String> {
@@ -73,6 +78,8 @@ impl AdminSource for Source {
         problems.extend(certificate_problems(&mesh.svids.summary(SystemTime::now())));
         problems.extend(self.runtime.federation.problems());
         problems.extend(review::key_problems(&mesh.keys.status()));
+        let kubernetes = self.cluster.as_ref().map(|cluster| cluster.row());
+        problems.extend(kubernetes.iter().flat_map(cluster::problems));
         let locals = view.world().local_workloads().count();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -81,7 +88,8 @@ impl AdminSource for Source {
             pid: std::process::id(),
             kernel: kernel_release(),
             uptime_s: self.started.elapsed().as_secs(),
-            ready: true,
+            ready: self.runtime.has_begun(),
+            kubernetes,
             problems,
             capture_form: self.runtime.capture.form().as_str().to_owned(),
             relay: mesh.relay_kind().as_str().to_owned(),

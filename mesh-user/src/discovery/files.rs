@@ -17,12 +17,15 @@ use notify::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{DiscoveryError, Origins, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs, restart};
+use super::{
+    DiscoveryError, Origins, Reload, Snapshot, SourceStatus, Told, inputs, inputs::Inputs,
+    kubernetes::ClusterState, restart,
+};
 use crate::{
     ca::{self, OwnBundle},
     config::{self, Config},
     identity::TrustBundles,
-    policy::{AuthorizerKind, CompiledPolicies, PolicySet},
+    policy::{AuthorizerKind, CompiledPolicies, PolicySet, PolicyStatus},
     world::World,
 };
 
@@ -50,6 +53,9 @@ impl fmt::Debug for FileSource {
 }
 
 struct State {
+    /// What the node's file says, kept where a change elsewhere makes a new snapshot of it.
+    config: Option<Config>,
+    cluster: Option<Arc<ClusterState>>,
     /// What was last looked at, good or bad; none: it could not even be read.
     inputs: Option<Arc<Inputs>>,
     status: SourceStatus,
@@ -66,14 +72,15 @@ impl FileSource {
         if inputs.policies.is_none() && config.policies_dir != config::default_policies_dir() {
             return Err(DiscoveryError::NoPolicies(config.policies_dir));
         }
-        let snapshot = build(1, config, &inputs)?;
+        let kept = config.kubernetes.enabled.then(|| config.clone());
+        let snapshot = build(1, config, &inputs, None)?;
         let status =
             SourceStatus { generation: 1, loaded_at_seconds: now_seconds(), ..SourceStatus::default() };
         Ok(Self {
             path: path.to_owned(),
             current: ArcSwap::from_pointee(snapshot),
             published: watch::Sender::new(Told { generation: 1, failures: 0 }),
-            state: Mutex::new(State { inputs: Some(Arc::new(inputs)), status }),
+            state: Mutex::new(State { config: kept, cluster: None, inputs: Some(Arc::new(inputs)), status }),
             poll: POLL,
         })
     }
@@ -121,11 +128,13 @@ impl FileSource {
                 return Err(DiscoveryError::PoliciesGone(config.policies_dir));
             }
             let (config, needs_restart) = restart::keep_running(&running.config, config);
-            let snapshot = build(running.generation + 1, config, &inputs)?;
-            Ok((inputs, snapshot, needs_restart))
+            let kept = config.kubernetes.enabled.then(|| config.clone());
+            let snapshot = build(running.generation + 1, config, &inputs, state.cluster.as_deref())?;
+            Ok((inputs, kept, snapshot, needs_restart))
         });
         match outcome {
-            Ok((inputs, snapshot, needs_restart)) => {
+            Ok((inputs, kept, snapshot, needs_restart)) => {
+                state.config = kept;
                 let generation = snapshot.generation;
                 state.inputs = Some(Arc::new(inputs));
                 state.status = SourceStatus {
@@ -152,6 +161,28 @@ impl FileSource {
                 state.status.failing_since_seconds.get_or_insert_with(now_seconds);
                 Err(error)
             }
+        }
+    }
+
+    /// Publishes a new snapshot where the API server says something new.
+    pub fn put_cluster(&self, cluster: Arc<ClusterState>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.cluster.as_ref() == Some(&cluster) {
+            return;
+        }
+        // The files of the snapshot in use: newer ones that are refused are not looked at.
+        let running = self.current.load_full();
+        let (Some(config), Some(inputs)) = (state.config.clone(), state.inputs.clone()) else { return };
+        state.cluster = Some(Arc::clone(&cluster));
+        match build(running.generation + 1, config, &inputs, Some(&cluster)) {
+            Ok(snapshot) => {
+                let generation = snapshot.generation;
+                state.status.generation = generation;
+                state.status.loaded_at_seconds = now_seconds();
+                self.current.store(Arc::new(snapshot));
+                self.published.send_modify(|told| told.generation = generation);
+            }
+            Err(error) => tracing::error!(%error, "no snapshot can be made; what was in force stays"),
         }
     }
 
@@ -248,14 +279,21 @@ async fn settle_events(changes: &mut mpsc::Receiver<()>) {
     let _ = tokio::time::timeout(Duration::from_secs(1), quiet).await;
 }
 
-fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapshot, DiscoveryError> {
-    let world = World::build(&config)?;
+fn build(
+    generation: u64,
+    mut config: Config,
+    inputs: &Inputs,
+    cluster: Option<&ClusterState>,
+) -> Result<Snapshot, DiscoveryError> {
+    let mut world = World::build(&config)?;
+    let left_out = cluster.map(|cluster| world.add_beside(&config, &cluster.additions));
     // The world says it better, and in a large mesh once is enough.
     (config.workloads, config.remote_workloads, config.services) = Default::default();
     config.external_services = Vec::new();
     let files: Vec<_> =
         inputs.policies.iter().flatten().map(|(p, text)| (p.display().to_string(), text)).collect();
-    let set = PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
+    let mut set = PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
+    let hidden = cluster.map(|cluster| set.absorb(&cluster.documents)).unwrap_or_default();
     let mut bundles = TrustBundles::default();
     for (bundle, (file, text)) in config.trust_bundles.iter().zip(&inputs.bundles) {
         let roots = ca::parse_bundle(file, text)?;
@@ -266,6 +304,10 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
         }
     }
     let mut warnings = set.warnings.clone();
+    warnings.extend(left_out.into_iter().flatten());
+    warnings.extend(hidden.into_iter().map(|PolicyStatus { kind, namespace, name, .. }| {
+        format!("{kind} {namespace}/{name} of the API server is not in force: this node's own policies have one of this name")
+    }));
     warnings.extend(revoke(&mut bundles, &config, inputs)?);
     for provider in &config.extension_providers {
         warnings.extend(
@@ -278,13 +320,15 @@ fn build(generation: u64, mut config: Config, inputs: &Inputs) -> Result<Snapsho
         let grpc = provider.envoy_ext_authz_grpc.is_some();
         Some(if grpc { AuthorizerKind::Grpc } else { AuthorizerKind::Http })
     });
-    if inputs.policies.is_none() {
+    if inputs.policies.is_none() && cluster.is_none() {
         warnings.push(format!("{}: no such folder, so no policies", config.policies_dir.display()));
     }
     let origins = Origins::new(&set.destination_rules, &inputs.rule_files);
     warnings.extend(origins.report(&set.destination_rules, &mut policy_status));
+    policy_status.extend(cluster.iter().flat_map(|cluster| cluster.rejected.iter().cloned()));
     Ok(Snapshot {
         generation,
+        complete: cluster.is_some() || !config.kubernetes.enabled,
         policies: Arc::new(CompiledPolicies::compile(&world, &set)),
         policy_status,
         documents: Arc::new(set),

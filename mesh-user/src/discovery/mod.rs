@@ -1,9 +1,10 @@
-//! Sources that build the next [`crate::world::World`]: files now. A snapshot is whole: configuration, world and
+//! Sources that build the next [`crate::world::World`]: files, and Kubernetes beside them. A snapshot is whole: configuration, world and
 //! policies of one moment. A bad input never replaces a good snapshot.
 
 mod files;
 mod inputs;
 pub mod jwks;
+pub mod kubernetes;
 mod origins;
 mod restart;
 mod system_roots;
@@ -47,6 +48,9 @@ pub struct Snapshot {
     pub origins: Origins,
     /// Roots of other trust domains, from files.
     pub bundles: TrustBundles,
+    /// Whether all sources have been heard. Until then nothing of it may be put into force: what capture keeps of an earlier
+    /// run would be undone.
+    pub complete: bool,
     /// For the log: documents that were passed over, a missing folder.
     pub warnings: Vec<String>,
 }

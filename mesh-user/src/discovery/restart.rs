@@ -27,6 +27,7 @@ pub(super) fn keep_running(running: &Config, mut next: Config) -> (Config, Vec<&
         federation => "federation",
         jwks => "jwks",
         observation => "observation",
+        kubernetes => "kubernetes",
         limits.workloads => "limits.workloads",
         limits.destinations => "limits.destinations",
         limits.connections => "limits.connections",

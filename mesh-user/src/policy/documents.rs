@@ -45,6 +45,14 @@ impl fmt::Display for PolicyError {
     }
 }
 
+impl PolicyError {
+    /// What is wrong, without the place.
+    pub fn what(&self) -> String {
+        let Problem { what, hint, .. } = &self.0.problem;
+        hint.as_ref().map_or_else(|| what.clone(), |hint| format!("{what} ({hint})"))
+    }
+}
+
 /// A parsed `PeerAuthentication`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAuthentication {
@@ -181,6 +189,33 @@ impl PolicySet {
         all.destination_rules.extend_from_slice(&other.destination_rules);
         all.warnings.extend_from_slice(&other.warnings);
         all
+    }
+
+    /// Adds the documents of `other`, but those of a kind and name that are here already; returns these.
+    pub fn absorb(&mut self, other: &Self) -> Vec<PolicyStatus> {
+        let key = |s: &PolicyStatus| (s.kind.clone(), s.namespace.clone(), s.name.clone());
+        let taken: Vec<_> =
+            other.status.iter().filter(|s| self.seen.contains_key(&key(s))).cloned().collect();
+        let is_new = |kind: &str, namespace: &str, name: &str| {
+            !taken.iter().any(|s| s.kind == kind && s.namespace == namespace && s.name == name)
+        };
+        for (status, text) in other.status.iter().zip(&other.texts) {
+            if is_new(&status.kind, &status.namespace, &status.name) {
+                self.seen.insert(key(status), status.file.clone());
+                self.status.push(status.clone());
+                self.texts.push(text.clone());
+            }
+        }
+        let new = |p: &&PeerAuthentication| is_new("PeerAuthentication", &p.namespace, &p.name);
+        self.peer_authentications.extend(other.peer_authentications.iter().filter(new).cloned());
+        let new = |p: &&AuthorizationPolicy| is_new("AuthorizationPolicy", &p.namespace, &p.name);
+        self.authorization_policies.extend(other.authorization_policies.iter().filter(new).cloned());
+        let new = |r: &&RequestAuthentication| is_new("RequestAuthentication", &r.namespace, &r.name);
+        self.request_authentications.extend(other.request_authentications.iter().filter(new).cloned());
+        let new = |r: &&DestinationRule| is_new("DestinationRule", &r.namespace, &r.name);
+        self.destination_rules.extend(other.destination_rules.iter().filter(new).cloned());
+        self.warnings.extend_from_slice(&other.warnings);
+        taken
     }
 
     /// A set that is already parsed.

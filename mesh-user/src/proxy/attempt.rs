@@ -121,9 +121,9 @@ impl Attempt {
     }
 
     /// The endpoint that was picked for an outbound connection.
-    pub(super) fn set_destination(&mut self, view: &View, address: SocketAddr, workload: &Workload) {
-        self.record_mut().destination = View::party(address, Some(workload));
-        self.destination = view.workload_labels(Some(workload), None);
+    pub(super) fn set_destination(&mut self, view: &View, address: SocketAddr, workload: Option<&Workload>) {
+        self.record_mut().destination = View::party(address, workload);
+        self.destination = view.workload_labels(workload, None);
     }
 
     pub(super) fn set_service(&mut self, view: &View, service: &crate::world::Service) {

@@ -1,7 +1,11 @@
 //! A destination by its name: which `DestinationRule` is about it, how a connection to it is to be opened, and whether a
 //! live one still is what it was asked to be. It opens nothing itself.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
 
 use rustls_pki_types::ServerName;
 
@@ -11,7 +15,7 @@ use crate::{
         Mode,
         destination_rule::{Applied, Origination, Way, host_name, narrowed},
     },
-    world::{Destination, Workload},
+    world::{Destination, Endpoint, Workload},
 };
 
 /// The rule about connections of `client` to where it wants to go.
@@ -36,6 +40,19 @@ pub(super) fn called(
     ServerName::try_from(name.clone()).map_err(|_| format!("{name:?} is no DNS name: mend the rule's sni"))
 }
 
+/// Endpoints in the order in which this client tries them, always the same while they are the same; where one comes or goes,
+/// few clients move (highest random weight: Thaler and Ravishankar, 1998).
+pub(super) fn rendezvous(client: Option<IpAddr>, endpoints: &[Endpoint<'_>]) -> Vec<usize> {
+    let weight = |endpoint: &Endpoint<'_>| {
+        let mut hasher = DefaultHasher::new();
+        (client, endpoint.addr).hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut order: Vec<_> = endpoints.iter().map(weight).enumerate().collect();
+    order.sort_unstable_by_key(|(index, weight)| (std::cmp::Reverse(*weight), *index));
+    order.into_iter().map(|(index, _)| index).collect()
+}
+
 /// Why a live outbound connection is no longer what policy asks for.
 pub(super) fn denied(view: &View, client: &Workload, live: &Live) -> Option<CloseReason> {
     let reached = live.record.destination.address;
@@ -45,6 +62,12 @@ pub(super) fn denied(view: &View, client: &Workload, live: &Live) -> Option<Clos
     let Some(remote) = &live.remote else {
         return match view.world().resolve(wanted) {
             Destination::External { .. } => not_as_asked(view, Way::to_outside(tls), None, live, wanted),
+            // An endpoint outside the mesh, of a service that has others.
+            Destination::Meshed { endpoints, .. }
+                if endpoints.iter().any(|e| e.addr == reached && e.workload.is_none()) =>
+            {
+                not_as_asked(view, Way::to_outside(tls), None, live, wanted)
+            }
             _ if live.server.is_some() => policy("its destination is no longer known by name"),
             _ => None,
         };

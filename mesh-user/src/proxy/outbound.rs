@@ -2,7 +2,12 @@
 //! the workload's namespace, prove the server. Every failure reaches the application: as its `connect`'s error
 //! where that is held, else as a reset.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use rand::Rng;
 use tokio::{net::TcpStream, time::timeout};
@@ -25,7 +30,7 @@ use crate::{
     sys::socket::read_urgent_in_line,
     telemetry::{Direction, HandshakeSide, ResponseFlags},
     tls::{Established, HandshakeError, TlsContext, Unconfirmed},
-    world::{Destination, Endpoint, Workload, WorkloadName},
+    world::{Destination, Endpoint, Service, Workload, WorkloadName},
 };
 
 /// Endpoints of a service that are tried before the application is told that none answers.
@@ -132,20 +137,28 @@ impl Outbound<'_> {
         if let Some(service) = service {
             attempt.set_service(self.view, service);
         }
-        let (stream, endpoint) = self.connect_any(&endpoints).await?;
+        let (stream, endpoint) = self.connect_any(&endpoints, service).await?;
         if endpoint.addr != self.destination {
             attempt.record_mut().original_destination = Some(self.destination);
         }
         attempt.set_destination(self.view, endpoint.addr, endpoint.workload);
-        let mode = self.view.snapshot.policies.for_workload(endpoint.workload.id).mode(endpoint.addr.port());
+        let Some(server) = endpoint.workload else {
+            let wire = match Way::to_outside(rule) {
+                Way::Refused(why) => return Err(Failure::new(ResponseFlags::TlsFailure, why)),
+                Way::Originate(origination) => self.originated(attempt, stream, origination).await?,
+                Way::Plaintext | Way::Mesh { .. } => plain(stream)?,
+            };
+            return Ok((wire, None));
+        };
+        let mode = self.view.snapshot.policies.for_workload(server.id).mode(endpoint.addr.port());
         attempt.set_mode(mode);
-        let remote = Some(endpoint.workload.name.clone());
+        let remote = Some(server.name.clone());
         let wire = match Way::to_workload(rule, mode) {
             Way::Plaintext => plain(stream)?,
             Way::Refused(why) => return Err(Failure::new(ResponseFlags::TlsFailure, why)),
             Way::Originate(origination) => self.originated(attempt, stream, origination).await?,
             Way::Mesh { names } => {
-                let expected = self.expected(endpoint.workload, names)?;
+                let expected = self.expected(server, names)?;
                 let mut established = self.handshake(stream, &expected, endpoint.addr).await?;
                 attempt.set_tls(self.view, &established);
                 if self.form == Form::Hold && established.will_be_confirmed() {
@@ -210,24 +223,36 @@ impl Outbound<'_> {
         Ok(Wire::Tls(Box::new(established)))
     }
 
-    /// Starts at a random endpoint and goes on to the next where one does not answer.
+    /// Starts at a random endpoint, or the one that this client stays with, and goes on to the next where one does not answer.
     async fn connect_any<'e>(
         &self,
         endpoints: &'e [Endpoint<'e>],
+        service: Option<&Service>,
     ) -> Result<(TcpStream, &'e Endpoint<'e>), Failure> {
         if endpoints.is_empty() {
             return Err(Failure::new(ResponseFlags::ConnectFailure, "the service has no endpoint"));
         }
-        let first = rand::rng().random_range(0..endpoints.len());
+        let order = match service.filter(|service| service.sticky) {
+            Some(_) => destination::rendezvous(self.client_address(), endpoints),
+            None => {
+                let first = rand::rng().random_range(0..endpoints.len());
+                (0..endpoints.len().min(MAX_TRIES)).map(|step| (first + step) % endpoints.len()).collect()
+            }
+        };
         let mut failed = None;
-        for step in 0..endpoints.len().min(MAX_TRIES) {
-            let endpoint = &endpoints[(first + step) % endpoints.len()];
+        for endpoint in order.into_iter().take(MAX_TRIES).filter_map(|index| endpoints.get(index)) {
             match self.connect(endpoint.addr).await {
                 Ok(stream) => return Ok((stream, endpoint)),
                 Err(failure) => failed = Some(failure),
             }
         }
         Err(failed.unwrap_or_else(|| Failure::new(ResponseFlags::ConnectFailure, "no endpoint was tried")))
+    }
+
+    /// What the service would see as its client's.
+    fn client_address(&self) -> Option<IpAddr> {
+        let same_family = |a: &&IpAddr| a.is_ipv4() == self.destination.is_ipv4();
+        self.workload.addresses.iter().find(same_family).or(self.workload.addresses.first()).copied()
     }
 
     async fn connect(&self, to: SocketAddr) -> Result<TcpStream, Failure> {

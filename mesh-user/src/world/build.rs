@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ExternalService, InboundPorts, LocalWorkload, Service, Workload, WorkloadId, WorkloadName, World,
-    select::LabelIndex, shared::Shared,
+    ExternalService, InboundPorts, LocalWorkload, Service, VirtualPort, Workload, WorkloadId, WorkloadName,
+    World, select::LabelIndex, service_endpoints, shared::Shared,
 };
 use crate::{
     config::{Config, ExternalServiceConfig, RemoteWorkloadConfig, Selector, ServiceConfig, WorkloadConfig},
@@ -92,7 +92,7 @@ impl World {
         Ok(world)
     }
 
-    fn add(&mut self, mut workload: Workload) -> Result<(), WorldError> {
+    pub(super) fn add(&mut self, mut workload: Workload) -> Result<(), WorldError> {
         // the configuration's limits keep the count far below u32::MAX
         let id = WorkloadId(u32::try_from(self.workloads.len()).unwrap_or(u32::MAX));
         workload.id = id;
@@ -142,8 +142,23 @@ impl World {
                 if let Some(owner) = owner.filter(|owner| **owner != service.name) {
                     return Err(duplicate(*address, owner, &service.name));
                 }
-                for (port, target) in &service.ports {
-                    self.service_ports.insert(SocketAddr::new(*address, *port), (index, *target));
+                self.virtual_addresses.insert(*address);
+            }
+            // Those of one address family share their endpoints.
+            for (port, target) in &service.ports {
+                for is_ipv4 in [true, false] {
+                    let mut fronts = service.addresses.iter().filter(|a| a.is_ipv4() == is_ipv4).peekable();
+                    if fronts.peek().is_none() {
+                        continue;
+                    }
+                    let workloads = service.workloads.iter().filter_map(|id| self.workload(*id));
+                    let endpoints: Arc<[_]> =
+                        workloads.flat_map(|w| service_endpoints(w, is_ipv4, *target)).collect();
+                    for address in fronts {
+                        let endpoints = Arc::clone(&endpoints);
+                        let front = VirtualPort { service: index, port: *port, endpoints };
+                        self.service_ports.insert(SocketAddr::new(*address, *port), front);
+                    }
                 }
             }
         }
@@ -210,6 +225,7 @@ fn service(config: &ServiceConfig, labels: &LabelIndex<'_>) -> Service {
         ports: config.ports.iter().map(|p| (p.port, p.target())).collect(),
         port_names: config.ports.iter().map(|p| p.name.as_deref().map(Into::into)).collect(),
         workloads: labels.select(&config.namespace, &config.selector),
+        sticky: false,
     }
 }
 
@@ -264,7 +280,7 @@ fn remote(
 }
 
 /// A workload of which no more is known yet than who it is.
-fn named(
+pub(super) fn named(
     config: &Config,
     shared: &mut Shared,
     (namespace, name, account): (&str, &str, &str),

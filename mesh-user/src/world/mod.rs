@@ -1,6 +1,7 @@
-//! One immutable snapshot of workloads, services and addresses, built from the node's file.
+//! One immutable snapshot of workloads, services and addresses, built from the node's file and what a source beside it knows.
 //! Pure: it never reads a file, a clock or the kernel; readers hold it behind an `Arc`.
 
+mod additions;
 mod build;
 mod select;
 mod shared;
@@ -8,12 +9,13 @@ mod shared;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+pub use additions::{AddedEndpoint, AddedPort, AddedService, AddedWorkload, Additions, Front};
 pub use build::WorldError;
 
 use crate::{
@@ -120,6 +122,26 @@ pub struct Service {
     pub port_names: Vec<Option<Arc<str>>>,
     /// Workloads that the selector picked in its namespace.
     pub workloads: Vec<WorkloadId>,
+    /// A client stays with one endpoint as long as that is one.
+    pub sticky: bool,
+}
+
+/// Who answers behind a virtual address and port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ServiceEndpoint {
+    addr: SocketAddr,
+    /// None: nobody of the mesh.
+    workload: Option<WorkloadId>,
+}
+
+/// A virtual address and port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct VirtualPort {
+    /// Index of the service.
+    service: usize,
+    /// The service's own.
+    port: u16,
+    endpoints: Arc<[ServiceEndpoint]>,
 }
 
 /// A server outside the mesh that the node's file names.
@@ -149,14 +171,14 @@ pub enum WorldHost<'a> {
 pub struct Endpoint<'a> {
     /// Where to connect.
     pub addr: SocketAddr,
-    /// Who lives there.
-    pub workload: &'a Workload,
+    /// Who lives there; none: somebody outside the mesh, among a service's others.
+    pub workload: Option<&'a Workload>,
 }
 
 /// What an original destination means.
 #[derive(Debug, Clone)]
 pub enum Destination<'a> {
-    /// Enrolled workloads answer there. No endpoint at all: the service is empty, refuse the connection.
+    /// Enrolled workloads answer there, of a service maybe among others. No endpoint at all: the service is empty, refuse the connection.
     Meshed {
         /// Where to connect; the caller picks.
         endpoints: Vec<Endpoint<'a>>,
@@ -197,7 +219,9 @@ pub struct World {
     by_address: HashMap<IpAddr, Vec<WorkloadId>>,
     /// Ports of the addresses that are owned by port.
     by_port: HashMap<SocketAddr, WorkloadId>,
-    service_ports: HashMap<SocketAddr, (usize, u16)>,
+    service_ports: HashMap<SocketAddr, VirtualPort>,
+    /// Of services.
+    virtual_addresses: HashSet<IpAddr>,
     /// Endpoints of services without a virtual address: service, and its port that leads there.
     headless: HashMap<SocketAddr, (usize, u16)>,
     external: Vec<ExternalService>,
@@ -296,27 +320,34 @@ impl World {
             if !workload.ports.captures(addr.port()) {
                 return Destination::NotMeshed;
             }
-            return Destination::Meshed { endpoints: vec![Endpoint { addr, workload }], service: None };
+            return Destination::Meshed {
+                endpoints: vec![Endpoint { addr, workload: Some(workload) }],
+                service: None,
+            };
         }
-        let Some((service, target_port)) = self.service_ports.get(&addr) else {
+        let Some(found) = self.service_ports.get(&addr) else {
             let external = self.external_ports.get(&addr);
             return external.map_or(Destination::NotMeshed, |(service, port)| Destination::External {
                 addr: SocketAddr::new(addr.ip(), *port),
                 service: &self.external[*service],
             });
         };
-        let service = &self.services[*service];
-        let endpoints = service.workloads.iter().filter_map(|id| self.workload(*id));
-        let endpoints = endpoints.flat_map(|w| service_endpoints(w, addr.ip(), *target_port)).collect();
-        Destination::Meshed { endpoints, service: Some(service) }
+        let endpoint = |e: &ServiceEndpoint| Endpoint {
+            addr: e.addr,
+            workload: e.workload.and_then(|id| self.workload(id)),
+        };
+        Destination::Meshed {
+            endpoints: found.endpoints.iter().map(endpoint).collect(),
+            service: Some(&self.services[found.service]),
+        }
     }
 
     /// What an original destination is called, and the port of that host. An endpoint's own address has a name only where
     /// its service has no virtual one, as in an Istio sidecar.
     pub fn host(&self, destination: SocketAddr) -> Option<(WorldHost<'_>, u16)> {
         let addr = SocketAddr::new(destination.ip().to_canonical(), destination.port());
-        if let Some((service, _)) = self.service_ports.get(&addr) {
-            return Some((WorldHost::Service(&self.services[*service]), addr.port()));
+        if let Some(found) = self.service_ports.get(&addr) {
+            return Some((WorldHost::Service(&self.services[found.service]), found.port));
         }
         if let Some((service, port)) = self.headless.get(&addr) {
             return Some((WorldHost::Service(&self.services[*service]), *port));
@@ -356,12 +387,13 @@ impl World {
 
 /// A workload's endpoints behind a virtual address: of its address family, else of the other one. A workload
 /// that does not capture the target port cannot prove who it is, so it does not answer for the service.
-fn service_endpoints(workload: &Workload, virtual_ip: IpAddr, port: u16) -> Vec<Endpoint<'_>> {
+fn service_endpoints(workload: &Workload, is_ipv4: bool, port: u16) -> Vec<ServiceEndpoint> {
     if !workload.ports.captures(port) {
         return Vec::new();
     }
-    let same_family: Vec<_> =
-        workload.addresses.iter().filter(|a| a.is_ipv4() == virtual_ip.is_ipv4()).collect();
+    let same_family: Vec<_> = workload.addresses.iter().filter(|a| a.is_ipv4() == is_ipv4).collect();
     let chosen = if same_family.is_empty() { workload.addresses.iter().collect() } else { same_family };
-    chosen.into_iter().map(|ip| Endpoint { addr: SocketAddr::new(*ip, port), workload }).collect()
+    let endpoint =
+        |ip: &IpAddr| ServiceEndpoint { addr: SocketAddr::new(*ip, port), workload: Some(workload.id) };
+    chosen.into_iter().map(endpoint).collect()
 }

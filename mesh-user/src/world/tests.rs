@@ -36,7 +36,7 @@ fn config() -> Config {
 fn resolve(world: &World, destination: &str) -> Option<Vec<String>> {
     match world.resolve(destination.parse::<SocketAddr>().unwrap()) {
         Destination::Meshed { endpoints, .. } => {
-            Some(endpoints.iter().map(|e| format!("{} {}", e.addr, e.workload.name)).collect())
+            Some(endpoints.iter().map(|e| format!("{} {}", e.addr, e.workload.unwrap().name)).collect())
         }
         Destination::External { addr, service } => Some(vec![format!("{addr} outside: {}", service.host)]),
         Destination::NotMeshed => None,

@@ -4,7 +4,9 @@
 use std::io::{Result, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use mesh_user::admin::{CertRow, CheckRow, ConnectionList, PolicyRow, ReloadReport, Status, WorkloadRow};
+use mesh_user::admin::{
+    CertRow, CheckRow, ConnectionList, KubernetesRow, PolicyRow, ReloadReport, Status, WorkloadRow,
+};
 use serde::Serialize;
 
 use crate::{args::Output, offline::Validation};
@@ -118,6 +120,12 @@ pub(crate) fn status(out: Out<'_>, format: Output, s: &Status) -> Result<()> {
         for map in &s.bpf_maps {
             line("bpf map", format!("{} {}/{}", map.map, map.entries, map.capacity))?;
         }
+        if let Some(kubernetes) = &s.kubernetes {
+            line("kubernetes", watched(kubernetes))?;
+            for pod in &kubernetes.host_network {
+                line("left alone", format!("{pod}: it shares the host's network namespace"))?;
+            }
+        }
         if !s.last_reload_error.is_empty() {
             line(
                 "last reload",
@@ -129,6 +137,18 @@ pub(crate) fn status(out: Out<'_>, format: Output, s: &Status) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// In one line; what is wrong with it is among the problems.
+fn watched(kubernetes: &KubernetesRow) -> String {
+    let objects: Vec<_> = kubernetes.watches.iter().map(|w| format!("{} {}", w.objects, w.kind)).collect();
+    let stale = kubernetes.watches.iter().filter_map(|w| w.stale_since_unix_s).min();
+    let heard = match stale {
+        _ if !kubernetes.missing.is_empty() => "not heard in full yet".to_owned(),
+        Some(since) => format!("not heard since {since} (Unix time)"),
+        None => "heard".to_owned(),
+    };
+    format!("{heard}: {}", objects.join(", "))
 }
 
 pub(crate) fn workloads(out: Out<'_>, format: Output, rows: &[WorkloadRow]) -> Result<()> {

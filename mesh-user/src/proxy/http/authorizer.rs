@@ -95,12 +95,19 @@ impl Road<'_> {
             Destination::Meshed { endpoints, .. } => endpoints,
         };
         let endpoint = endpoints.choose(&mut rand::rng()).ok_or(format!("nobody serves {address}"))?;
+        let Some(server) = endpoint.workload else {
+            return match Way::to_outside(tls) {
+                Way::Plaintext => Ok(Box::new(self.tcp(endpoint.addr).await?)),
+                Way::Refused(why) => Err(why.to_owned()),
+                Way::Mesh { .. } | Way::Originate(_) => Err(NOT_ORIGINATED.to_owned()),
+            };
+        };
         // What a workload says to itself does not leave it.
-        if endpoint.workload.id == self.workload.id {
+        if server.id == self.workload.id {
             return Ok(Box::new(self.tcp(endpoint.addr).await?));
         }
-        let policy = self.view.snapshot.policies.for_workload(endpoint.workload.id);
-        let identities = self.view.identities(endpoint.workload.id);
+        let policy = self.view.snapshot.policies.for_workload(server.id);
+        let identities = self.view.identities(server.id);
         let expected = match Way::to_workload(tls, policy.mode(endpoint.addr.port())) {
             Way::Plaintext => return Ok(Box::new(self.tcp(endpoint.addr).await?)),
             Way::Mesh { names: None } => identities,
@@ -115,10 +122,7 @@ impl Road<'_> {
             match timeout(patience, established.confirmed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(Unconfirmed::Denied)) => {
-                    return Err(format!(
-                        "policy of {} denies {}",
-                        endpoint.workload.name, self.workload.name
-                    ));
+                    return Err(format!("policy of {} denies {}", server.name, self.workload.name));
                 }
                 Ok(Err(error)) => return Err(format!("{}: {error}", endpoint.addr)),
                 Err(_) => return Err(format!("{} does not confirm the connection", endpoint.addr)),
