@@ -12,7 +12,7 @@ use std::{
 
 const OBJECTS_DIR: &str = "bpf/bpfel-unknown-none/release";
 const OBJECTS: [&str; 2] = ["mesh-ebpf", "mesh-sk-lookup"];
-const PROTOS: [&str; 3] = ["istio_ca", "meshd_ca", "spiffe_workload"];
+const PROTOS: [&str; 4] = ["cri", "istio_ca", "meshd_ca", "spiffe_workload"];
 /// Messages that hold private keys or tokens, and those around them.
 const SECRET: [&str; 6] = [
     ".X509SVID",

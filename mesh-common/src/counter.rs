@@ -56,6 +56,12 @@ counters! {
     UncapturedDropped => "uncaptured_dropped",
     /// Attempts by others to bind meshd's listener ports.
     BindRefused => "bind_refused",
+    /// SYNs dropped of pods that are not enrolled yet; the client's TCP sends them again.
+    PodWaited => "pod_waited",
+    /// `connect` calls of pods that are not enrolled yet: refused.
+    PodRefused => "pod_refused",
+    /// Packets dropped that a pod sent past meshd, or that came to one, before it was enrolled.
+    PodDropped => "pod_dropped",
     /// Connections on the kernel path.
     KernelPath => "kernel_path",
     /// Connects that left the kernel path for meshd because its table is full.

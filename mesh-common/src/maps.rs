@@ -24,6 +24,20 @@ pub mod socket_flags {
     pub const HELD: u32 = 16;
     /// A client on the kernel path: `peer` is the server, `local` the address it must leave from.
     pub const KERNEL_PATH: u32 = 32;
+    /// A captured client of a pod that is not enrolled yet: its SYN waits until it is.
+    pub const PENDING: u32 = 64;
+    /// An enrolled workload's client of a port that is left out: `peer` is where it goes.
+    pub const LEFT_OUT: u32 = 128;
+}
+
+/// Values of [`PodEntry::state`].
+pub mod pod_state {
+    /// Wanted in the mesh: what STRICT forbids waits until its namespace is captured.
+    pub const WANTED: u32 = 1;
+    /// None of the mesh's business.
+    pub const FREE: u32 = 2;
+    /// No pod, but a cgroup that has pods below it.
+    pub const GROUP: u32 = 3;
 }
 
 /// Values of [`HeldConnect::kind`].
@@ -60,6 +74,28 @@ pub struct Config {
     pub refuse_uncaptured: u32,
     /// The cgroup of meshd's own process.
     pub own_cgroup_id: u64,
+    /// The cgroup below which those of pods are; 0: none.
+    pub pods_cgroup_id: u64,
+    /// Bit n: it may be at level n of the tree.
+    pub pods_levels: u32,
+    /// Non-zero when `connect` fails where it would wait for its pod to be enrolled.
+    pub pods_refuse: u32,
+    /// Where meshd listens in a namespace unless that port is taken, network byte order.
+    pub outbound_port_be: u16,
+    /// The same of inbound connections.
+    pub inbound_port_be: u16,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// What is known of a pod, by its cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodEntry {
+    /// See [`pod_state`].
+    pub state: u32,
+    /// Non-zero when its network namespace is captured.
+    pub captured: u32,
 }
 
 /// A namespace in which meshd listens, by netns cookie.
@@ -351,14 +387,15 @@ mod pod {
             unsafe impl aya::Pod for super::$name {}
         )+ };
     }
-    pod!(Config NetnsEntry WorkloadEntry CgroupKey DestinationKey ExcludedPortKey LocalAddressKey PortKey SockView TupleKey
+    pod!(Config PodEntry NetnsEntry WorkloadEntry CgroupKey DestinationKey ExcludedPortKey LocalAddressKey PortKey SockView TupleKey
          OriginalDst PeerView ConnectionTuple LookupConfig HeldConnect KernelPathConfig KernelPairKey KernelPair
          KernelConnection KernelEnd);
 }
 
 /// Fails to compile if a struct has padding: its size must be the sum of its fields'.
 const _: () = {
-    assert!(size_of::<Config>() == 8 * 2 + 4 * 4);
+    assert!(size_of::<Config>() == 8 * 3 + 4 * 6 + 2 * 2 + 4);
+    assert!(size_of::<PodEntry>() == 4 * 2);
     assert!(size_of::<WorkloadEntry>() == 4 * 2 + 16 * 2);
     assert!(size_of::<NetnsEntry>() == size_of::<WorkloadEntry>() + 2 * 2);
     assert!(size_of::<DestinationKey>() == 16 + 2 * 2);

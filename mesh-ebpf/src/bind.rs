@@ -16,6 +16,7 @@ use crate::{
     log::log_event,
     maps::{count, view},
     meshed::is_excluded,
+    pods,
 };
 
 const EPERM: i32 = 1;
@@ -42,8 +43,17 @@ fn bind<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
     }
     // SAFETY: the helper takes this hook's own context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    let Some(netns) = netns_entry(netns_cookie) else { return 1 };
-    let reserved = port_be == netns.outbound_port_be || port_be == netns.inbound_port_be;
+    let (outbound_port_be, inbound_port_be) = match netns_entry(netns_cookie) {
+        Some(netns) => (netns.outbound_port_be, netns.inbound_port_be),
+        // In a pod that is not enrolled yet meshd will want these.
+        None => match config() {
+            Some(config) if pods::waits(config, netns_cookie) => {
+                (config.outbound_port_be, config.inbound_port_be)
+            }
+            _ => return 1,
+        },
+    };
+    let reserved = port_be == outbound_port_be || port_be == inbound_port_be;
     let own = view(socket_of(ctx)).is_some_and(|view| view.flags & socket_flags::OWN != 0);
     if !reserved || own {
         return 1;

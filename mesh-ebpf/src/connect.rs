@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use mesh_common::{AddrNet, Counter, LOOPBACK_V4_NET, OWN_PRIORITY, SockView, WorkloadEntry, socket_flags};
+use mesh_common::{AddrNet, Config, Counter, LOOPBACK_V4_NET, OWN_PRIORITY, SockView, WorkloadEntry, socket_flags};
 
 use crate::{
     context::{
@@ -18,7 +18,8 @@ use crate::{
     kernel_path,
     log::log_connect,
     maps::{count, view, view_or_create},
-    meshed::{is_local_address, is_meshed},
+    meshed::{is_destination, is_local_address, is_meshed},
+    pods::{self, Pod},
 };
 
 const ECONNREFUSED: i32 = 111;
@@ -57,7 +58,12 @@ fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
     // SAFETY: the helper takes this hook's own context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     match enrolment(netns_cookie) {
-        Enrolment::None => host_client(socket, netns_cookie, destination),
+        Enrolment::None => match config() {
+            Some(config) if pods::waits(config, netns_cookie) => {
+                before_enrolment::<V6>(ctx, socket, config, netns_cookie, destination)
+            }
+            _ => host_client(socket, netns_cookie, destination),
+        },
         Enrolment::NoListener { entry } if wants(entry, destination, port_be) => {
             count(Counter::RefusedNoListener);
             log_connect!("connect refused: no listener", entry.slot, destination, port_be);
@@ -92,8 +98,64 @@ fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> i32 {
             };
             capture::<V6>(ctx, socket, &view, outbound_port_be)
         }
-        _ => PROCEED,
+        Enrolment::Workload { .. } => left_out(socket, destination, port_be),
+        Enrolment::NoListener { .. } => PROCEED,
     }
+}
+
+/// `pods_egress` must know that this SYN goes past meshd by right.
+#[inline(always)]
+fn left_out(socket: *mut bpf_sock, destination: AddrNet, port_be: u16) -> i32 {
+    let gates = config().is_some_and(|config| config.pods_cgroup_id != 0);
+    if gates
+        && is_destination(destination, port_be)
+        && let Some(view) = view_or_create(socket)
+    {
+        view.flags = socket_flags::LEFT_OUT;
+        view.peer = destination;
+        view.peer_port_be = port_be;
+    }
+    PROCEED
+}
+
+/// A pod that is wanted, or that nobody has spoken of: a connect to a meshed destination is captured already, and waits
+/// for somebody to serve it; what is not meshed would go past meshd in any case.
+#[inline(always)]
+fn before_enrolment<const V6: bool>(
+    ctx: *mut bpf_sock_addr,
+    socket: *mut bpf_sock,
+    config: &Config,
+    netns_cookie: u64,
+    destination: AddrNet,
+) -> i32 {
+    let port_be = read_port_be(ctx);
+    if !is_destination(destination, port_be) {
+        return PROCEED;
+    }
+    if config.pods_refuse != 0 {
+        count(Counter::PodRefused);
+        log_connect!("connect refused: the pod is not enrolled yet", 0, destination, port_be);
+        return refuse();
+    }
+    if !matches!(pods::of_current(config), Pod::Wanted { .. }) {
+        // It may turn out to be none of ours: its SYN waits as it is.
+        return PROCEED;
+    }
+    if !matches!(device_of(socket), 0 | LOOPBACK_IFINDEX) {
+        count(Counter::DeviceBoundRefused);
+        return unreachable();
+    }
+    let flags = socket_flags::CAPTURED | socket_flags::PENDING;
+    let view = SockView {
+        netns_cookie,
+        flags: if config.hold != 0 { flags | socket_flags::HELD } else { flags },
+        slot: 0,
+        peer: destination,
+        local: AddrNet::UNSPECIFIED,
+        peer_port_be: port_be,
+        reserved: [0; 3],
+    };
+    capture::<V6>(ctx, socket, &view, config.outbound_port_be)
 }
 
 #[inline(always)]

@@ -100,7 +100,7 @@ fn is_kernels_own(ctx: &SkBuffContext, packet: &Packet, is_tcp: bool) -> bool {
 
 /// The two ports, where the protocol has them.
 #[inline(always)]
-fn ports_be(ctx: &SkBuffContext, packet: &Packet) -> (u16, u16) {
+pub(crate) fn ports_be(ctx: &SkBuffContext, packet: &Packet) -> (u16, u16) {
     if !matches!(packet.protocol, IPPROTO_TCP | IPPROTO_UDP) {
         return (0, 0);
     }

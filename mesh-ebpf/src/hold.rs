@@ -14,6 +14,7 @@ use mesh_common::{Counter, HeldConnect, SockView, held_event, socket_flags};
 use crate::{
     context::{AF_INET6, LOOPBACK_IFINDEX, TCP_SYN_SENT, full_socket},
     maps::{HELD, HELD_UNTIL, count, view},
+    pods,
     read::{mapped, read_address_at, read_field},
 };
 
@@ -36,6 +37,10 @@ pub(crate) fn hold_syn(ctx: SkBuffContext) -> i32 {
     }
     let Some(view) = view(socket) else { return PASS };
     if view.flags & socket_flags::HELD == 0 {
+        return PASS;
+    }
+    if !pods::settle(view) {
+        // `pods_egress` lets it wait.
         return PASS;
     }
     if !is_read() {

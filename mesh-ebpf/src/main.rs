@@ -33,6 +33,7 @@ mod log;
 mod maps;
 mod meshed;
 mod packet;
+mod pods;
 mod read;
 mod sock_create;
 mod sock_ops;

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use mesh_common::{
     CgroupKey, Config, ConnectionTuple, Counter, DestinationKey, ExcludedPortKey, HeldConnect,
     KernelConnection, KernelEnd, KernelPair, KernelPairKey, KernelPathConfig, LocalAddressKey, NetnsEntry,
-    OriginalDst, PeerView, SockView, TupleKey, WorkloadEntry,
+    OriginalDst, PeerView, PodEntry, SockView, TupleKey, WorkloadEntry,
 };
 
 use crate::word;
@@ -48,6 +48,10 @@ pub(crate) static PEER_OF: HashMap<TupleKey, PeerView, PLACEHOLDER> = HashMap::n
 /// The oldest make room: entries outlive their connection where another program took our callback away.
 #[btf_map]
 pub(crate) static HOST_CLIENTS: LruHashMap<ConnectionTuple, u64, PLACEHOLDER> = LruHashMap::new();
+
+/// What is known of pods, enrolled or not. A pod without an entry is nobody's yet.
+#[btf_map]
+pub(crate) static PODS: HashMap<CgroupKey, PodEntry, PLACEHOLDER, SPARSE> = HashMap::new();
 
 #[btf_map]
 pub(crate) static KERNEL_PATH: Array<KernelPathConfig, 1> = Array::new();

@@ -15,6 +15,7 @@ use crate::{
     enrolment::{Enrolment, config, enrolment},
     log::log_event,
     maps::{count, view_or_create},
+    pods::{self, Pod},
     read::read_field,
 };
 
@@ -30,13 +31,14 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     let (kind, protocol) =
         unsafe { (read_field!(ctx.sock, bpf_sock, type_), read_field!(ctx.sock, bpf_sock, protocol)) };
     let refuses = config().is_some_and(|config| config.refuse_uncaptured != 0);
-    if protocol != IPPROTO_MPTCP && !refuses {
+    let gates = config().is_some_and(|config| config.pods_cgroup_id != 0);
+    if protocol != IPPROTO_MPTCP && !refuses && !gates {
         return PROCEED;
     }
     // SAFETY: the helper takes this hook's own context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock.cast()) };
     let entry = match enrolment(netns_cookie) {
-        Enrolment::None => return PROCEED,
+        Enrolment::None => return of_pod(ctx.sock, netns_cookie, kind, protocol),
         Enrolment::Workload { entry, .. } | Enrolment::NoListener { entry } => entry,
     };
     if protocol == IPPROTO_MPTCP {
@@ -52,6 +54,33 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     // The packet hook knows no namespace. Without storage the packet's source address must say whose it is.
     if let Some(view) = view_or_create(ctx.sock) {
         view.slot = entry.slot;
+        view.netns_cookie = netns_cookie;
+    }
+    PROCEED
+}
+
+/// A pod's that is not enrolled yet, or that shares the host's namespace: the packet hooks must know which.
+#[inline(always)]
+fn of_pod(socket: *mut bpf_sock, netns_cookie: u64, kind: u32, protocol: u32) -> i32 {
+    let Some(config) = config() else { return PROCEED };
+    let wanted = match pods::of_current(config) {
+        Pod::None | Pod::Free => return PROCEED,
+        Pod::Wanted { .. } => true,
+        Pod::Unknown => false,
+    };
+    if netns_cookie != config.host_netns_cookie {
+        if protocol == IPPROTO_MPTCP {
+            count(Counter::MptcpRefused);
+            return unsupported();
+        }
+        if wanted && config.refuse_uncaptured != 0 && !is_known(kind, protocol) && !is_meshd() {
+            count(Counter::UncapturedSocketRefused);
+            return if kind == SOCK_RAW { not_permitted() } else { unsupported() };
+        }
+    }
+    // Without storage its listener takes nothing until the pod is captured.
+    if let Some(view) = view_or_create(socket) {
+        view.netns_cookie = netns_cookie;
     }
     PROCEED
 }

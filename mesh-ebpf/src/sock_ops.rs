@@ -4,9 +4,9 @@
 use aya_ebpf::{
     bindings::{
         BPF_ANY, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock, bpf_sock_ops,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, bpf_sock, bpf_sock_ops,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -29,6 +29,7 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     let op = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*ctx).op)) };
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
+        BPF_SOCK_OPS_TIMEOUT_INIT => first_timeout(ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
         _ => {}
@@ -95,6 +96,30 @@ fn connecting(ctx: *mut bpf_sock_ops) {
     } else {
         let inserted = HOST_CLIENTS.insert(&host_client_key(&ends), &1, u64::from(BPF_ANY));
         count(if inserted.is_ok() { Counter::HostClient } else { Counter::HostClientTableFull });
+    }
+}
+
+/// A SYN that waits for its pod to be enrolled is sent again sooner than after a second. In jiffies, 1 to 10 ms each.
+const PENDING_TIMEOUT_JIFFIES: u32 = 25;
+/// Of SYNs, since the sooner begun doubling would be over sooner too: two minutes where a jiffy is 1 ms.
+const PENDING_SYN_COUNT: i32 = 11;
+const SOL_TCP: i32 = 6;
+const TCP_SYNCNT: i32 = 7;
+
+#[inline(always)]
+fn first_timeout(ctx: *mut bpf_sock_ops) {
+    if view(socket_of(ctx)).is_none_or(|view| view.flags & socket_flags::PENDING == 0) {
+        return;
+    }
+    let mut count = PENDING_SYN_COUNT;
+    // SAFETY: the program's own context; `reply` is writable in this hook. The option's value is a live local. Where it
+    // is refused the socket gives up sooner.
+    unsafe {
+        bpf_setsockopt(ctx.cast(), SOL_TCP, TCP_SYNCNT, (&raw mut count).cast(), size_of::<i32>() as i32);
+        core::ptr::write_volatile(
+            core::ptr::addr_of_mut!((*ctx).__bindgen_anon_1.reply),
+            PENDING_TIMEOUT_JIFFIES,
+        );
     }
 }
 

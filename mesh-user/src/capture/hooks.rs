@@ -22,12 +22,17 @@ const GUARD_HOOK: &str = "guard";
 /// Attached only where the kernel path may be taken; they too see every packet.
 const KERNEL_PATH_HOOKS: [&str; 2] = ["kernel_egress", "kernel_ingress"];
 
+/// Attached only where a kubelet's pods are followed; they too see every packet.
+const POD_HOOKS: [&str; 2] = ["pods_egress", "pods_ingress"];
+
 /// The programs that keep others from meshd's ports.
 pub(super) const BIND_HOOKS: [&str; 2] = ["bind4", "bind6"];
 
 /// Program name in the object and where it goes. `sock_ops` and `hold_syn` before `connect`: when the first
 /// connection is rewritten, its original destination is recorded, or its SYN held.
-const HOOKS: [(&str, AttachType); 14] = [
+const HOOKS: [(&str, AttachType); 16] = [
+    ("pods_egress", AttachType::SkbEgress),
+    ("pods_ingress", AttachType::SkbIngress),
     ("kernel_egress", AttachType::SkbEgress),
     ("kernel_ingress", AttachType::SkbIngress),
     (HOLD_HOOK, AttachType::SkbEgress),
@@ -46,9 +51,10 @@ const HOOKS: [(&str, AttachType); 14] = [
 
 /// The hooks whose programs are loaded: the form is chosen later.
 pub(super) fn loaded(settings: &CaptureSettings) -> impl Iterator<Item = (&'static str, AttachType)> {
-    let (guards, kernel_path) = (settings.refuse_uncaptured, settings.kernel_path);
+    let (guards, kernel_path, pods) = (settings.refuse_uncaptured, settings.kernel_path, settings.pods);
     HOOKS.into_iter().filter(move |(name, _)| match *name {
         GUARD_HOOK => guards,
+        name if POD_HOOKS.contains(&name) => pods,
         name => kernel_path || !KERNEL_PATH_HOOKS.contains(&name),
     })
 }

@@ -14,6 +14,7 @@ mod net;
 mod objects;
 mod outbound;
 mod plan;
+mod pods;
 mod program_log;
 mod runtime_dir;
 mod space;
@@ -35,6 +36,7 @@ pub use maps::{MapUse, Stats};
 pub use net::{InboundOwner, OriginalDestination, PeerViewGuard, WorkloadNet};
 pub use outbound::{AppLeg, Captured, Form, ListenerCapture, Refusal, reset};
 pub use plan::{CaptureLimits, CapturePlan, CaptureSettings, PlannedWorkload, Selector};
+pub use pods::{PodGate, PodGates};
 pub use space::{EnrolledListeners, EnrolledNamespace};
 pub use state::Applied;
 
@@ -75,6 +77,16 @@ impl Capture {
     /// that shall hold.
     pub fn apply(&self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
         self.state.lock().apply(plan)
+    }
+
+    /// What is known of this node's pods, enrolled or not, in place of what was: before the first [`Capture::apply`] too,
+    /// so that there is no moment at which a pod that is there goes past the hooks.
+    ///
+    /// # Errors
+    /// When the pods' cgroup cannot be used, there are too many of them, or the kernel refuses an entry. What was known of
+    /// others stays, and a pod of which nothing is known waits.
+    pub fn set_pods(&self, gates: PodGates) -> Result<(), CaptureError> {
+        self.state.lock().set_pods(gates)
     }
 
     /// Where the connection that `net`'s outbound listener accepted from `peer` wanted to go. The answer is

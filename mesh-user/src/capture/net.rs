@@ -112,7 +112,11 @@ impl WorkloadNet {
 
     fn original(&self, slot: u32, destination: SocketAddr, peer: SocketAddr) -> Option<OriginalDestination> {
         let slots = self.shared.slots.load();
-        let owner = slots.get(&slot)?;
+        let owner = match slot {
+            // Captured before its pod was enrolled: whose the namespace is now.
+            0 => slots.values().find(|owner| owner.netns == Some(self.cookie()))?,
+            slot => slots.get(&slot)?,
+        };
         let local = if destination.is_ipv4() { owner.local_v4 } else { owner.local_v6 };
         // A client that bound an address of its own keeps it.
         let bound = peer.ip().to_canonical();

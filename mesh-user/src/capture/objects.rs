@@ -6,7 +6,7 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{CaptureError, CaptureSettings, hooks, kernel_path, parking::Mutex, plan::CaptureLimits};
+use super::{CaptureError, CaptureSettings, hooks, kernel_path, parking::Mutex, plan::CaptureLimits, pods};
 use crate::sys::bpf::MapFd;
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -95,6 +95,7 @@ impl NodeObject {
                 // each address is there twice: for its owner, and as local to the node
                 .map_max_entries("LOCAL_ADDRESSES", 2 * OLD_AND_NEW * per_workload)
                 .map_max_entries("BY_TUPLE", limits.connections)
+                .map_max_entries("PODS", OLD_AND_NEW * pods::PODS)
                 .map_max_entries("KERNEL_PAIRS", KERNEL_PAIRS)
                 .map_max_entries("KERNEL_ENDS", ends_bytes)
                 .map_max_entries("HELD", limits.held_ring_bytes());

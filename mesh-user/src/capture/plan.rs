@@ -33,6 +33,8 @@ pub struct CaptureSettings {
     pub refuse_uncaptured: bool,
     /// Let pairs of workloads on this node connect past meshd where that is allowed.
     pub kernel_path: bool,
+    /// Let pods wait that are not enrolled yet; see [`super::Capture::set_pods`].
+    pub pods: bool,
     /// Leave the hooks, failing closed, on a clean exit.
     pub keep_on_exit: bool,
     /// Let the programs log captures and refusals, a bounded number per second.

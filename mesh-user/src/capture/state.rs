@@ -12,10 +12,11 @@ use mesh_common::{Config, NetnsEntry};
 
 use super::{
     CaptureError, CapturePlan, CaptureSettings, EnrolledNamespace, Form, HeldConnects, KernelPath, MapUse,
-    PlannedWorkload, Selector, hold, hooks,
+    PlannedWorkload, PodGates, Selector, hold, hooks,
     maps::{Shared, SlotOwner},
     net::{InboundOwner, primary},
     objects::{self, MAP_PREFIX, NodeObject, SHARED_MAPS},
+    pods::PodTable,
     program_log::ProgramLog,
     runtime_dir::RuntimeDir,
     space::{self, Space},
@@ -48,6 +49,7 @@ pub(super) struct State {
     node: NodeObject,
     shared: Arc<Shared>,
     tables: Tables,
+    pods: PodTable,
     links: Vec<OwnedFd>,
     _program_log: Option<ProgramLog>,
     held: Option<hold::Reader>,
@@ -82,6 +84,7 @@ impl State {
             .kernel_path
             .then(|| KernelPath::new(&mut node, &settings.limits, Arc::clone(&shared)).map(Arc::new))
             .transpose()?;
+        let pods = PodTable::new(&node)?;
         let tables = Tables::new(&node, &settings.limits, base_config(settings, &host)?)?;
         let mut state = Self {
             settings: settings.clone(),
@@ -91,6 +94,7 @@ impl State {
             node,
             shared,
             tables,
+            pods,
             links: Vec::new(),
             _program_log: program_log,
             held: None,
@@ -117,6 +121,12 @@ impl State {
         self.tables.hold(form == Form::Hold)
     }
 
+    pub(super) fn set_pods(&mut self, gates: PodGates) -> Result<(), CaptureError> {
+        // Entries first: where the root is new, none of them is taken for unknown.
+        let root = self.pods.set(gates)?;
+        self.tables.pods(root)
+    }
+
     pub(super) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
     }
@@ -131,6 +141,7 @@ impl State {
 
     pub(super) fn map_use(&self) -> Result<Vec<MapUse>, CaptureError> {
         let mut rows = self.tables.map_use();
+        rows.push(self.pods.map_use());
         for (map, entries) in
             [("BY_TUPLE", self.shared.by_tuple.count()), ("PEER_OF", self.shared.peer_of.count())]
         {
@@ -172,6 +183,7 @@ impl State {
             space.attach(&self.dir)?;
         }
         self.tables.sync(&resolved, &plan.destinations, self.listening())?;
+        self.pods.set_captured(captured(&resolved))?;
         self.attach_hooks()?;
         self.spaces.values_mut().for_each(Space::is_reserved);
         self.remove_others(&resolved, applied)?;
@@ -413,13 +425,27 @@ impl State {
 
 /// What the programs must know before any workload is enrolled.
 fn base_config(settings: &CaptureSettings, host: &NetNs) -> Result<Config, CaptureError> {
-    let mut config = Config { host_netns_cookie: host.cookie(), ..Config::default() };
+    let mut config = Config {
+        host_netns_cookie: host.cookie(),
+        outbound_port_be: settings.outbound_port.to_be(),
+        inbound_port_be: settings.inbound_port.to_be(),
+        ..Config::default()
+    };
     if settings.refuse_uncaptured {
         let failed = |source| CaptureError::Cgroup { path: "/proc/self/cgroup".into(), source };
         config.refuse_uncaptured = 1;
         config.own_cgroup_id = cgroup::own().map_err(failed)?.id;
     }
     Ok(config)
+}
+
+/// Paths of the namespaces that are captured.
+fn captured(resolved: &[Resolved<'_>]) -> HashSet<PathBuf> {
+    let path = |found: &Resolved<'_>| match &found.workload.selector {
+        Selector::Netns(path) => Some(path.clone()),
+        Selector::Cgroup(_) | Selector::User(_) => None,
+    };
+    resolved.iter().filter_map(path).collect()
 }
 
 fn ports_entry(outbound_port: u16, inbound_port: u16) -> NetnsEntry {

@@ -8,7 +8,7 @@ use mesh_common::{
 };
 
 use super::{
-    CaptureError, CaptureLimits, MapUse, PlannedWorkload, maps::Synced, net::primary_net, objects::NodeObject,
+    CaptureError, CaptureLimits, MapUse, PlannedWorkload, maps::Synced, net::primary_net, objects::NodeObject, pods::PodsRoot,
 };
 use crate::sys::bpf::MapFd;
 
@@ -58,6 +58,8 @@ impl Resolved<'_> {
 pub(super) struct Tables {
     config: MapFd<u32, Config>,
     base: Config,
+    /// With what the plan in force adds.
+    in_force: Config,
     netns: Synced<u64, NetnsEntry>,
     cgroups: Synced<CgroupKey, WorkloadEntry>,
     users: Synced<u32, WorkloadEntry>,
@@ -73,6 +75,7 @@ impl Tables {
         let tables = Self {
             config: node.map("CONFIG")?,
             base,
+            in_force: base,
             netns: Synced::new("ENROLLED_NETNS", workloads + 1, node.map("ENROLLED_NETNS")?),
             cgroups: Synced::new("ENROLLED_CGROUPS", workloads, node.map("ENROLLED_CGROUPS")?),
             users: Synced::new("ENROLLED_USERS", workloads, node.map("ENROLLED_USERS")?),
@@ -93,6 +96,20 @@ impl Tables {
     pub(super) fn hold(&mut self, hold: bool) -> Result<(), CaptureError> {
         self.base.hold = u32::from(hold);
         self.write_config(self.base)
+    }
+
+    /// Which cgroups are pods'.
+    pub(super) fn pods(&mut self, root: PodsRoot) -> Result<(), CaptureError> {
+        self.base.pods_cgroup_id = root.id;
+        self.base.pods_levels = root.levels;
+        self.base.pods_refuse = u32::from(root.refuse);
+        let config = Config {
+            cgroup_levels: self.in_force.cgroup_levels,
+            users_enrolled: self.in_force.users_enrolled,
+            ..self.base
+        };
+        self.in_force = config;
+        self.write_config(config)
     }
 
     fn write_config(&self, config: Config) -> Result<(), CaptureError> {
@@ -157,6 +174,7 @@ impl Tables {
         self.netns.sync(&netns)?;
         self.cgroups.sync(&cgroups)?;
         self.users.sync(&users)?;
+        self.in_force = config;
         self.write_config(config)
     }
 }

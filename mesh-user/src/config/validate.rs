@@ -331,6 +331,16 @@ fn selector(check: &mut Check<'_>, path: &str, workload: &WorkloadConfig) {
                 check.wrong(&format!("{path}.selector.unit"), what);
             }
         }
+        Selector::Pod(uid) => {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            if uid.is_empty() || uid.len() > 64 || !uid.bytes().all(plain) {
+                check.wrong(&format!("{path}.selector.pod"), "write its metadata.uid");
+            }
+            if !workload.ports.is_empty() {
+                let what = "only for cgroup, unit and user selectors: a network namespace is captured whole";
+                check.wrong(&format!("{path}.ports"), what);
+            }
+        }
         Selector::User(user) => {
             if user.is_empty() {
                 check.wrong(&format!("{path}.selector.user"), "name a user or give its number");

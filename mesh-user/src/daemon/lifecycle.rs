@@ -25,6 +25,7 @@ use super::{
     cluster::{self, Cluster},
     endpoint,
     endpoint::Publisher,
+    pods::{self, Pods},
     reload::{InForce, Runtime},
     source::Source,
     svid_source,
@@ -111,7 +112,12 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         }
     };
     first_svids(&runtime, &snapshot).await;
+    if let Some(pods) = &runtime.pods {
+        pods.first(pods::of_files(&snapshot.world)).await;
+        runtime.gate_pods();
+    }
     runtime.begin(&snapshot)?;
+    tokio::spawn(pods::follow(Arc::clone(&runtime), stop.clone()));
     let below = super::check::below_the_root(&runtime);
     if !below.proven {
         tracing::warn!(detail = %below.detail, "{}", below.meaning);
@@ -175,7 +181,8 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<(Runtime,
     let config = &snapshot.config;
     let metrics = Arc::new(Metrics::new(&config.node, MetricsLimits::default()));
     let wants_kernel_path = config.same_node == SameNode::Kernel || snapshot.world.wants_kernel_path();
-    let settings = capture_settings(config, wants_kernel_path)?;
+    let follows_pods = pods::wanted(config, &snapshot.world);
+    let settings = CaptureSettings { pods: follows_pods, ..capture_settings(config, wants_kernel_path)? };
     let capture = Capture::start(&settings)?;
     let proofs = if config.capture.canary {
         prove(&settings)?
@@ -237,6 +244,10 @@ fn start(snapshot: &Arc<Snapshot>, stop: &CancellationToken) -> Result<(Runtime,
         recheck_kernel_path: AtomicBool::new(false),
         unsettled: AtomicBool::new(false),
         failed: Mutex::new(HashMap::new()),
+        pods: follows_pods
+            .then(|| Pods::start(config, stop))
+            .transpose()
+            .map_err(DaemonError::io("pods cannot be followed"))?,
         units: Mutex::new(Vec::new()),
     };
     Ok((runtime, federation))
@@ -309,6 +320,7 @@ fn capture_settings(config: &Config, kernel_path: bool) -> Result<CaptureSetting
         },
         refuse_uncaptured: config.capture.uncaptured == Uncaptured::Refuse,
         kernel_path,
+        pods: false,
         keep_on_exit: config.shutdown.hooks == ShutdownHooks::Keep,
         log_programs: std::env::var_os(PROGRAM_LOG).is_some_and(|value| value == "1"),
     })

@@ -8,6 +8,7 @@ mod endpoint;
 mod error;
 mod lifecycle;
 mod plan;
+mod pods;
 mod reload;
 mod review;
 mod source;

@@ -10,6 +10,7 @@ use crate::{
     discovery::Snapshot,
     policy::Mode,
     proxy::Mesh,
+    runtime::{PodPlace, PodPlaces, PodUid},
     sys::cgroup,
     world::{InboundPorts, Workload, WorkloadName, World},
 };
@@ -18,13 +19,13 @@ use crate::{
 pub(super) type Unplanned = (WorkloadName, String);
 
 /// What to capture for the snapshot's world, of cgroups below `root`. Workloads whose user does not exist and units that do
-/// not run are left out and reported.
-pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot, root: &Path) -> (CapturePlan, Vec<Unplanned>) {
+/// not run are left out and reported, as are pods of which `places` does not say where they live.
+pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot, root: &Path, places: &PodPlaces) -> (CapturePlan, Vec<Unplanned>) {
     let world = &snapshot.world;
     let mut workloads = Vec::new();
     let mut unplanned = Vec::new();
     for workload in world.local_workloads() {
-        match planned(mesh, workload, root) {
+        match planned(mesh, workload, root, places) {
             Some(Ok(plan)) => {
                 let strict = snapshot.policies.for_workload(workload.id).default_mode() == Mode::Strict;
                 workloads.push(PlannedWorkload { strict, ..plan });
@@ -37,9 +38,9 @@ pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot, root: &Path) -> (CapturePla
     (CapturePlan { workloads, destinations }, unplanned)
 }
 
-fn planned(mesh: &Mesh, workload: &Workload, root: &Path) -> Option<Result<PlannedWorkload, String>> {
+fn planned(mesh: &Mesh, workload: &Workload, root: &Path, places: &PodPlaces) -> Option<Result<PlannedWorkload, String>> {
     let local = workload.local.as_ref()?;
-    let selector = match selector(&local.selector, root) {
+    let selector = match selector(&local.selector, root, places) {
         Ok(selector) => selector,
         Err(why) => return Some(Err(why)),
     };
@@ -61,7 +62,7 @@ fn planned(mesh: &Mesh, workload: &Workload, root: &Path) -> Option<Result<Plann
     }))
 }
 
-fn selector(selector: &config::Selector, root: &Path) -> Result<Selector, String> {
+fn selector(selector: &config::Selector, root: &Path, places: &PodPlaces) -> Result<Selector, String> {
     Ok(match selector {
         config::Selector::Netns(path) => Selector::Netns(path.clone()),
         config::Selector::Cgroup(path) => Selector::Cgroup(path.clone()),
@@ -69,6 +70,11 @@ fn selector(selector: &config::Selector, root: &Path) -> Result<Selector, String
             Ok(Some(path)) => Selector::Cgroup(path),
             Ok(None) => return Err(format!("systemd has no cgroup of unit {unit} below {}", root.display())),
             Err(error) => return Err(format!("the cgroup of unit {unit} cannot be found: {error}")),
+        },
+        config::Selector::Pod(uid) => match places.get(&PodUid(uid.as_str().into())) {
+            Some(PodPlace::Netns(path)) => Selector::Netns(path.clone()),
+            Some(PodPlace::Unknown(why)) => return Err(format!("it is not known where pod {uid} lives: {why}")),
+            None => return Err(format!("pod {uid} has not been looked for yet")),
         },
         config::Selector::User(user) => match user.parse() {
             Ok(uid) => Selector::User(uid),

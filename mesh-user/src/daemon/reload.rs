@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use super::{
     endpoint::Publisher,
     plan::{plan, units},
+    pods::Pods,
     workload_api::WorkloadApi,
 };
 use crate::{
@@ -79,6 +80,8 @@ pub(super) struct Runtime {
     pub(super) unsettled: AtomicBool,
     /// Local workloads that are not enrolled, and why.
     pub(super) failed: Mutex<HashMap<WorkloadName, String>>,
+    /// The kubelet's pods; none: nothing here is one.
+    pub(super) pods: Option<Pods>,
     /// The cgroups of systemd's units that were planned last.
     pub(super) units: Mutex<Vec<Option<u64>>>,
 }
@@ -178,10 +181,12 @@ impl Runtime {
         self.believe(&snapshot.bundles);
         self.mesh.set_snapshot(Arc::clone(snapshot));
         self.mesh.keys.set_sources(&snapshot.policies.jwks_sources(&snapshot.world));
+        self.tell_pods(snapshot);
         if let Err(error) = self.enrol() {
             self.believe(&before.bundles);
             self.certify(&before);
             self.mesh.keys.set_sources(&before.policies.jwks_sources(&before.world));
+            self.tell_pods(&before);
             self.mesh.set_snapshot(before);
             return Err(error);
         }
@@ -228,13 +233,37 @@ impl Runtime {
         self.mesh.svids.ensure(local.chain(self.endpoint_id.clone()));
     }
 
+    /// Says which pods the files want.
+    fn tell_pods(&self, snapshot: &Snapshot) {
+        if let Some(pods) = &self.pods {
+            pods.tell_files(super::pods::of_files(&snapshot.world));
+        }
+    }
+
+    /// Lets pods wait or go as is known of them now.
+    pub(super) fn gate_pods(&self) {
+        let Some(pods) = &self.pods else { return };
+        if let Err(error) = self.capture.set_pods(pods.gates()) {
+            tracing::error!(%error, "what is known of pods is not in force; those that are new wait");
+        }
+    }
+
+    /// Enrols pods where they live now.
+    pub(super) fn follow_places(&self) {
+        let _in_force = self.in_force();
+        if let Err(error) = self.enrol() {
+            tracing::error!(%error, "pods cannot be enrolled");
+        }
+    }
+
     /// Makes capture match the snapshot in force.
     fn enrol(&self) -> Result<(), CaptureError> {
         let snapshot = Arc::clone(&self.mesh.view().snapshot);
         let root = self.capture.cgroup();
         // Looked at before the plan is made: one that moves in between is found moved the next time.
         *self.units.lock().unwrap_or_else(PoisonError::into_inner) = units(&snapshot.world, &root);
-        let (plan, unplanned) = plan(&self.mesh, &snapshot, &root);
+        let places = self.pods.as_ref().map(Pods::places).unwrap_or_default();
+        let (plan, unplanned) = plan(&self.mesh, &snapshot, &root, &places);
         // An error midway leaves parts of this plan in force: the one that shall hold is applied again.
         self.unsettled.store(true, Ordering::Relaxed);
         let applied = self.capture.apply(&plan)?;

@@ -418,6 +418,7 @@ fn selector(selector: &Selector) -> String {
         Selector::Netns(path) => format!("netns {}", path.display()),
         Selector::Cgroup(path) => format!("cgroup {}", path.display()),
         Selector::Unit(unit) => format!("unit {unit}"),
+        Selector::Pod(uid) => format!("pod {uid}"),
         Selector::User(user) => format!("user {user}"),
     }
 }

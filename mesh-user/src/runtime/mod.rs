@@ -1,6 +1,18 @@
 //! Where the pods of this node live: asked of the container runtime (CRI), else looked for in the cgroup tree.
 
+mod cri;
+mod info;
+mod links;
+mod locator;
+mod proto;
+mod tree;
+mod watch;
+
 use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
+
+pub use cri::CriError;
+pub use locator::{Locator, LocatorSettings};
+pub use tree::{PodCgroup, PodTree};
 
 /// A pod's UID, as the API server gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,6 +9,7 @@ pub mod mount;
 mod netlink;
 pub mod netns;
 pub mod peer;
+pub mod proc_dir;
 pub mod process;
 pub mod rtnetlink;
 pub mod sock_diag;

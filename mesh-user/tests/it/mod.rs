@@ -12,6 +12,7 @@ pub(crate) mod ground;
 pub(crate) mod harness;
 pub(crate) mod judge;
 pub(crate) mod kube;
+pub(crate) mod kubelet;
 pub(crate) mod mesh;
 pub(crate) mod netns;
 pub(crate) mod nodefile;

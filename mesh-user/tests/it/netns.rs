@@ -86,7 +86,21 @@ impl Wire {
 
     fn place(&mut self, name: &str) -> Place {
         self.plugged += 1;
-        let host = 10 + self.plugged;
+        self.at(name, self.plugged)
+    }
+
+    /// The place that is plugged in next, if that has this name.
+    pub(crate) fn next(&self, name: &str) -> Place {
+        self.at(name, self.plugged + 1)
+    }
+
+    /// Has the next place get the addresses of the last one, which must be gone.
+    pub(crate) fn unplug(&mut self) {
+        self.plugged -= 1;
+    }
+
+    fn at(&self, name: &str, number: u8) -> Place {
+        let host = 10 + number;
         Place {
             name: name.to_owned(),
             v4: Ipv4Addr::new(10, 201, 0, host),

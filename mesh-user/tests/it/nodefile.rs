@@ -13,6 +13,7 @@ pub(crate) enum Selector {
     Netns(PathBuf),
     Cgroup(PathBuf),
     Unit(String),
+    Pod(String),
     User(String),
 }
 
@@ -77,6 +78,7 @@ impl Workload {
             Selector::Netns(path) => json!({ "netns": path }),
             Selector::Cgroup(path) => json!({ "cgroup": path }),
             Selector::Unit(unit) => json!({ "unit": unit }),
+            Selector::Pod(uid) => json!({ "pod": uid }),
             Selector::User(user) => json!({ "user": user }),
         };
         map.insert("selector".into(), selector);

@@ -197,7 +197,10 @@ fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
             result => return Err(std::io::Error::other(format!("{other} did not refuse: {result:?}"))),
         }
     }
-    socket.connect(&to.into())?;
+    match args.option("--connect-timeout-ms").and_then(|ms| ms.parse().ok()) {
+        Some(ms) => socket.connect_timeout(&to.into(), Duration::from_millis(ms))?,
+        None => socket.connect(&to.into())?,
+    }
     Ok(socket.into())
 }
 

@@ -72,6 +72,7 @@ pub fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError
         limits: LIMITS,
         refuse_uncaptured: false,
         kernel_path: false,
+        pods: false,
         keep_on_exit: false,
         log_programs: false,
         ..settings.clone()

@@ -24,6 +24,7 @@ mod limits;
 mod modes;
 mod neighbours;
 mod operating;
+mod pods;
 mod policy;
 mod renewal;
 mod requests;
@@ -45,6 +46,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("selfcheck", selfcheck::STORIES),
         ("cluster", cluster::STORIES),
         ("kubernetes_discovery", kubernetes_discovery::STORIES),
+        ("pods", pods::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),
