@@ -98,6 +98,7 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         tracing::info!(%address, "metrics are served over TCP");
         tokio::spawn(metrics.serve(Arc::<Source>::clone(&source), stop.clone()));
     }
+    super::node_lease::keep(&snapshot.config, Arc::<Source>::clone(&source), &stop);
     let serving = tokio::spawn(admin.serve(source, runtime.authority.clone(), stop.clone()));
     if let Some(workload_api) = &runtime.workload_api {
         workload_api.serve(runtime.capture.cgroup(), stop.clone());

@@ -1,6 +1,10 @@
 //! Where the pods of this node live: asked of the container runtime (CRI), else looked for in the cgroup tree.
 
+mod access;
+
 use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
+
+pub use access::Access;
 
 /// A pod's UID, as the API server gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
