@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::api::Status;
 use crate::runtime::Access;
 
-/// Where agents run unless `MESHD_NAMESPACE` says otherwise.
+/// Where agents run unless somebody installed them elsewhere.
 pub const DEFAULT_NAMESPACE: &str = "meshd-system";
 
 /// What keeping a summary asks of the API server, in meshd's own namespace. Server-side apply creates what is not there.

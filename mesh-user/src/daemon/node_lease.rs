@@ -16,7 +16,6 @@ use crate::{
 };
 
 /// By the downward API (`deploy/kubernetes/agent.yaml`).
-const NAMESPACE: &str = "MESHD_NAMESPACE";
 const POD: &str = "MESHD_POD";
 const POD_UID: &str = "MESHD_POD_UID";
 
@@ -26,17 +25,15 @@ pub(super) fn keep(config: &Config, source: Arc<dyn AdminSource>, stop: &Cancell
         return;
     }
     let said = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let writer = nodes::Writer {
-        node: config.node.clone(),
-        namespace: said(NAMESPACE).unwrap_or_else(|| nodes::DEFAULT_NAMESPACE.to_owned()),
-        pod: said(POD).map(|pod| (pod, said(POD_UID))),
-    };
+    let (node, pod) = (config.node.clone(), said(POD).map(|pod| (pod, said(POD_UID))));
     let (kubeconfig, stop) = (config.kubernetes.kubeconfig.clone(), stop.clone());
     tokio::spawn(async move {
         let client = match nodes::connect(kubeconfig.as_deref()).await {
             Ok(client) => client,
             Err(error) => return tracing::warn!(%error, "this node's summary is not kept in the cluster"),
         };
+        // The pod's own, or that of the kubeconfig.
+        let writer = nodes::Writer { node, namespace: client.default_namespace().to_owned(), pod };
         stop.run_until_cancelled(write(client, writer, source)).await;
     });
 }

@@ -14,6 +14,7 @@ mod fleet;
 mod hold;
 mod hostile;
 mod http;
+mod install;
 mod interop;
 mod interop_gnutls;
 mod interop_go;
@@ -24,6 +25,7 @@ mod modes;
 mod neighbours;
 mod operating;
 mod policy;
+mod privileges;
 mod renewal;
 mod requests;
 mod requests_documents;
@@ -43,6 +45,8 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
     let topics: &[(&str, &'static [Story])] = &[
         ("selfcheck", selfcheck::STORIES),
         ("cluster", cluster::STORIES),
+        ("install", install::STORIES),
+        ("privileges", privileges::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),
