@@ -7,7 +7,9 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use mesh_common::{AddrNet, Config, Counter, LOOPBACK_V4_NET, OWN_PRIORITY, SockView, WorkloadEntry, socket_flags};
+use mesh_common::{
+    AddrNet, Config, Counter, LOOPBACK_V4_NET, OWN_PRIORITY, SockView, WorkloadEntry, socket_flags,
+};
 
 use crate::{
     context::{

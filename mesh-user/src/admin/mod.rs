@@ -14,6 +14,7 @@ mod explain_tests;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod nodes;
 pub mod peer;
 pub mod question;
 pub mod review;

@@ -8,8 +8,14 @@
 mod args;
 #[path = "meshctl/authority.rs"]
 mod authority;
+#[path = "meshctl/bugreport.rs"]
+mod bugreport;
 #[path = "meshctl/ca_keys.rs"]
 mod ca_keys;
+#[path = "meshctl/install.rs"]
+mod install;
+#[path = "meshctl/nodes.rs"]
+mod nodes;
 #[path = "meshctl/offline.rs"]
 mod offline;
 #[path = "meshctl/online.rs"]
@@ -29,6 +35,7 @@ use std::{
 use clap::Parser;
 
 use args::{Arguments, CaCommand, Command, ConfigCommand};
+use mesh_user::capture::canary;
 
 /// `policy explain` said deny.
 const EXIT_DENIED: u8 = 3;
@@ -60,9 +67,21 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Config(ConfigCommand::Schema) => {
             writeln!(out, "{:#}", offline::schema())?;
         }
-        Command::Cleanup => {
-            offline::cleanup(&arguments.runtime_dir)?;
+        Command::Cleanup { folder } => {
+            offline::cleanup(&arguments.runtime_dir, folder)?;
             render::done(&mut out, format, "removed everything that meshd had attached or pinned")?;
+        }
+        Command::Install(install) => out.write_all(install::manifests(install)?.as_bytes())?,
+        Command::Uninstall { namespace } => writeln!(out, "{}", install::uninstall(namespace)?)?,
+        Command::Bugreport { out: folder, config } => {
+            bugreport::run(&arguments.runtime_dir, config, folder.as_deref(), &mut out)?;
+        }
+        Command::Nodes { kubeconfig, namespace } => {
+            return nodes::run(kubeconfig.as_deref(), namespace, format, &mut out);
+        }
+        Command::CanaryPeer { held, client, server, cgroup_processes } => {
+            let play = if *held { canary::run_held_peer } else { canary::run_peer };
+            play(client, server, cgroup_processes.as_deref())?;
         }
         Command::Ca(CaCommand::Intermediate { config, out: folder }) => {
             offline::issue_intermediate(config, folder)?;

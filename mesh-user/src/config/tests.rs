@@ -135,7 +135,7 @@ fn a_wrong_file_says_where_and_what() {
         ("node: a\nworklods: []\n".to_owned(), "node.yaml:2:1: ", "did you mean \"workloads\"?"),
         ("node: a\nlimits: { drainTime: 1 }\n".to_owned(), "node.yaml:2:11: ", "did you mean \"drainTimeMs\"?"),
         ("node: a\nrelay: kernel\n".to_owned(), "node.yaml:2:8: ", "auto, userspace, ktls, ktls-splice"),
-        ("trustDomain: x\n".to_owned(), "node.yaml:1:", "missing field \"node\""),
+        ("trustDomain: x\n".to_owned(), "node.yaml:1:", "write `node: NAME`"),
         ("node: a\ntrustDomain: UPPER\n".to_owned(), "node.yaml:2:", "lower-case"),
         ("node: a\nnode: b\n".to_owned(), "node.yaml:2:1: ", "twice"),
         ("node: a\ncapture: { outboundPort: 0 }\n".to_owned(), "node.yaml:2:26: ", "port 0"),

@@ -18,11 +18,15 @@ use super::{
 use crate::identity::{IdentityTemplate, MadeOf, SpiffeId, TemplateError, TrustDomain, WorkloadFacts};
 use std::collections::BTreeMap;
 
+/// Names the node where its file does not.
+pub const NODE_VARIABLE: &str = "MESHD_NODE";
+
 /// The node's configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
-    /// This node's name in logs and metrics.
+    /// This node's name in logs and metrics. None: what the environment variable `MESHD_NODE` says.
+    #[serde(default = "node_of_environment")]
     pub node: String,
     /// Trust domain of every workload in this file.
     #[serde(default = "default_trust_domain")]
@@ -117,6 +121,11 @@ pub struct Config {
     /// What stays behind at an orderly stop.
     #[serde(default)]
     pub shutdown: ShutdownConfig,
+}
+
+/// One file for many nodes, as a ConfigMap is: the pod's own node comes by its environment.
+fn node_of_environment() -> String {
+    std::env::var(NODE_VARIABLE).unwrap_or_default()
 }
 
 impl Config {

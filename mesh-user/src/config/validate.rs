@@ -9,8 +9,8 @@ use std::{
 use rustls_pki_types::ServerName;
 
 use super::{
-    CaConfig, CaProvider, Config, Selector, ServicePort, WorkloadConfig, extension_providers, federation,
-    yaml::Problem,
+    CaConfig, CaProvider, Config, NODE_VARIABLE, Selector, ServicePort, WorkloadConfig, extension_providers,
+    federation, yaml::Problem,
 };
 use crate::identity::SpiffeId;
 
@@ -56,7 +56,11 @@ impl Check<'_> {
 /// Everything that is wrong with a configuration that parsed.
 pub(super) fn check(config: &Config, text: &str) -> Vec<Problem> {
     let mut check = Check { text, problems: Vec::new() };
-    check.name("node", &config.node);
+    if config.node.is_empty() {
+        check.wrong("node", format!("no name: write `node: NAME`, or set {NODE_VARIABLE} for meshd"));
+    } else {
+        check.name("node", &config.node);
+    }
     check.name("clusterName", &config.cluster_name);
     for (i, remote) in config.remote_workloads.iter().enumerate() {
         if let Some(cluster) = &remote.cluster_name {

@@ -6,20 +6,20 @@ use super::reload::Runtime;
 use crate::{admin::api::CheckRow, capture::canary, config::Selector, tls::KernelTls};
 
 pub(super) fn rows(runtime: &Runtime) -> Vec<CheckRow> {
-    let mut rows: Vec<_> = runtime
-        .proofs
-        .iter()
-        .map(|proof| CheckRow {
-            name: proof.name.to_owned(),
-            proven: proof.proven,
-            required: proof.required,
-            meaning: proof.meaning.to_owned(),
-            detail: proof.detail.clone(),
-        })
-        .collect();
+    let mut rows: Vec<_> = runtime.proofs.iter().map(proof).collect();
     rows.push(below_the_root(runtime));
     rows.extend(kernel_tls(&runtime.mesh.kernel_tls));
     rows
+}
+
+pub(super) fn proof(proof: &canary::Capability) -> CheckRow {
+    CheckRow {
+        name: proof.name.to_owned(),
+        proven: proof.proven,
+        required: proof.required,
+        meaning: proof.meaning.to_owned(),
+        detail: proof.detail.clone(),
+    }
 }
 
 /// Whether the processes of workloads with a namespace are where the hooks see them.
@@ -46,7 +46,7 @@ pub(super) fn below_the_root(runtime: &Runtime) -> CheckRow {
     }
 }
 
-fn kernel_tls(kernel: &KernelTls) -> Vec<CheckRow> {
+pub(super) fn kernel_tls(kernel: &KernelTls) -> Vec<CheckRow> {
     let row = |name: &str, result: &Result<(), String>, meaning: &str| CheckRow {
         name: name.to_owned(),
         proven: result.is_ok(),

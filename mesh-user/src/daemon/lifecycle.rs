@@ -123,6 +123,7 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         tracing::warn!(detail = %below.detail, "{}", below.meaning);
     }
     let serving = serving.or_else(serve);
+    super::node_lease::keep(&snapshot.config, Arc::<Source>::clone(&source), &stop);
     if let Some(workload_api) = &runtime.workload_api {
         workload_api.serve(runtime.capture.cgroup(), stop.clone());
     }

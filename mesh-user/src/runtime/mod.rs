@@ -1,5 +1,6 @@
 //! Where the pods of this node live: asked of the container runtime (CRI), else looked for in the cgroup tree.
 
+mod access;
 mod cri;
 mod info;
 mod links;
@@ -10,6 +11,7 @@ mod watch;
 
 use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
 
+pub use access::Access;
 pub use cri::CriError;
 pub use locator::{Locator, LocatorSettings};
 pub use tree::{PodCgroup, PodTree};

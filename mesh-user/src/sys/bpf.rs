@@ -25,6 +25,7 @@ const MAP_DELETE_ELEM: libc::c_int = 3;
 const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
+const PROG_QUERY: libc::c_int = 16;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const LINK_CREATE: libc::c_int = 28;
@@ -134,6 +135,39 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     }
     call(LINK_DETACH, &mut Attr { link: raw(link) })?;
     Ok(())
+}
+
+/// Ids of the programs that are attached to a cgroup itself, whoever attached them; 64 at most.
+pub fn programs_at(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
+    // union bpf_attr, "struct { /* anonymous struct used by BPF_PROG_QUERY command */"
+    #[repr(C)]
+    struct Attr {
+        target: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        pad: u32,
+    }
+    let mut ids = [0_u32; 64];
+    let mut attr = Attr {
+        target: raw(cgroup),
+        attach_type: at as u32,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: 64,
+        pad: 0,
+    };
+    match call(PROG_QUERY, &mut attr) {
+        Ok(_) => {}
+        // More than fit: those that do were written.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {}
+        Err(error) => return Err(error),
+    }
+    let count = usize::try_from(attr.count).unwrap_or(0).min(ids.len());
+    Ok(ids.into_iter().take(count).collect())
 }
 
 /// What a link is attached to.

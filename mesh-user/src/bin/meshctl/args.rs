@@ -37,7 +37,20 @@ pub(crate) enum Output {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// The daemon in a few figures; exits 1 when it is not ready.
-    Status,
+    Status {
+        /// Ask only whether it answers, ready or not.
+        #[arg(long)]
+        live: bool,
+    },
+    /// Every node's agent by a Kubernetes API server; exits 1 when one of them is not ready.
+    Nodes {
+        /// How the API server is reached; without it as kubectl does.
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        /// Where the agents run.
+        #[arg(short, long, default_value = mesh_user::admin::nodes::DEFAULT_NAMESPACE, value_name = "NAME")]
+        namespace: String,
+    },
     /// Workloads: identity, addresses, state, mode.
     Workloads,
     /// Live connections: peers, relay kind, bytes, age.
@@ -58,20 +71,94 @@ pub(crate) enum Command {
     /// Questions about policy.
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// What this node was proven to be able to do; exits 1 when something required is missing.
-    Check,
+    /// What this node was proven to be able to do; exits 1 when something required is missing. Where no meshd runs, it tries (as root).
+    Check {
+        /// Where no meshd runs: the cgroup to try capture on, instead of the root of the tree.
+        #[arg(long, value_name = "DIR")]
+        cgroup: Option<PathBuf>,
+    },
+    /// What somebody needs who is to help: status, documents, certificates without keys, kernel, hooks, log. Holds no secret.
+    Bugreport {
+        /// The folder to write; without it all goes to standard output, for `kubectl exec`.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// The node's file, where it is not the one that meshd is usually started with.
+        #[arg(long, default_value = "/etc/meshd/node.yaml", value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Prints the manifests for Kubernetes, for kubectl to apply.
+    Install(InstallArguments),
+    /// Says how meshd is taken out of a cluster, in order.
+    Uninstall {
+        /// Where the agents run.
+        #[arg(short, long, default_value = mesh_user::admin::nodes::DEFAULT_NAMESPACE, value_name = "NAME")]
+        namespace: String,
+    },
     /// The node's file.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Reads configuration and policies again; live connections stay unless no longer allowed.
     Reload,
     /// Removes all that a dead meshd left attached or pinned. Refused while meshd runs.
-    Cleanup,
+    Cleanup {
+        /// An empty folder to remove too, such as the one of a bpffs that was mounted for pins; may be repeated.
+        #[arg(long, value_name = "DIR")]
+        folder: Vec<PathBuf>,
+    },
     /// The certificate authority: the embedded one's files, and the service `meshd ca`.
     #[command(subcommand)]
     Ca(CaCommand),
     /// Metrics in `OpenMetrics` text.
     Metrics,
+    /// The canary's child; started by `check` itself.
+    #[command(name = mesh_user::capture::canary::PEER_COMMAND, hide = true)]
+    CanaryPeer {
+        /// Play the part in which connects are held.
+        #[arg(long)]
+        held: bool,
+        /// The client's network namespace.
+        client: PathBuf,
+        /// The server's network namespace.
+        server: PathBuf,
+        /// The `cgroup.procs` to move to.
+        cgroup_processes: Option<PathBuf>,
+    },
+}
+
+/// Of `install`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InstallArguments {
+    /// Print, and write nothing to a cluster: the only way there is.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Which manifests.
+    #[arg(long, value_enum, default_value_t = InstallPart::Mesh)]
+    pub(crate) part: InstallPart,
+    /// The image of meshd.
+    #[arg(long, default_value = crate::install::IMAGE, value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Where the agents and the CA run.
+    #[arg(short, long, default_value = mesh_user::admin::nodes::DEFAULT_NAMESPACE, value_name = "NAME")]
+    pub(crate) namespace: String,
+    /// The mesh's trust domain.
+    #[arg(long, default_value = "cluster.local", value_name = "NAME")]
+    pub(crate) trust_domain: String,
+    /// Replicas of the CA.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9), value_name = "N")]
+    pub(crate) ca_replicas: u8,
+}
+
+/// Manifests that are applied together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InstallPart {
+    /// Istio's kinds, where the cluster does not have them.
+    Crds,
+    /// Agents and CA.
+    Mesh,
+    /// Scraping, alerts and dashboard.
+    Monitoring,
+    /// What takes the agents' hooks away, after the agents.
+    Cleanup,
 }
 
 #[derive(Debug, Subcommand)]

@@ -133,7 +133,7 @@ fn read_policies(dir: &Path, must_exist: bool) -> anyhow::Result<PolicySet> {
 }
 
 /// Removes what a dead daemon left; refused while one runs.
-pub(crate) fn cleanup(runtime_dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn cleanup(runtime_dir: &Path, folders: &[PathBuf]) -> anyhow::Result<()> {
     // Without this the lock would make the folder of a daemon that never ran here.
     anyhow::ensure!(
         runtime_dir.is_dir(),
@@ -150,6 +150,14 @@ pub(crate) fn cleanup(runtime_dir: &Path) -> anyhow::Result<()> {
     }
     // Whatever else lies there is not meshd's.
     let _ = std::fs::remove_dir(runtime_dir);
+    for folder in folders {
+        match std::fs::remove_dir(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+            }
+            _ => {}
+        }
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod fleet;
 mod hold;
 mod hostile;
 mod http;
+mod install;
 mod interop;
 mod interop_gnutls;
 mod interop_go;
@@ -26,6 +27,7 @@ mod neighbours;
 mod operating;
 mod pods;
 mod policy;
+mod privileges;
 mod renewal;
 mod requests;
 mod requests_documents;
@@ -47,6 +49,8 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("cluster", cluster::STORIES),
         ("kubernetes_discovery", kubernetes_discovery::STORIES),
         ("pods", pods::STORIES),
+        ("install", install::STORIES),
+        ("privileges", privileges::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),

@@ -8,7 +8,9 @@ use serde_json::json;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::kubelet::{Kubelet, Pod};
-use crate::it::mesh::{MARKER, Mesh, accepted, is_unserved, last_line, probe, serve, start_probe, wait_event};
+use crate::it::mesh::{
+    MARKER, Mesh, accepted, is_unserved, last_line, probe, serve, start_probe, wait_event,
+};
 use crate::it::nodefile::{Selector, Workload};
 use crate::it::process::{PATIENCE, wait_until};
 
@@ -59,7 +61,9 @@ fn must_serve_pod(mesh: &Mesh, pod: &Pod) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn a_pods_first_connect_waits_until_it_is_enrolled_and_is_never_readable(ground: &Ground) -> anyhow::Result<()> {
+fn a_pods_first_connect_waits_until_it_is_enrolled_and_is_never_readable(
+    ground: &Ground,
+) -> anyhow::Result<()> {
     let (mut mesh, mut kubelet) = given(ground)?;
     mesh.workloads.push(planned(&mesh, "web", UID));
     mesh.start()?;
@@ -134,7 +138,8 @@ fn a_pod_that_starts_while_meshd_is_dead_waits_for_it(ground: &Ground) -> anyhow
     let inside = serve(&pod.place, 7100, &["--echo"])?;
     let seen = probe(&pod.place, mesh.server.at(7000), &["--connect-timeout-ms", "1500", "--send", MARKER])?;
     ensure!(seen["connect"] != "ok", "{seen}");
-    let seen = probe(&mesh.outsider, pod.place.at(7100), &["--connect-timeout-ms", "1500", "--send", "knock"])?;
+    let seen =
+        probe(&mesh.outsider, pod.place.at(7100), &["--connect-timeout-ms", "1500", "--send", "knock"])?;
     ensure!(seen["connect"] != "ok" && accepted(&inside) == 0, "{seen}");
     mesh.a.start()?;
     wait_until(PATIENCE, "the pod to be enrolled", || {
@@ -147,7 +152,8 @@ fn a_pod_that_starts_while_meshd_is_dead_waits_for_it(ground: &Ground) -> anyhow
 
 fn a_pod_that_nobody_speaks_of_goes_free(ground: &Ground) -> anyhow::Result<()> {
     let (mut mesh, mut kubelet) = given(ground)?;
-    mesh.workloads.push(Workload { selector: Selector::Pod(OTHER_UID.into()), ..planned(&mesh, "ghost", OTHER_UID) });
+    mesh.workloads
+        .push(Workload { selector: Selector::Pod(OTHER_UID.into()), ..planned(&mesh, "ghost", OTHER_UID) });
     mesh.workloads.last_mut().expect("it was pushed").addresses = vec!["10.201.0.200".parse()?];
     mesh.start()?;
     let pod = kubelet.run(&mut mesh.pods.wire, "plain", UID)?;
