@@ -60,6 +60,9 @@ pub struct RevokeBody {
     /// Why.
     #[serde(default)]
     pub reason: Reason,
+    /// Of an issuer: even if nodes need new join tokens then.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What to take back.
@@ -143,11 +146,11 @@ async fn rotate(State(keys): State<Keys>, body: Bytes) -> Result<Json<AuthorityS
 }
 
 async fn revoke(State(keys): State<Keys>, body: Bytes) -> Result<Json<Revoked>, Failure> {
-    let RevokeBody { what, reason } = document(&body)?;
+    let RevokeBody { what, reason, force } = document(&body)?;
     let detail = format!("{what:?} because {reason:?}");
     let what = match what {
         RevokeWhat::Serial(serial) => Revoke::Serial(serial),
-        RevokeWhat::Issuer(serial) => Revoke::Issuer(serial),
+        RevokeWhat::Issuer(serial) => Revoke::Issuer { serial, force },
         RevokeWhat::Identity { id, block } => Revoke::Identity { id: identity(&id)?, block },
     };
     let revoked = keys.authority.revoke(what, reason).await?;

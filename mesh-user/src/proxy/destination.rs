@@ -1,7 +1,7 @@
 //! A destination by its name: which `DestinationRule` is about it, how a connection to it is to be opened, and whether a
 //! live one still is what it was asked to be. It opens nothing itself.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::net::SocketAddr;
 
 use rustls_pki_types::ServerName;
 
@@ -94,8 +94,7 @@ fn not_as_asked(
                 Ok(name) => name,
                 Err(why) => return policy(&why),
             };
-            let moment = SystemTime::now().min(server.not_after);
-            originator.verify_again(server, &name, moment).err().map(CloseReason::Trust)
+            originator.verify_live(server, &name).err().map(CloseReason::Trust)
         }
     }
 }

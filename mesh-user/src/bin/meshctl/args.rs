@@ -199,6 +199,9 @@ pub(crate) enum CaCommand {
         /// Why, as in revocation lists.
         #[arg(long, value_enum, default_value_t = RevokeReason::Unspecified)]
         reason: RevokeReason,
+        /// With --issuer: even if it signed the certificates of nodes, which need new join tokens then.
+        #[arg(long, requires = "issuer")]
+        force: bool,
         #[command(flatten)]
         service: CaService,
     },

@@ -68,8 +68,8 @@ pub(crate) async fn run(
             let keys: AuthorityStatus = client(service, runtime_dir).post_json(&at("rotate"), &body).await?;
             render::either(out, format, &keys, |out| show(out, &keys))?;
         }
-        CaCommand::Revoke { what, reason, service } => {
-            let body = RevokeBody { what: meant(what), reason: said(*reason) };
+        CaCommand::Revoke { what, reason, force, service } => {
+            let body = RevokeBody { what: meant(what), reason: said(*reason), force: *force };
             let revoked: Revoked = client(service, runtime_dir).post_json(&at("revoke"), &body).await?;
             render::either(out, format, &revoked, |out| {
                 writeln!(
@@ -154,6 +154,14 @@ fn show(out: &mut dyn Write, keys: &AuthorityStatus) -> std::io::Result<()> {
         "trust version {}; rotates {rotates}; {} certificates revoked",
         keys.trust_version, keys.revoked
     )?;
+    if keys.clock_ahead_seconds > 0 {
+        writeln!(
+            out,
+            "CLOCK: {} s ahead of the time that has passed; nothing is withdrawn or forgotten by itself until it has been \
+             steady for so long",
+            keys.clock_ahead_seconds
+        )?;
+    }
     for node in &keys.nodes {
         let name = render::clean(&node.node);
         writeln!(out, "node {name} has version {} since {}", node.version, time(node.acknowledged_seconds))?;

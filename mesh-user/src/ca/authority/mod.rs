@@ -2,6 +2,7 @@
 //! asked for rightly, keeps a register of it, rotates its keys without a certificate that nobody believes, and takes
 //! certificates back. No network. Several processes may have one folder open: what decides is in the database.
 
+mod clock;
 mod folder;
 mod lists;
 mod local;
@@ -34,11 +35,12 @@ pub use lists::{Reason, Revoke, Revoked};
 pub use local::Local;
 pub use rotation::{Kind, Stage};
 pub use rows::Source;
-pub(in crate::ca) use schema::SCHEMA;
+pub(in crate::ca) use schema::{CLOCK_SCHEMA, SCHEMA};
 pub use settings::AuthoritySettings;
 pub use status::{AuthorityStatus, ListStatus, NodeStatus, OneStatus};
 
 use self::{
+    clock::Clocks,
     rotation::Event,
     rows::{Issued, Registered, Row, refusal},
     signer::{Keyring, Signer},
@@ -67,6 +69,7 @@ const MAX_DNS_NAMES: usize = 32;
 struct Shared {
     settings: AuthoritySettings,
     keys: Keyring,
+    clocks: Clocks,
 }
 
 /// What was read last.
@@ -124,10 +127,20 @@ impl Authority {
     /// When the folder or a key is open to others, files are missing or do not belong together, nobody would believe what
     /// the CA signs, or the state cannot be written.
     pub fn open(settings: AuthoritySettings) -> Result<Self, CaError> {
+        let clocks = Clocks::of(&settings);
+        Self::open_by(settings, clocks)
+    }
+
+    fn open_by(settings: AuthoritySettings, clocks: Clocks) -> Result<Self, CaError> {
         let state = State::open(&settings.directory)?;
-        let shared = Arc::new(Shared { keys: Keyring::new(&settings), settings });
+        let shared = Arc::new(Shared { keys: Keyring::new(&settings), settings, clocks });
         let inside = Arc::clone(&shared);
-        state.write_waiting(move |c| folder::open(c, &inside, now())).map_err(refusal)?;
+        let opened = move |c: &rusqlite::Connection| {
+            inside.clocks.resume(c)?;
+            folder::open(c, &inside, inside.clocks.look().wall)?;
+            inside.clocks.keep(c)
+        };
+        state.write_waiting(opened).map_err(refusal)?;
         let view = read(&state, &shared)?;
         let domain = &shared.settings.trust_domain;
         let roots = view.trust.bundles.roots.get(domain).map(Vec::as_slice).unwrap_or_default();
@@ -245,7 +258,8 @@ impl Authority {
     pub fn status(&self) -> Result<AuthorityStatus, CaError> {
         let signs = self.0.view.load().signer.id.clone();
         let shared = &self.0.shared;
-        self.0.state.read(|c| status::read(c, shared, &signs, now())).map_err(refusal)
+        let now = shared.clocks.look().wall;
+        self.0.state.read(|c| status::read(c, shared, &signs, now)).map_err(refusal)
     }
 
     /// Writes the files that let another node sign under the same roots: `ca.crt`, `intermediate.crt` and
@@ -257,7 +271,8 @@ impl Authority {
     pub fn issue_intermediate(&self, out: &Path) -> Result<(), CaError> {
         let shared = Arc::clone(&self.0.shared);
         let out = out.to_owned();
-        let made = move |c: &rusqlite::Connection| motion::hand_out(c, &shared, &out, now());
+        let made =
+            move |c: &rusqlite::Connection| motion::hand_out(c, &shared, &out, shared.clocks.look().wall);
         self.0.state.write_waiting(made).map_err(refusal)
     }
 
@@ -267,7 +282,12 @@ impl Authority {
         work: impl FnOnce(&rusqlite::Connection, &Shared, i64) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, CaError> {
         let shared = Arc::clone(&self.0.shared);
-        let done = self.0.state.write(move |c| work(c, &shared, now())).await.map_err(refusal)?;
+        let done = self
+            .0
+            .state
+            .write(move |c| work(c, &shared, shared.clocks.look().wall))
+            .await
+            .map_err(refusal)?;
         self.refresh()?;
         Ok(done)
     }
@@ -437,6 +457,10 @@ impl CertificateAuthority for Authority {
 
     fn trust(&self) -> watch::Receiver<Arc<Trust>> {
         self.0.trust.subscribe()
+    }
+
+    fn clock_ahead(&self) -> Duration {
+        self.0.shared.clocks.ahead()
     }
 
     /// Written by [`Authority::run`], within a second or so.

@@ -67,7 +67,7 @@ impl Authority {
         work: fn(&rusqlite::Connection, &super::Shared, i64) -> rusqlite::Result<bool>,
     ) -> Result<bool, CaError> {
         let shared = Arc::clone(&self.0.shared);
-        self.0.state.write(move |c| work(c, &shared, now())).await.map_err(refusal)
+        self.0.state.write(move |c| work(c, &shared, shared.clocks.look().wall)).await.map_err(refusal)
     }
 
     async fn write_acknowledgements(&self) -> Result<(), CaError> {

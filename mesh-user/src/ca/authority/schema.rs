@@ -1,5 +1,18 @@
 //! The authority's tables. Times are Unix seconds; serial numbers lower-case hex. No key is ever in them.
 
+/// What is believed of the time (see the authority's `clock`); milliseconds.
+pub(in crate::ca) const CLOCK_SCHEMA: &str = "
+CREATE TABLE clock (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    -- the start of the machine that boot counts from
+    boot_id TEXT NOT NULL,
+    boot INTEGER NOT NULL,
+    wall INTEGER NOT NULL,
+    believed INTEGER NOT NULL,
+    steady INTEGER NOT NULL
+) STRICT;
+";
+
 /// The authority's step of [`crate::ca::state`].
 pub(in crate::ca) const SCHEMA: &str = "
 CREATE TABLE authorities (

@@ -20,6 +20,9 @@ pub struct AuthorityStatus {
     pub trust_version: i64,
     /// Whether rotations go on by themselves.
     pub automatic: bool,
+    /// How far the wall clock is ahead of the time that has passed; while it is, nothing is withdrawn or forgotten by itself.
+    #[serde(default)]
+    pub clock_ahead_seconds: u64,
     /// Oldest first; those withdrawn are left out.
     pub authorities: Vec<OneStatus>,
     /// Nodes that acknowledged something lately.
@@ -114,7 +117,7 @@ pub(super) fn read(
             &row.id,
             now,
         )?;
-        authorities.push(one(connection, shared, (&all, row), list, (signs, certificates), now)?);
+        authorities.push(one(connection, shared, (&all, row), list, (signs, certificates))?);
     }
     let window = i64::try_from(settings.watch_window.as_secs()).unwrap_or(i64::MAX);
     let mut nodes =
@@ -130,6 +133,7 @@ pub(super) fn read(
         trust_domain: settings.trust_domain.clone(),
         trust_version: rows::versions(connection)?.0,
         automatic: settings.automatic,
+        clock_ahead_seconds: shared.clocks.ahead().as_secs(),
         certificates: authorities.iter().map(|one| one.certificates).sum(),
         authorities,
         nodes,
@@ -149,9 +153,8 @@ fn one(
     (all, row): (&[Row], &Row),
     list: Option<&lists::List>,
     (signs, certificates): (&str, i64),
-    now: i64,
 ) -> rusqlite::Result<OneStatus> {
-    let answer = motion::answer(connection, shared, all, row, Event::Advance, now)?;
+    let answer = motion::answer(connection, shared, all, row, Event::Advance)?;
     let only_trusted = row.key_file.is_none() && row.stage == Stage::Trusted;
     let (next, stays) = match answer {
         _ if only_trusted || row.stage == Stage::Active => (None, None),

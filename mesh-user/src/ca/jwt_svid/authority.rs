@@ -195,7 +195,10 @@ mod tests {
 
     use super::{super::MAX_AUDIENCE_BYTES, *};
     use crate::{
-        ca::{EmbeddedCa, OwnBundle},
+        ca::{
+            OwnBundle,
+            authority::{Authority, AuthoritySettings},
+        },
         identity::TrustBundles,
         jwt::{JwtSvidRefusal, Refusal, verify_jwt_svid},
     };
@@ -311,7 +314,7 @@ mod tests {
         let folder = folder();
         let authority = open(&folder);
         let domain = "cluster.local".parse().unwrap();
-        EmbeddedCa::open(folder.path(), domain, Duration::from_secs(3600)).unwrap();
+        Authority::open(AuthoritySettings::new(folder.path().to_owned(), domain)).unwrap();
         let bundle = OwnBundle::read(folder.path()).unwrap().with_jwt_authorities(folder.path()).unwrap();
         let text = bundle.spiffe().unwrap().to_string();
         let path = Path::new("bundle.json");
