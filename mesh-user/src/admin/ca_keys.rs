@@ -32,9 +32,21 @@ pub const CA_KEYS: &str = "/v1/ca";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RotateBody {
     /// Which key.
-    pub kind: Kind,
+    pub kind: RotateKind,
     /// What to do.
     pub step: RotateStep,
+}
+
+/// A key that can be rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RotateKind {
+    /// The root.
+    Root,
+    /// The intermediate below it.
+    Intermediate,
+    /// What signs JWT-SVIDs.
+    Jwt,
 }
 
 /// What to do of a rotation.
@@ -135,11 +147,21 @@ async fn status(State(keys): State<Keys>) -> Result<Json<AuthorityStatus>, Failu
 
 async fn rotate(State(keys): State<Keys>, body: Bytes) -> Result<Json<AuthorityStatus>, Failure> {
     let RotateBody { kind, step } = document(&body)?;
-    let status = match step {
-        RotateStep::Begin => keys.authority.rotate(kind).await,
-        RotateStep::Advance => keys.authority.advance(kind, false).await,
-        RotateStep::Force => keys.authority.advance(kind, true).await,
-        RotateStep::Cancel => keys.authority.cancel(kind).await,
+    let authority = &keys.authority;
+    let certified = match kind {
+        RotateKind::Root => Some(Kind::Root),
+        RotateKind::Intermediate => Some(Kind::Intermediate),
+        RotateKind::Jwt => None,
+    };
+    let status = match (step, certified) {
+        (RotateStep::Begin, Some(kind)) => authority.rotate(kind).await,
+        (RotateStep::Advance, Some(kind)) => authority.advance(kind, false).await,
+        (RotateStep::Force, Some(kind)) => authority.advance(kind, true).await,
+        (RotateStep::Cancel, Some(kind)) => authority.cancel(kind).await,
+        (RotateStep::Begin, None) => authority.rotate_jwt().await,
+        (RotateStep::Advance, None) => authority.advance_jwt(false).await,
+        (RotateStep::Force, None) => authority.advance_jwt(true).await,
+        (RotateStep::Cancel, None) => authority.cancel_jwt().await,
     }?;
     (keys.changed)("ca rotate", format!("{step:?} {kind:?}").to_lowercase());
     Ok(Json(status))

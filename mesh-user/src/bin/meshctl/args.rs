@@ -246,6 +246,8 @@ pub(crate) enum RotateKind {
     Root,
     /// What signs below it.
     Intermediate,
+    /// What signs JWT-SVIDs.
+    Jwt,
 }
 
 /// What to take back.

@@ -5,7 +5,7 @@ use std::{io::Write, path::Path};
 
 use mesh_user::{
     admin::{
-        AdminClient, CA_KEYS, CaStatus, RevokeBody, RevokeWhat, RotateBody, RotateStep, UnblockBody,
+        self, AdminClient, CA_KEYS, CaStatus, RevokeBody, RevokeWhat, RotateBody, RotateStep, UnblockBody,
         Unblocked,
     },
     ca::authority::{AuthorityStatus, Kind, OneStatus, Reason, Revoked, Stage},
@@ -61,8 +61,9 @@ pub(crate) async fn run(
                 (false, false, _) => RotateStep::Begin,
             };
             let kind = match kind {
-                RotateKind::Root => Kind::Root,
-                RotateKind::Intermediate => Kind::Intermediate,
+                RotateKind::Root => admin::RotateKind::Root,
+                RotateKind::Intermediate => admin::RotateKind::Intermediate,
+                RotateKind::Jwt => admin::RotateKind::Jwt,
             };
             let body = RotateBody { kind, step };
             let keys: AuthorityStatus = client(service, runtime_dir).post_json(&at("rotate"), &body).await?;
@@ -154,6 +155,15 @@ fn show(out: &mut dyn Write, keys: &AuthorityStatus) -> std::io::Result<()> {
         "trust version {}; rotates {rotates}; {} certificates revoked",
         keys.trust_version, keys.revoked
     )?;
+    for key in &keys.jwt_keys {
+        let next = match (&key.next, &key.stays) {
+            (Some(next), _) => format!("; {} when told", name(*next)),
+            (None, Some(why)) => format!("; {why}"),
+            (None, None) => String::new(),
+        };
+        let kid = render::clean(&key.kid);
+        writeln!(out, "JWT key {kid} is {} since {}{next}", name(key.stage), time(key.since_seconds))?;
+    }
     if keys.clock_ahead_seconds > 0 {
         writeln!(
             out,

@@ -4,6 +4,7 @@
 
 mod clock;
 mod folder;
+mod jwt;
 mod lists;
 mod local;
 mod motion;
@@ -21,7 +22,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -31,11 +32,12 @@ use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use tokio::sync::{Notify, watch};
 use x509_parser::prelude::FromDer;
 
+pub use jwt::JwtKeyStatus;
 pub use lists::{Reason, Revoke, Revoked};
 pub use local::Local;
 pub use rotation::{Kind, Stage};
 pub use rows::Source;
-pub(in crate::ca) use schema::{CLOCK_SCHEMA, SCHEMA};
+pub(in crate::ca) use schema::{CLOCK_SCHEMA, JWT_SCHEMA, SCHEMA};
 pub use settings::AuthoritySettings;
 pub use status::{AuthorityStatus, ListStatus, NodeStatus, OneStatus};
 
@@ -48,6 +50,7 @@ use self::{
 use super::{
     CaError, State,
     csr::Csr,
+    jwt_svid::JwtAuthority,
     keys::SecretKey,
     leaf,
     signing::{CertificateAuthority, SignedSvid, SigningRequest, Trust},
@@ -89,6 +92,8 @@ pub struct Authority(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     state: State,
+    /// Mints JWT-SVIDs; none: this CA does not.
+    jwt: OnceLock<Arc<JwtAuthority>>,
     view: ArcSwap<View>,
     /// Held while the view is read anew, so that an older one never replaces a newer.
     reading: Mutex<()>,
@@ -154,6 +159,7 @@ impl Authority {
         Ok(Self(Arc::new(Inner {
             shared,
             state,
+            jwt: OnceLock::new(),
             view: ArcSwap::from_pointee(view),
             reading: Mutex::default(),
             trust,
@@ -185,6 +191,63 @@ impl Authority {
     /// When the certificate that signs now ends.
     pub fn not_after(&self) -> SystemTime {
         self.0.view.load().signer.not_after.into()
+    }
+
+    /// The keys of JWT-SVIDs in `directory`, one of which is made where there is none: from now on the CA tells agents of
+    /// them, and rotates them. Waits for the disk, so it is for starting.
+    ///
+    /// # Errors
+    /// As [`JwtAuthority::open`], or when the state cannot be written.
+    pub fn open_jwt(&self, directory: &Path) -> Result<Arc<JwtAuthority>, CaError> {
+        let (directory, shared) = (directory.to_owned(), Arc::clone(&self.0.shared));
+        // in a transaction: of several processes one makes the first key
+        let opened = move |c: &rusqlite::Connection| {
+            let domain = shared.settings.trust_domain.clone();
+            let jwt = JwtAuthority::open(&directory, domain).map_err(rows::refuse)?;
+            jwt::follow_file(c, &jwt, shared.clocks.look().wall)?;
+            Ok(jwt)
+        };
+        let jwt = Arc::new(self.0.state.write_waiting(opened).map_err(refusal)?);
+        let jwt = Arc::clone(self.0.jwt.get_or_init(|| jwt));
+        self.reread()?;
+        Ok(jwt)
+    }
+
+    fn jwt(&self) -> Result<Arc<JwtAuthority>, CaError> {
+        let none = || CaError::Refused("this CA mints no JWT-SVIDs".to_owned());
+        self.0.jwt.get().cloned().ok_or_else(none)
+    }
+
+    /// Begins a rotation of the keys that sign JWT-SVIDs: makes the new one, which is published from now on.
+    ///
+    /// # Errors
+    /// When this CA mints none, another key is on its way, or it cannot be written.
+    pub async fn rotate_jwt(&self) -> Result<AuthorityStatus, CaError> {
+        let jwt = self.jwt()?;
+        self.change(move |c, _, now| jwt::rotate(c, &jwt, now)).await?;
+        self.status()
+    }
+
+    /// As [`Self::advance`], of JWT keys.
+    ///
+    /// # Errors
+    /// When none is under way, or why it is not safe yet.
+    pub async fn advance_jwt(&self, force: bool) -> Result<AuthorityStatus, CaError> {
+        self.move_jwt(if force { Event::Force } else { Event::Advance }).await
+    }
+
+    /// Forgets a new JWT key that has not signed yet.
+    ///
+    /// # Errors
+    /// When none is on its way.
+    pub async fn cancel_jwt(&self) -> Result<AuthorityStatus, CaError> {
+        self.move_jwt(Event::Cancel).await
+    }
+
+    async fn move_jwt(&self, event: Event) -> Result<AuthorityStatus, CaError> {
+        let jwt = self.jwt()?;
+        self.change(move |c, shared, now| jwt::command(c, shared, &jwt, event, now)).await?;
+        self.status()
     }
 
     /// Begins a rotation: makes the new authority, which nobody knows of yet.
@@ -304,12 +367,24 @@ impl Authority {
 
     /// Reads the state if it changed, another replica's doing included.
     fn refresh(&self) -> Result<(), CaError> {
-        let inner = &self.0;
-        let _reading = lock(&inner.reading);
-        if inner.state.read(rows::versions)? == inner.view.load().versions {
+        if self.0.state.read(rows::versions)? == self.0.view.load().versions {
             return Ok(());
         }
-        let view = Arc::new(read(&inner.state, &inner.shared)?);
+        self.reread()
+    }
+
+    fn reread(&self) -> Result<(), CaError> {
+        let inner = &self.0;
+        let _reading = lock(&inner.reading);
+        let mut view = read(&inner.state, &inner.shared)?;
+        if let Some(jwt) = inner.jwt.get() {
+            // before anybody is told: who asks what is published is told of the same keys
+            jwt.reload()?;
+            let mut trust = (*view.trust).clone();
+            trust.bundles.jwt_authorities.insert(self.settings().trust_domain.clone(), jwt.published());
+            view.trust = Arc::new(trust);
+        }
+        let view = Arc::new(view);
         let before = inner.view.swap(Arc::clone(&view));
         inner.trust.send_if_modified(|known| {
             let changed = *known != view.trust;

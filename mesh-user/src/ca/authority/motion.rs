@@ -13,7 +13,7 @@ use crate::ca::{CaError, own_files::write_intermediate};
 /// What ended stays in the register for at least so long.
 const KEEP: std::time::Duration = std::time::Duration::from_secs(3600);
 
-fn seconds(duration: std::time::Duration) -> i64 {
+pub(super) fn seconds(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 

@@ -13,6 +13,17 @@ CREATE TABLE clock (
 ) STRICT;
 ";
 
+/// The keys of JWT-SVIDs: those in `jwt.key`, and since when they are what they are.
+pub(in crate::ca) const JWT_SCHEMA: &str = "
+CREATE TABLE jwt_keys (
+    kid TEXT PRIMARY KEY,
+    stage TEXT NOT NULL CHECK (stage IN ('trusted', 'active', 'retiring')),
+    since INTEGER NOT NULL,
+    -- the version of the trust that had it first
+    trusted_version INTEGER
+) STRICT, WITHOUT ROWID;
+";
+
 /// The authority's step of [`crate::ca::state`].
 pub(in crate::ca) const SCHEMA: &str = "
 CREATE TABLE authorities (

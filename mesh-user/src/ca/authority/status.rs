@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Shared, lists, motion,
+    JwtKeyStatus, Shared, jwt, lists, motion,
     rotation::{Event, Kind, Stage},
     rows::{self, Row, Source},
 };
@@ -25,6 +25,9 @@ pub struct AuthorityStatus {
     pub clock_ahead_seconds: u64,
     /// Oldest first; those withdrawn are left out.
     pub authorities: Vec<OneStatus>,
+    /// The keys of JWT-SVIDs; empty: it mints none.
+    #[serde(default)]
+    pub jwt_keys: Vec<JwtKeyStatus>,
     /// Nodes that acknowledged something lately.
     pub nodes: Vec<NodeStatus>,
     /// Identities that get no certificate.
@@ -136,6 +139,7 @@ pub(super) fn read(
         clock_ahead_seconds: shared.clocks.ahead().as_secs(),
         certificates: authorities.iter().map(|one| one.certificates).sum(),
         authorities,
+        jwt_keys: jwt::status(connection, shared)?,
         nodes,
         blocked,
         revoked: connection

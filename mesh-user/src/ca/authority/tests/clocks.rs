@@ -1,42 +1,8 @@
 //! A CA whose wall clock is set: nothing that is still valid is withdrawn or forgotten, and nobody signs too early.
 
-use std::sync::Mutex as StdMutex;
-
 use super::*;
-use crate::ca::plan::SystemClock;
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// A clock that tests set.
-#[derive(Clone)]
-struct Hands(Arc<StdMutex<Moment>>);
-
-impl Hands {
-    fn new() -> Self {
-        Self(Arc::new(StdMutex::new(SystemClock.now())))
-    }
-
-    /// Time goes by.
-    fn pass(&self, time: Duration) {
-        let mut now = self.0.lock().unwrap();
-        *now = Moment { boot: now.boot + time, wall: now.wall + time };
-    }
-
-    /// Somebody sets the wall clock forward.
-    fn set_forward(&self, by: Duration) {
-        self.0.lock().unwrap().wall += by;
-    }
-
-    fn set_back(&self, by: Duration) {
-        self.0.lock().unwrap().wall -= by;
-    }
-}
-
-impl Clock for Hands {
-    fn now(&self) -> Moment {
-        *self.0.lock().unwrap()
-    }
-}
 
 fn open(folder: &tempfile::TempDir, hands: &Hands) -> Authority {
     let settings = AuthoritySettings {

@@ -2,6 +2,7 @@
 
 mod clocks;
 mod crashes;
+mod jwt_keys;
 mod opening;
 mod revoking;
 mod rotating;
@@ -14,7 +15,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::*;
 use crate::{
-    ca::plan::{Clock, Moment},
+    ca::plan::{Clock, Moment, SystemClock},
     tls::{PeerRole, PeerVerifier, VerifyError, provider},
 };
 
@@ -30,6 +31,37 @@ impl Clock for At {
     fn now(&self) -> Moment {
         let since = Duration::from_secs(u64::try_from(self.0).unwrap());
         Moment { boot: since, wall: SystemTime::UNIX_EPOCH + since }
+    }
+}
+
+/// A clock that tests set.
+#[derive(Clone)]
+struct Hands(Arc<Mutex<Moment>>);
+
+impl Hands {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(SystemClock.now())))
+    }
+
+    /// Time goes by.
+    fn pass(&self, time: Duration) {
+        let mut now = self.0.lock().unwrap();
+        *now = Moment { boot: now.boot + time, wall: now.wall + time };
+    }
+
+    /// Somebody sets the wall clock forward.
+    fn set_forward(&self, by: Duration) {
+        self.0.lock().unwrap().wall += by;
+    }
+
+    fn set_back(&self, by: Duration) {
+        self.0.lock().unwrap().wall -= by;
+    }
+}
+
+impl Clock for Hands {
+    fn now(&self) -> Moment {
+        *self.0.lock().unwrap()
     }
 }
 
