@@ -5,12 +5,14 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use mesh_user::{
-    ca::{EmbeddedCa, Issuer},
+    ca::{
+        authority::{Authority, AuthoritySettings},
+        signing::CertificateAuthority as _,
+    },
     identity::TrustDomain,
 };
 use x509_parser::extensions::GeneralName;
@@ -36,19 +38,22 @@ fn openssl_verify(root: &Path, chain: &Path, purpose: &str) -> Result<(), String
     if said.status.success() { Ok(()) } else { Err(text) }
 }
 
-#[test]
-fn openssl_believes_what_a_root_and_an_intermediate_issue_and_nothing_else() {
+fn authority(folder: &Path) -> Authority {
+    Authority::open(AuthoritySettings::new(folder.to_owned(), TrustDomain::cluster_local())).unwrap()
+}
+
+#[tokio::test]
+async fn openssl_believes_what_a_root_and_an_intermediate_issue_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| -> PathBuf { folder.path().join(name) };
-    let day = Duration::from_secs(86_400);
-    let open = |name: &str| EmbeddedCa::open(&file(name), TrustDomain::cluster_local(), day).unwrap();
+    let open = |name: &str| authority(&file(name));
     let (root, stranger) = (open("root"), open("stranger"));
     root.issue_intermediate(&file("node")).unwrap();
     let node = open("node");
     let id = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
     for (name, ca, good) in [("root", &root, true), ("node", &node, true), ("stranger", &stranger, false)] {
         let chain = file(&format!("{name}.pem"));
-        std::fs::write(&chain, pem(&ca.issue(&id).unwrap().chain)).unwrap();
+        std::fs::write(&chain, pem(&ca.issue(&id).await.unwrap().chain)).unwrap();
         for purpose in ["sslserver", "sslclient"] {
             let said = openssl_verify(&file("root/ca.crt"), &chain, purpose);
             assert_eq!(said.is_ok(), good, "{name} for {purpose}: {said:?}");
@@ -59,16 +64,15 @@ fn openssl_believes_what_a_root_and_an_intermediate_issue_and_nothing_else() {
 }
 
 /// The root that meshd makes for itself, and the intermediate of another node.
-#[test]
-fn an_authority_of_ours_is_an_svid_without_a_path() {
+#[tokio::test]
+async fn an_authority_of_ours_is_an_svid_without_a_path() {
     let folder = tempfile::tempdir().unwrap();
-    let day = Duration::from_secs(86_400);
-    let open =
-        |name: &str| EmbeddedCa::open(&folder.path().join(name), TrustDomain::cluster_local(), day).unwrap();
+    let open = |name: &str| authority(&folder.path().join(name));
     let root = open("root");
     root.issue_intermediate(&folder.path().join("node")).unwrap();
-    let issued = open("node").issue(&"spiffe://cluster.local/ns/shop/sa/web".parse().unwrap()).unwrap();
-    let bundle = root.bundles();
+    let web = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    let issued = open("node").issue(&web).await.unwrap();
+    let bundle = root.trust().borrow().bundles.clone();
     let roots = &bundle.roots[&TrustDomain::cluster_local()];
     // The standard asks it of whoever stands for the trust domain.
     for (der, id) in [(&roots[0], Some("spiffe://cluster.local")), (&issued.chain[1], None)] {

@@ -66,6 +66,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "openssh-server",
     "openssh-client",
     "strace",
+    "libfaketime",
 ];
 
 /// Building `BoringSSL`'s test runner.

@@ -1,10 +1,13 @@
 //! What several micro-benchmarks need: two nodes of one trust domain, and connected sockets.
 #![allow(dead_code, reason = "every benchmark is a crate of its own and uses a part of this")]
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use mesh_user::{
-    ca::{EmbeddedCa, Issuer},
+    ca::{
+        authority::{Authority, AuthoritySettings},
+        signing::CertificateAuthority as _,
+    },
     identity::{SpiffeId, Svid},
     tls::{Established, HandshakeLimits, TlsContext, TlsSettings},
 };
@@ -23,14 +26,15 @@ pub(crate) struct End {
 /// The client's and the server's end; a new CA is made in a folder below `folder`.
 pub(crate) fn ends(folder: &Path) -> (End, End) {
     let domain = "cluster.local".parse().expect("a trust domain");
-    let ca = EmbeddedCa::open(&folder.join("ca"), domain, Duration::from_secs(3600)).expect("a new CA");
+    let ca = Authority::open(AuthoritySettings::new(folder.join("ca"), domain)).expect("a new CA");
+    let runtime = runtime();
     let end = |own: &str, other: &str| {
         let id = |text: &str| text.parse::<SpiffeId>().expect("a SPIFFE ID");
-        let bundles = Arc::new(Arc::new(ca.bundles()).into());
+        let bundles = Arc::new(Arc::new(ca.trust().borrow().bundles.clone()).into());
         let settings = TlsSettings::new("cluster.local".parse().expect("a trust domain"));
         End {
             tls: TlsContext::new(settings, bundles),
-            svid: ca.issue(&id(own)).expect("an SVID"),
+            svid: runtime.block_on(ca.issue(&id(own))).expect("an SVID"),
             expected: Arc::new([id(other)].into()),
         }
     };

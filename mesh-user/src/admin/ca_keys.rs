@@ -32,9 +32,21 @@ pub const CA_KEYS: &str = "/v1/ca";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RotateBody {
     /// Which key.
-    pub kind: Kind,
+    pub kind: RotateKind,
     /// What to do.
     pub step: RotateStep,
+}
+
+/// A key that can be rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RotateKind {
+    /// The root.
+    Root,
+    /// The intermediate below it.
+    Intermediate,
+    /// What signs JWT-SVIDs.
+    Jwt,
 }
 
 /// What to do of a rotation.
@@ -60,6 +72,9 @@ pub struct RevokeBody {
     /// Why.
     #[serde(default)]
     pub reason: Reason,
+    /// Of an issuer: even if nodes need new join tokens then.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What to take back.
@@ -132,22 +147,32 @@ async fn status(State(keys): State<Keys>) -> Result<Json<AuthorityStatus>, Failu
 
 async fn rotate(State(keys): State<Keys>, body: Bytes) -> Result<Json<AuthorityStatus>, Failure> {
     let RotateBody { kind, step } = document(&body)?;
-    let status = match step {
-        RotateStep::Begin => keys.authority.rotate(kind).await,
-        RotateStep::Advance => keys.authority.advance(kind, false).await,
-        RotateStep::Force => keys.authority.advance(kind, true).await,
-        RotateStep::Cancel => keys.authority.cancel(kind).await,
+    let authority = &keys.authority;
+    let certified = match kind {
+        RotateKind::Root => Some(Kind::Root),
+        RotateKind::Intermediate => Some(Kind::Intermediate),
+        RotateKind::Jwt => None,
+    };
+    let status = match (step, certified) {
+        (RotateStep::Begin, Some(kind)) => authority.rotate(kind).await,
+        (RotateStep::Advance, Some(kind)) => authority.advance(kind, false).await,
+        (RotateStep::Force, Some(kind)) => authority.advance(kind, true).await,
+        (RotateStep::Cancel, Some(kind)) => authority.cancel(kind).await,
+        (RotateStep::Begin, None) => authority.rotate_jwt().await,
+        (RotateStep::Advance, None) => authority.advance_jwt(false).await,
+        (RotateStep::Force, None) => authority.advance_jwt(true).await,
+        (RotateStep::Cancel, None) => authority.cancel_jwt().await,
     }?;
     (keys.changed)("ca rotate", format!("{step:?} {kind:?}").to_lowercase());
     Ok(Json(status))
 }
 
 async fn revoke(State(keys): State<Keys>, body: Bytes) -> Result<Json<Revoked>, Failure> {
-    let RevokeBody { what, reason } = document(&body)?;
+    let RevokeBody { what, reason, force } = document(&body)?;
     let detail = format!("{what:?} because {reason:?}");
     let what = match what {
         RevokeWhat::Serial(serial) => Revoke::Serial(serial),
-        RevokeWhat::Issuer(serial) => Revoke::Issuer(serial),
+        RevokeWhat::Issuer(serial) => Revoke::Issuer { serial, force },
         RevokeWhat::Identity { id, block } => Revoke::Identity { id: identity(&id)?, block },
     };
     let revoked = keys.authority.revoke(what, reason).await?;

@@ -29,7 +29,9 @@ pub use api::{
     KubernetesRow, Mode, PolicyRow, ReloadReport, Status, WatchRow, WorkloadRow,
 };
 pub use ca_api::{CaStatus, JoinTokenRow, NewJoinToken, NewJoinTokenAnswer, RevokedAnswer};
-pub use ca_keys::{CA_KEYS, RevokeBody, RevokeWhat, RotateBody, RotateStep, UnblockBody, Unblocked};
+pub use ca_keys::{
+    CA_KEYS, RevokeBody, RevokeWhat, RotateBody, RotateKind, RotateStep, UnblockBody, Unblocked,
+};
 pub use ca_server::{CaAdmin, CaAdminServer};
 pub use client::{AdminClient, ClientError};
 pub use explain::{Knowledge, NoKeys, explain};

@@ -7,9 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
-use zeroize::Zeroizing;
 
-use super::{CaError, embedded::finish_first_start, files};
+use super::{CaError, files, own_files::finish_first_start};
 
 pub(super) const ROOT_CERTIFICATE: &str = "ca.crt";
 pub(super) const ROOT_KEY: &str = "ca.key";
@@ -27,15 +26,12 @@ pub(super) const PLUGGED_IN: [&str; 4] = [PLUGGED_ROOTS, PLUGGED_CERTIFICATE, PL
 pub(super) struct Material {
     /// Whom SVIDs chain to.
     pub(super) roots: Vec<CertificateDer<'static>>,
-    /// The roots' file as it was read.
-    pub(super) roots_pem: String,
     /// From the issuing certificate up to below the root; empty: a root issues.
     pub(super) chain: Vec<CertificateDer<'static>>,
     /// The certificate of the key.
     pub(super) issuing: CertificateDer<'static>,
     pub(super) issuing_path: PathBuf,
-    /// PEM.
-    pub(super) key: Zeroizing<String>,
+    /// Of a key that is there and nobody else can read; whether it belongs to the certificate is tried by who uses it.
     pub(super) key_path: PathBuf,
 }
 
@@ -62,18 +58,13 @@ impl Material {
         let lacks = |what: &str| Err(incomplete(directory, what.to_owned()));
         match (roots, root_key, intermediate, intermediate_key) {
             (None, None, None, None) => Ok(None),
-            (Some((roots, roots_pem)), _, Some((chain, _)), Some(key)) => Self::from_parts(
-                directory,
-                (roots, roots_pem),
-                chain,
-                (INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY),
-                key,
-            )
-            .map(Some),
-            (Some((roots, roots_pem)), Some(key), None, None) => {
-                let issuing = roots.iter().take(1).cloned().collect();
-                Self::from_parts(directory, (roots, roots_pem), issuing, (ROOT_CERTIFICATE, ROOT_KEY), key)
+            (Some((roots, _)), _, Some((chain, _)), Some(_)) => {
+                Self::from_parts(directory, roots, chain, (INTERMEDIATE_CERTIFICATE, INTERMEDIATE_KEY))
                     .map(Some)
+            }
+            (Some((roots, _)), Some(_), None, None) => {
+                let issuing = roots.iter().take(1).cloned().collect();
+                Self::from_parts(directory, roots, issuing, (ROOT_CERTIFICATE, ROOT_KEY)).map(Some)
             }
             (None, Some(_), None, None) => {
                 lacks("ca.key without ca.crt: restore ca.crt, or remove ca.key to start a new trust")
@@ -95,21 +86,20 @@ impl Material {
         let lacks =
             |name: &str| incomplete(directory, format!("{name} is missing beside {}", PLUGGED_IN.join(", ")));
         let certificates = |name: &str| files::read_certificates(&directory.join(name));
-        let roots = certificates(PLUGGED_ROOTS)?.ok_or_else(|| lacks(PLUGGED_ROOTS))?;
+        let (roots, _) = certificates(PLUGGED_ROOTS)?.ok_or_else(|| lacks(PLUGGED_ROOTS))?;
         let (mut chain, _) = certificates(PLUGGED_CERTIFICATE)?.ok_or_else(|| lacks(PLUGGED_CERTIFICATE))?;
-        let key = files::read_secret(&directory.join(PLUGGED_KEY))?.ok_or_else(|| lacks(PLUGGED_KEY))?;
+        files::read_secret(&directory.join(PLUGGED_KEY))?.ok_or_else(|| lacks(PLUGGED_KEY))?;
         chain.truncate(1);
         chain.extend(certificates(PLUGGED_CHAIN)?.map(|(between, _)| between).unwrap_or_default());
-        Self::from_parts(directory, roots, chain, (PLUGGED_CERTIFICATE, PLUGGED_KEY), key)
+        Self::from_parts(directory, roots, chain, (PLUGGED_CERTIFICATE, PLUGGED_KEY))
     }
 
     /// `chain` begins with the issuing certificate; roots and what comes twice are left out of it.
     fn from_parts(
         directory: &Path,
-        (roots, roots_pem): files::Certificates,
+        roots: Vec<CertificateDer<'static>>,
         chain: Vec<CertificateDer<'static>>,
         (issuing_name, key_name): (&str, &str),
-        key: Zeroizing<String>,
     ) -> Result<Self, CaError> {
         let issuing_path = directory.join(issuing_name);
         let Some(issuing) = chain.first().cloned() else {
@@ -122,7 +112,7 @@ impl Material {
             }
         }
         let key_path = directory.join(key_name);
-        Ok(Self { roots, roots_pem, chain: between, issuing, issuing_path, key, key_path })
+        Ok(Self { roots, chain: between, issuing, issuing_path, key_path })
     }
 }
 

@@ -7,7 +7,6 @@ pub mod authority;
 mod bundle;
 pub mod callers;
 pub mod csr;
-mod embedded;
 pub mod federation;
 mod files;
 pub mod jwt_svid;
@@ -15,6 +14,7 @@ mod keys;
 mod leaf;
 mod material;
 mod merge;
+mod own_files;
 mod plan;
 pub mod proto;
 pub mod remote;
@@ -29,39 +29,18 @@ mod store;
 mod tests;
 pub mod workload_api;
 
-use std::{
-    path::PathBuf,
-    time::{Duration, SystemTime},
-};
+use std::{path::PathBuf, time::Duration};
 
 pub use bundle::OwnBundle;
-pub use embedded::EmbeddedCa;
 pub use files::{parse_bundle, parse_jwt_authorities, read_bundle};
 pub use merge::merged;
 pub use remote::RemoteError;
 pub use revocation::add_revocation_lists;
-pub use source::{InProcess, SvidSource};
+pub use source::SvidSource;
 pub use state::{State, StateError};
 pub use store::{CertificateStatus, NoSvid, SvidStore, SvidStoreStatus};
 
-use crate::identity::{SpiffeId, Svid, TrustBundles};
-
-/// Whoever signs SVIDs: the embedded CA now.
-pub trait Issuer: Send + Sync {
-    /// A fresh key and a certificate for `id`.
-    ///
-    /// # Errors
-    /// When signing fails, or the issuer itself is about to expire.
-    fn issue(&self, id: &SpiffeId) -> Result<Svid, CaError>;
-
-    /// The roots that SVIDs of this issuer chain to.
-    fn bundles(&self) -> TrustBundles;
-
-    /// When the issuing certificate ends; none: not known here.
-    fn not_after(&self) -> Option<SystemTime> {
-        None
-    }
-}
+use crate::identity::SpiffeId;
 
 /// Why the certificate authority cannot start or sign.
 #[derive(Debug, thiserror::Error)]

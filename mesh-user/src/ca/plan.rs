@@ -53,6 +53,21 @@ impl Moment {
     }
 }
 
+/// Where the time comes from.
+pub(super) trait Clock: Send + Sync {
+    /// What both clocks show now.
+    fn now(&self) -> Moment;
+}
+
+/// The machine's own.
+pub(super) struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Moment {
+        Moment::now()
+    }
+}
+
 /// When a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Validity {

@@ -74,6 +74,12 @@ pub trait CertificateAuthority: Send + Sync {
     /// What agents are to believe, now and after each change.
     fn trust(&self) -> watch::Receiver<Arc<Trust>>;
 
+    /// How far the wall clock is ahead of the time that has passed; zero: not, or not so that it matters. Meanwhile nothing is
+    /// withdrawn or forgotten by itself.
+    fn clock_ahead(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// A node's agent has this version in force.
     fn acknowledge(&self, node: &str, version: u64);
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{CaError, Issuer};
+use super::CaError;
 use crate::identity::{SpiffeId, Svid, TrustBundles};
 
 /// Where SVIDs and what they are held against come from. Asked by the [`super::SvidStore`], which plans renewals and keeps
@@ -39,37 +39,5 @@ pub trait SvidSource: Send + Sync {
     /// A value of [`Self::trust`] decides about connections from now on.
     fn trust_in_force(&self, trust: &Arc<TrustBundles>) {
         let _ = trust;
-    }
-}
-
-/// An issuer in this process, which signs at once.
-pub struct InProcess<I> {
-    issuer: I,
-    trust: watch::Sender<Arc<TrustBundles>>,
-}
-
-impl<I: Issuer> InProcess<I> {
-    /// With the issuer's roots as they are now.
-    pub fn new(issuer: I) -> Self {
-        let trust = watch::Sender::new(Arc::new(issuer.bundles()));
-        Self { issuer, trust }
-    }
-}
-
-impl<I: Issuer> SvidSource for InProcess<I> {
-    fn issue<'a>(&'a self, id: &'a SpiffeId) -> BoxFuture<'a, Result<Svid, CaError>> {
-        Box::pin(async {
-            // Signing takes well under a millisecond; a thousand signatures in a row are to let others in between.
-            tokio::task::yield_now().await;
-            self.issuer.issue(id)
-        })
-    }
-
-    fn trust(&self) -> watch::Receiver<Arc<TrustBundles>> {
-        self.trust.subscribe()
-    }
-
-    fn not_after(&self) -> Option<SystemTime> {
-        self.issuer.not_after()
     }
 }

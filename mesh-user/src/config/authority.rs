@@ -125,11 +125,13 @@ pub struct RotationConfig {
     pub propagation_seconds: u64,
     /// A node that has acknowledged nothing for so long does not hold a rotation up.
     pub watch_window_seconds: u64,
+    /// A key signs JWT-SVIDs for so long before another one is made.
+    pub jwt_key_days: u32,
 }
 
 impl Default for RotationConfig {
     fn default() -> Self {
-        Self { automatic: true, propagation_seconds: 3600, watch_window_seconds: 86_400 }
+        Self { automatic: true, propagation_seconds: 3600, watch_window_seconds: 86_400, jwt_key_days: 30 }
     }
 }
 

@@ -25,7 +25,6 @@ use crate::{
         audit::{Audit, Sink},
         authority::{Authority, AuthoritySettings},
         callers::{ConfiguredNodes, JoinTokens, kubernetes},
-        jwt_svid::JwtAuthority,
         service::{ListenError, Listeners, Service, ServiceParts},
     },
     config::{AuthorityConfig, ConfigError},
@@ -124,6 +123,7 @@ fn settings(config: &AuthorityConfig) -> AuthoritySettings {
         automatic: config.rotation.automatic,
         propagation: seconds(config.rotation.propagation_seconds),
         watch_window: seconds(config.rotation.watch_window_seconds),
+        jwt_key_lifetime: DAY * config.rotation.jwt_key_days,
         list_lifetime: seconds(config.revocation_list_lifetime_seconds),
         ..AuthoritySettings::new(config.directory.clone(), config.trust_domain.clone())
     }
@@ -194,7 +194,7 @@ async fn open_service(
     };
     let parts = ServiceParts {
         join_tokens: JoinTokens::new(authority.state().clone()),
-        jwt: Arc::new(JwtAuthority::open(&config.directory, config.trust_domain.clone())?),
+        jwt: authority.open_jwt(&config.directory)?,
         authority: Arc::new(authority),
         placement: Arc::new(ConfiguredNodes::new(&config.nodes)),
         kubernetes,

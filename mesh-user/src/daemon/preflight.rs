@@ -28,8 +28,6 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 const BPFFS: &str = "/sys/fs/bpf";
 /// Two descriptors of each connection, as `limits.connections` is by default.
 const WANTED_FILES: u64 = 2 * 65_536 + 1024;
-const RUNTIME_SOCKETS: [&str; 3] =
-    ["/run/containerd/containerd.sock", "/run/crio/crio.sock", "/var/run/cri-dockerd.sock"];
 /// Where programs of others change what meshd's see, or are changed by it.
 const SHARED_HOOKS: [(&str, AttachType); 10] = [
     ("connect4", AttachType::Connect4),
@@ -171,13 +169,13 @@ fn proofs(root: &Path, scratch: &Path) -> Vec<CheckRow> {
 
 /// Container runtimes that answer on their usual sockets.
 fn runtime() -> CheckRow {
-    let found: Vec<_> = RUNTIME_SOCKETS.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
+    let found: Vec<_> = DEFAULT_SOCKETS.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
     let answers = found.iter().find(|path| UnixStream::connect(path).is_ok());
     let meaning = "in Kubernetes it says where pods live; else their cgroups do";
     row("container runtime", answers.is_some(), false, meaning, || match (answers, found.first()) {
         (Some(path), _) => path.display().to_string(),
         (None, Some(path)) => format!("{} does not answer", path.display()),
-        (None, None) => format!("none of {}", RUNTIME_SOCKETS.join(", ")),
+        (None, None) => format!("none of {}", DEFAULT_SOCKETS.join(", ")),
     })
 }
 

@@ -98,7 +98,7 @@ fn embedded(config: &Config, lifetime: Duration, stop: &CancellationToken) -> Re
     })?;
     let (running, stop) = (authority.clone(), stop.clone());
     tokio::spawn(async move { running.run(stop).await });
-    let open_jwt = || JwtAuthority::open(&config.jwt_directory(), config.trust_domain.clone()).map(Arc::new);
+    let open_jwt = || authority.open_jwt(&config.jwt_directory());
     let jwt = config.workload_api.enabled.then(open_jwt).transpose()?;
     Ok(Opened {
         source: Arc::new(Local(authority.clone())),

@@ -63,7 +63,7 @@ impl WorkloadApi {
     pub(super) fn add_authorities(&self, trust: &mut TrustBundles) {
         let Some(jwt) = &self.jwt else { return };
         let own = trust.jwt_authorities.entry(self.domain.clone()).or_default();
-        own.extend(jwt.published().clone());
+        own.extend(jwt.published());
     }
 
     /// What is in force from now on.

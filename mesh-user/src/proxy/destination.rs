@@ -4,7 +4,6 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     net::{IpAddr, SocketAddr},
-    time::SystemTime,
 };
 
 use rustls_pki_types::ServerName;
@@ -117,8 +116,7 @@ fn not_as_asked(
                 Ok(name) => name,
                 Err(why) => return policy(&why),
             };
-            let moment = SystemTime::now().min(server.not_after);
-            originator.verify_again(server, &name, moment).err().map(CloseReason::Trust)
+            originator.verify_live(server, &name).err().map(CloseReason::Trust)
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Live connections are decided again when policy, trust or the world changes; what is no longer allowed is
-//! reset at once. A certificate that has merely expired since its handshake ends no connection.
+//! reset at once. A certificate that has merely expired since its handshake ends no connection, and neither does a wall
+//! clock that is set: both are judged at the time of the handshake.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use super::{Live, Mesh, Requests, View, destination, kernel_path, relay::CloseReason};
 use crate::{
@@ -38,8 +39,7 @@ pub(super) fn recheck_one(mesh: &Mesh, live: &Arc<Live>) {
 
 fn no_longer_allowed(mesh: &Mesh, view: &View, live: &Live) -> Option<CloseReason> {
     if let Some((peer, role)) = &live.peer {
-        let moment = SystemTime::now().min(peer.not_after);
-        if let Err(cause) = mesh.tls.verifier().verify_again(peer, *role, None, moment) {
+        if let Err(cause) = mesh.tls.verifier().verify_live(peer, *role) {
             return Some(CloseReason::Trust(cause));
         }
     }

@@ -24,7 +24,7 @@ use super::{
 };
 
 /// Where runtimes have their sockets unless they are told otherwise.
-pub(super) const DEFAULT_SOCKETS: [&str; 3] =
+pub const DEFAULT_SOCKETS: [&str; 3] =
     ["/run/containerd/containerd.sock", "/run/crio/crio.sock", "/var/run/cri-dockerd.sock"];
 /// Until an answer is there.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);

@@ -12,7 +12,7 @@ mod watch;
 use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
 
 pub use access::Access;
-pub use cri::CriError;
+pub use cri::{CriError, DEFAULT_SOCKETS};
 pub use locator::{Locator, LocatorSettings};
 pub use tree::{PodCgroup, PodTree};
 

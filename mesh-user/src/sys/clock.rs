@@ -21,6 +21,12 @@ pub fn boot_time() -> Duration {
     clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
+/// Names this start of the machine; [`boot_time`]s of others say nothing about each other. None: `/proc` does not tell.
+pub fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned()).filter(|id| !id.is_empty() && id.len() <= 64)
+}
+
 struct Timer(TimerFd);
 
 impl AsRawFd for Timer {

@@ -104,6 +104,7 @@ mod tests {
             not_after: now,
             serial: String::new(),
             chain: Arc::new([]),
+            proven_at: now,
         };
         Proven { peer, not_before: now - SECOND, not_after: now + SECOND }
     }

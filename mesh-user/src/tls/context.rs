@@ -10,7 +10,7 @@ use std::{
     hash::Hash,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -24,10 +24,10 @@ use rustls::{
 use rustls_pki_types::ServerName;
 
 use super::{
-    HandshakeError, VerifyError,
+    HandshakeError,
     rustls_verifiers::{ClientVerifier, ServerVerifier},
     session::Session,
-    verify::{PeerRole, PeerVerifier, VerifiedPeer},
+    verify::PeerVerifier,
 };
 use crate::identity::{SpiffeId, Svid, TrustBundles, TrustDomain};
 
@@ -110,11 +110,6 @@ impl TlsContext {
     /// The verifier of this node's peers.
     pub fn verifier(&self) -> &Arc<PeerVerifier> {
         &self.verifier
-    }
-
-    /// Decides again about a live connection's peer: has trust changed, or its certificate expired?
-    pub fn verify_again(&self, peer: &VerifiedPeer, role: PeerRole) -> Result<(), VerifyError> {
-        self.verifier.verify_again(peer, role, None, SystemTime::now())
     }
 
     /// A client session with `svid` towards `server`, which must prove one of `expected`.

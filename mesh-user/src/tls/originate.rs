@@ -36,7 +36,7 @@ use super::{
     handshake::{Established, Proven, drive},
     rustls_verifiers::OriginVerifier,
     session::Session,
-    verify::{path_error, validity},
+    verify::path_error,
 };
 use crate::identity::RevocationList;
 
@@ -69,8 +69,8 @@ impl std::fmt::Debug for Originator {
 /// A server proven in the handshake of this very connection, as its rule asked.
 #[derive(Debug, Clone)]
 pub struct VerifiedServer {
-    /// End of the leaf's validity.
-    pub not_after: SystemTime,
+    /// When it was verified.
+    pub proven_at: SystemTime,
     /// Leaf first; kept so that the connection can be decided again.
     pub chain: Arc<[CertificateDer<'static>]>,
 }
@@ -111,19 +111,18 @@ impl Originator {
         Ok(Self { config: Arc::new(config), servers })
     }
 
-    /// Decides again about a live connection's server: a rule's authorities, lists or names may have changed.
-    pub fn verify_again(
-        &self,
-        server: &VerifiedServer,
-        name: &ServerName<'_>,
-        now: SystemTime,
-    ) -> Result<(), VerifyError> {
+    /// Decides again about a live connection's server: a rule's authorities, lists or names may have changed. The time is
+    /// that of its handshake, as for [`super::PeerVerifier::verify_live`].
+    ///
+    /// # Errors
+    /// Why it would not be believed.
+    pub fn verify_live(&self, server: &VerifiedServer, name: &ServerName<'_>) -> Result<(), VerifyError> {
         let (leaf, intermediates) = server
             .chain
             .split_first()
             .ok_or_else(|| VerifyError::Malformed("the chain is empty".to_owned()))?;
-        let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
-        self.servers.verify(leaf, intermediates, name, now)
+        let then = server.proven_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.servers.verify(leaf, intermediates, name, UnixTime::since_unix_epoch(then))
     }
 }
 
@@ -140,11 +139,7 @@ impl TlsContext {
         let session = connection.map(Session::client).map_err(local)?;
         // Verified by the session itself, since none is ever resumed.
         let prove = |chain: &[CertificateDer<'static>], _| {
-            let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
-            let (_, leaf) =
-                leaf.ok_or_else(|| VerifyError::Malformed("the leaf is no X.509 certificate".to_owned()))?;
-            let (_, not_after) = validity(&leaf);
-            Ok(Proven::Server(Arc::new(VerifiedServer { not_after, chain: chain.into() })))
+            Ok(Proven::Server(Arc::new(VerifiedServer { proven_at: SystemTime::now(), chain: chain.into() })))
         };
         drive(stream, Vec::new(), session, limits, prove).await
     }

@@ -22,8 +22,8 @@ use tokio::{
 };
 
 use super::{
-    Established, HandshakeError, HandshakeLimits, PeerRole, TlsContext, TlsSettings, Unconfirmed,
-    VerifyError, provider,
+    Established, HandshakeError, HandshakeLimits, PeerRole, PeerVerifier, TlsContext, TlsSettings,
+    Unconfirmed, VerifyError, provider,
     test_pki::{Leaf, TestCa, bundles, self_signed, shared},
 };
 use crate::{

@@ -60,6 +60,8 @@ pub struct VerifiedPeer {
     pub serial: String,
     /// Leaf first; kept so that the connection can be decided again when trust changes.
     pub chain: Arc<[CertificateDer<'static>]>,
+    /// When it was verified.
+    pub proven_at: SystemTime,
 }
 
 /// Verifies peers against the trust bundles of the moment.
@@ -111,7 +113,7 @@ impl PeerVerifier {
         }
         let (bundles, key) = (self.bundles.load_full(), Key::of(chain, role));
         let peer = if let Some(peer) = self.believed.find(&key, &bundles, now) {
-            peer
+            VerifiedPeer { proven_at: now, ..peer }
         } else {
             let proven = self.prove(chain, role, &bundles, now)?;
             let peer = proven.peer.clone();
@@ -142,8 +144,17 @@ impl PeerVerifier {
         }
         self.verify_path(leaf, intermediates, role, (spiffe_id.trust_domain(), bundles), now)?;
         let chain = chain.iter().map(|c| c.clone().into_owned()).collect();
-        let peer = VerifiedPeer { spiffe_id, not_before, not_after, serial, chain };
+        let peer = VerifiedPeer { spiffe_id, not_before, not_after, serial, chain, proven_at: now };
         Ok(Proven { peer, not_before: all_since, not_after: all_until })
+    }
+
+    /// Decides again about the peer of a live connection: its roots and revocation lists are those of the moment, the time
+    /// is that of its handshake. So neither the end of a certificate nor a clock that is set cuts what stands.
+    ///
+    /// # Errors
+    /// When its authority is trusted no more, or a certificate was revoked.
+    pub fn verify_live(&self, peer: &VerifiedPeer, role: PeerRole) -> Result<(), VerifyError> {
+        self.verify_again(peer, role, None, peer.proven_at)
     }
 
     /// Decides again about a peer verified earlier: rotation, expiry, expected identities.

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) settings: serde_json::Map<String, Value>,
     /// Where its standard error goes instead of a file of the story's.
     pub(crate) stderr: Option<&'static str>,
+    /// Before `meshd`: what runs it with something of its own, such as a clock.
+    pub(crate) prefix: Vec<String>,
     meshd: Option<Program>,
 }
 
@@ -61,6 +63,7 @@ impl Node {
             capture: serde_json::Map::new(),
             settings: serde_json::Map::new(),
             stderr: None,
+            prefix: Vec::new(),
             meshd: None,
         })
     }
@@ -118,6 +121,7 @@ impl Node {
             let elsewhere = format!("exec \"$@\" 2>>{file}");
             argv.splice(..0, ["sh".into(), "-c".into(), elsewhere.into(), "sh".into()]);
         }
+        argv.splice(..0, self.prefix.iter().map(|word| word.as_str().into()));
         self.meshd = Some(self.place.launch("meshd", &argv).start()?);
         Ok(())
     }

@@ -31,6 +31,8 @@ pub(crate) enum Needs {
     WideCompare,
     /// A Kubernetes API server, once, on this machine's own kernel.
     Kubernetes,
+    /// `meshd` and libfaketime, once, on this machine's own kernel.
+    FakeTime,
     /// `meshd`, once, where the kernel lets programs use `io_uring`.
     IoUring,
 }
@@ -189,6 +191,16 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
         }
         if scenarios::workload_api::python().is_none() {
             return Some("no py-spiffe under target/tools: cargo xtask test installs it".to_owned());
+        }
+    }
+    if story.needs == Needs::FakeTime {
+        if ground::Scale::from_environment().is_vm() {
+            return Some(
+                "libfaketime of this machine's own is needed: its stories are told natively".to_owned(),
+            );
+        }
+        if super::faketime::library().is_none() {
+            return Some("no libfaketime: cargo xtask setup installs it".to_owned());
         }
     }
     if story.needs == Needs::WideCompare && !has_wide_compare() {

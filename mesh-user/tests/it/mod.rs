@@ -7,6 +7,7 @@ pub(crate) mod capture;
 pub(crate) mod cgroup;
 pub(crate) mod daemon;
 pub(crate) mod envoy;
+mod faketime;
 pub(crate) mod foreign;
 pub(crate) mod ground;
 pub(crate) mod harness;

@@ -286,6 +286,9 @@ pub(crate) enum CaCommand {
         /// Why, as in revocation lists.
         #[arg(long, value_enum, default_value_t = RevokeReason::Unspecified)]
         reason: RevokeReason,
+        /// With --issuer: even if it signed the certificates of nodes, which need new join tokens then.
+        #[arg(long, requires = "issuer")]
+        force: bool,
         #[command(flatten)]
         service: CaService,
     },
@@ -330,6 +333,8 @@ pub(crate) enum RotateKind {
     Root,
     /// What signs below it.
     Intermediate,
+    /// What signs JWT-SVIDs.
+    Jwt,
 }
 
 /// What to take back.

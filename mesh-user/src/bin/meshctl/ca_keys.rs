@@ -5,7 +5,7 @@ use std::{io::Write, path::Path};
 
 use mesh_user::{
     admin::{
-        AdminClient, CA_KEYS, CaStatus, RevokeBody, RevokeWhat, RotateBody, RotateStep, UnblockBody,
+        self, AdminClient, CA_KEYS, CaStatus, RevokeBody, RevokeWhat, RotateBody, RotateStep, UnblockBody,
         Unblocked,
     },
     ca::authority::{AuthorityStatus, Kind, OneStatus, Reason, Revoked, Stage},
@@ -61,15 +61,16 @@ pub(crate) async fn run(
                 (false, false, _) => RotateStep::Begin,
             };
             let kind = match kind {
-                RotateKind::Root => Kind::Root,
-                RotateKind::Intermediate => Kind::Intermediate,
+                RotateKind::Root => admin::RotateKind::Root,
+                RotateKind::Intermediate => admin::RotateKind::Intermediate,
+                RotateKind::Jwt => admin::RotateKind::Jwt,
             };
             let body = RotateBody { kind, step };
             let keys: AuthorityStatus = client(service, runtime_dir).post_json(&at("rotate"), &body).await?;
             render::either(out, format, &keys, |out| show(out, &keys))?;
         }
-        CaCommand::Revoke { what, reason, service } => {
-            let body = RevokeBody { what: meant(what), reason: said(*reason) };
+        CaCommand::Revoke { what, reason, force, service } => {
+            let body = RevokeBody { what: meant(what), reason: said(*reason), force: *force };
             let revoked: Revoked = client(service, runtime_dir).post_json(&at("revoke"), &body).await?;
             render::either(out, format, &revoked, |out| {
                 writeln!(
@@ -154,6 +155,23 @@ fn show(out: &mut dyn Write, keys: &AuthorityStatus) -> std::io::Result<()> {
         "trust version {}; rotates {rotates}; {} certificates revoked",
         keys.trust_version, keys.revoked
     )?;
+    for key in &keys.jwt_keys {
+        let next = match (&key.next, &key.stays) {
+            (Some(next), _) => format!("; {} when told", name(*next)),
+            (None, Some(why)) => format!("; {why}"),
+            (None, None) => String::new(),
+        };
+        let kid = render::clean(&key.kid);
+        writeln!(out, "JWT key {kid} is {} since {}{next}", name(key.stage), time(key.since_seconds))?;
+    }
+    if keys.clock_ahead_seconds > 0 {
+        writeln!(
+            out,
+            "CLOCK: {} s ahead of the time that has passed; nothing is withdrawn or forgotten by itself until it has been \
+             steady for so long",
+            keys.clock_ahead_seconds
+        )?;
+    }
     for node in &keys.nodes {
         let name = render::clean(&node.node);
         writeln!(out, "node {name} has version {} since {}", node.version, time(node.acknowledged_seconds))?;

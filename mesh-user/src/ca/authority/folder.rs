@@ -11,10 +11,9 @@ use super::{
     rows::{self, Row, Source, id_of, parse, refuse},
 };
 use crate::ca::{
-    CaError,
-    embedded::create_root,
-    files,
+    CaError, files,
     material::{Material, PLUGGED_IN, ROOT_CERTIFICATE, ROOT_KEY},
+    own_files::create_root,
 };
 
 /// Brings state and folder together when a CA is opened.

@@ -76,7 +76,12 @@ pub enum Revoke {
         block: bool,
     },
     /// An intermediate, by the serial number of its certificate, and so all that it signed. Another one signs first.
-    Issuer(String),
+    Issuer {
+        /// Hex, as for [`Self::Serial`].
+        serial: String,
+        /// Even if nodes lose the certificates by which they ask for others, and so need new join tokens.
+        force: bool,
+    },
 }
 
 /// What was taken back.
@@ -148,7 +153,9 @@ pub(super) fn revoke(
     let found = match what {
         Revoke::Serial(serial) => vec![by_serial(connection, &normal(serial), now)?],
         Revoke::Identity { id, .. } => by_identity(connection, id, now)?,
-        Revoke::Issuer(serial) => vec![issuer(connection, shared, &normal(serial), now)?],
+        Revoke::Issuer { serial, force } => {
+            vec![issuer(connection, shared, (&normal(serial), *force), now)?]
+        }
     };
     let all_of_it = !matches!(what, Revoke::Identity { .. });
     let rows = rows::all(connection)?;
@@ -214,7 +221,12 @@ fn by_identity(connection: &Connection, id: &SpiffeId, now: i64) -> rusqlite::Re
 }
 
 /// Moves issuance away from an intermediate of this CA, and withdraws it.
-fn issuer(connection: &Connection, shared: &Shared, serial: &str, now: i64) -> rusqlite::Result<Found> {
+fn issuer(
+    connection: &Connection,
+    shared: &Shared,
+    (serial, force): (&str, bool),
+    now: i64,
+) -> rusqlite::Result<Found> {
     let rows = rows::all(connection)?;
     let Some(row) = rows.iter().find(|row| row.is_believed() && row.serial() == serial) else {
         // one that another node signs with
@@ -232,6 +244,16 @@ fn issuer(connection: &Connection, shared: &Shared, serial: &str, now: i64) -> r
             return Err(refuse(CaError::Refused(what.to_owned())));
         }
     };
+    let nodes = nodes_below(connection, shared, row, now)?;
+    if nodes > 0 && !force {
+        let what = format!(
+            "{} signed the certificates by which {nodes} nodes ask for others: revoked, each of them needs a new join token. \
+             If nobody else has its key, `rotate intermediate` instead: nodes renew, and the old one goes once nothing of it is \
+             in use. With --force it is revoked now",
+            row.subject()
+        );
+        return Err(refuse(CaError::Refused(what)));
+    }
     let found = Found { serial: serial.to_owned(), issuer: root, not_after: row.validity().1 };
     let id = row.id.clone();
     if row.stage == Stage::Active {
@@ -239,6 +261,18 @@ fn issuer(connection: &Connection, shared: &Shared, serial: &str, now: i64) -> r
     }
     motion::step(connection, shared, &id, Event::Force, now)?;
     Ok(found)
+}
+
+/// How many nodes have a certificate of an authority that is believed.
+fn nodes_below(connection: &Connection, shared: &Shared, row: &Row, now: i64) -> rusqlite::Result<i64> {
+    let below = format!("spiffe://{}/node/", shared.settings.trust_domain);
+    connection.query_row(
+        "SELECT count(DISTINCT spiffe_id) FROM issued i WHERE issuer = ?1 AND not_after > ?2
+             AND substr(spiffe_id, 1, length(?3)) = ?3
+             AND NOT EXISTS (SELECT 1 FROM revoked r WHERE r.issuer = i.issuer AND r.serial = i.serial)",
+        params![row.id, now, below],
+        |row| row.get(0),
+    )
 }
 
 /// Peers ask the first list in an authority's name, so two authorities of one name would make each other's certificates

@@ -2,7 +2,9 @@
 //! asked for rightly, keeps a register of it, rotates its keys without a certificate that nobody believes, and takes
 //! certificates back. No network. Several processes may have one folder open: what decides is in the database.
 
+mod clock;
 mod folder;
+mod jwt;
 mod lists;
 mod local;
 mod motion;
@@ -20,7 +22,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -30,15 +32,17 @@ use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use tokio::sync::{Notify, watch};
 use x509_parser::prelude::FromDer;
 
+pub use jwt::JwtKeyStatus;
 pub use lists::{Reason, Revoke, Revoked};
 pub use local::Local;
 pub use rotation::{Kind, Stage};
 pub use rows::Source;
-pub(in crate::ca) use schema::SCHEMA;
+pub(in crate::ca) use schema::{CLOCK_SCHEMA, JWT_SCHEMA, SCHEMA};
 pub use settings::AuthoritySettings;
 pub use status::{AuthorityStatus, ListStatus, NodeStatus, OneStatus};
 
 use self::{
+    clock::Clocks,
     rotation::Event,
     rows::{Issued, Registered, Row, refusal},
     signer::{Keyring, Signer},
@@ -46,6 +50,7 @@ use self::{
 use super::{
     CaError, State,
     csr::Csr,
+    jwt_svid::JwtAuthority,
     keys::SecretKey,
     leaf,
     signing::{CertificateAuthority, SignedSvid, SigningRequest, Trust},
@@ -67,6 +72,7 @@ const MAX_DNS_NAMES: usize = 32;
 struct Shared {
     settings: AuthoritySettings,
     keys: Keyring,
+    clocks: Clocks,
 }
 
 /// What was read last.
@@ -86,6 +92,8 @@ pub struct Authority(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     state: State,
+    /// Mints JWT-SVIDs; none: this CA does not.
+    jwt: OnceLock<Arc<JwtAuthority>>,
     view: ArcSwap<View>,
     /// Held while the view is read anew, so that an older one never replaces a newer.
     reading: Mutex<()>,
@@ -124,10 +132,20 @@ impl Authority {
     /// When the folder or a key is open to others, files are missing or do not belong together, nobody would believe what
     /// the CA signs, or the state cannot be written.
     pub fn open(settings: AuthoritySettings) -> Result<Self, CaError> {
+        let clocks = Clocks::of(&settings);
+        Self::open_by(settings, clocks)
+    }
+
+    fn open_by(settings: AuthoritySettings, clocks: Clocks) -> Result<Self, CaError> {
         let state = State::open(&settings.directory)?;
-        let shared = Arc::new(Shared { keys: Keyring::new(&settings), settings });
+        let shared = Arc::new(Shared { keys: Keyring::new(&settings), settings, clocks });
         let inside = Arc::clone(&shared);
-        state.write_waiting(move |c| folder::open(c, &inside, now())).map_err(refusal)?;
+        let opened = move |c: &rusqlite::Connection| {
+            inside.clocks.resume(c)?;
+            folder::open(c, &inside, inside.clocks.look().wall)?;
+            inside.clocks.keep(c)
+        };
+        state.write_waiting(opened).map_err(refusal)?;
         let view = read(&state, &shared)?;
         let domain = &shared.settings.trust_domain;
         let roots = view.trust.bundles.roots.get(domain).map(Vec::as_slice).unwrap_or_default();
@@ -141,6 +159,7 @@ impl Authority {
         Ok(Self(Arc::new(Inner {
             shared,
             state,
+            jwt: OnceLock::new(),
             view: ArcSwap::from_pointee(view),
             reading: Mutex::default(),
             trust,
@@ -172,6 +191,63 @@ impl Authority {
     /// When the certificate that signs now ends.
     pub fn not_after(&self) -> SystemTime {
         self.0.view.load().signer.not_after.into()
+    }
+
+    /// The keys of JWT-SVIDs in `directory`, one of which is made where there is none: from now on the CA tells agents of
+    /// them, and rotates them. Waits for the disk, so it is for starting.
+    ///
+    /// # Errors
+    /// As [`JwtAuthority::open`], or when the state cannot be written.
+    pub fn open_jwt(&self, directory: &Path) -> Result<Arc<JwtAuthority>, CaError> {
+        let (directory, shared) = (directory.to_owned(), Arc::clone(&self.0.shared));
+        // in a transaction: of several processes one makes the first key
+        let opened = move |c: &rusqlite::Connection| {
+            let domain = shared.settings.trust_domain.clone();
+            let jwt = JwtAuthority::open(&directory, domain).map_err(rows::refuse)?;
+            jwt::follow_file(c, &jwt, shared.clocks.look().wall)?;
+            Ok(jwt)
+        };
+        let jwt = Arc::new(self.0.state.write_waiting(opened).map_err(refusal)?);
+        let jwt = Arc::clone(self.0.jwt.get_or_init(|| jwt));
+        self.reread()?;
+        Ok(jwt)
+    }
+
+    fn jwt(&self) -> Result<Arc<JwtAuthority>, CaError> {
+        let none = || CaError::Refused("this CA mints no JWT-SVIDs".to_owned());
+        self.0.jwt.get().cloned().ok_or_else(none)
+    }
+
+    /// Begins a rotation of the keys that sign JWT-SVIDs: makes the new one, which is published from now on.
+    ///
+    /// # Errors
+    /// When this CA mints none, another key is on its way, or it cannot be written.
+    pub async fn rotate_jwt(&self) -> Result<AuthorityStatus, CaError> {
+        let jwt = self.jwt()?;
+        self.change(move |c, _, now| jwt::rotate(c, &jwt, now)).await?;
+        self.status()
+    }
+
+    /// As [`Self::advance`], of JWT keys.
+    ///
+    /// # Errors
+    /// When none is under way, or why it is not safe yet.
+    pub async fn advance_jwt(&self, force: bool) -> Result<AuthorityStatus, CaError> {
+        self.move_jwt(if force { Event::Force } else { Event::Advance }).await
+    }
+
+    /// Forgets a new JWT key that has not signed yet.
+    ///
+    /// # Errors
+    /// When none is on its way.
+    pub async fn cancel_jwt(&self) -> Result<AuthorityStatus, CaError> {
+        self.move_jwt(Event::Cancel).await
+    }
+
+    async fn move_jwt(&self, event: Event) -> Result<AuthorityStatus, CaError> {
+        let jwt = self.jwt()?;
+        self.change(move |c, shared, now| jwt::command(c, shared, &jwt, event, now)).await?;
+        self.status()
     }
 
     /// Begins a rotation: makes the new authority, which nobody knows of yet.
@@ -245,7 +321,8 @@ impl Authority {
     pub fn status(&self) -> Result<AuthorityStatus, CaError> {
         let signs = self.0.view.load().signer.id.clone();
         let shared = &self.0.shared;
-        self.0.state.read(|c| status::read(c, shared, &signs, now())).map_err(refusal)
+        let now = shared.clocks.look().wall;
+        self.0.state.read(|c| status::read(c, shared, &signs, now)).map_err(refusal)
     }
 
     /// Writes the files that let another node sign under the same roots: `ca.crt`, `intermediate.crt` and
@@ -257,7 +334,8 @@ impl Authority {
     pub fn issue_intermediate(&self, out: &Path) -> Result<(), CaError> {
         let shared = Arc::clone(&self.0.shared);
         let out = out.to_owned();
-        let made = move |c: &rusqlite::Connection| motion::hand_out(c, &shared, &out, now());
+        let made =
+            move |c: &rusqlite::Connection| motion::hand_out(c, &shared, &out, shared.clocks.look().wall);
         self.0.state.write_waiting(made).map_err(refusal)
     }
 
@@ -267,7 +345,12 @@ impl Authority {
         work: impl FnOnce(&rusqlite::Connection, &Shared, i64) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, CaError> {
         let shared = Arc::clone(&self.0.shared);
-        let done = self.0.state.write(move |c| work(c, &shared, now())).await.map_err(refusal)?;
+        let done = self
+            .0
+            .state
+            .write(move |c| work(c, &shared, shared.clocks.look().wall))
+            .await
+            .map_err(refusal)?;
         self.refresh()?;
         Ok(done)
     }
@@ -284,12 +367,24 @@ impl Authority {
 
     /// Reads the state if it changed, another replica's doing included.
     fn refresh(&self) -> Result<(), CaError> {
-        let inner = &self.0;
-        let _reading = lock(&inner.reading);
-        if inner.state.read(rows::versions)? == inner.view.load().versions {
+        if self.0.state.read(rows::versions)? == self.0.view.load().versions {
             return Ok(());
         }
-        let view = Arc::new(read(&inner.state, &inner.shared)?);
+        self.reread()
+    }
+
+    fn reread(&self) -> Result<(), CaError> {
+        let inner = &self.0;
+        let _reading = lock(&inner.reading);
+        let mut view = read(&inner.state, &inner.shared)?;
+        if let Some(jwt) = inner.jwt.get() {
+            // before anybody is told: who asks what is published is told of the same keys
+            jwt.reload()?;
+            let mut trust = (*view.trust).clone();
+            trust.bundles.jwt_authorities.insert(self.settings().trust_domain.clone(), jwt.published());
+            view.trust = Arc::new(trust);
+        }
+        let view = Arc::new(view);
         let before = inner.view.swap(Arc::clone(&view));
         inner.trust.send_if_modified(|known| {
             let changed = *known != view.trust;
@@ -437,6 +532,10 @@ impl CertificateAuthority for Authority {
 
     fn trust(&self) -> watch::Receiver<Arc<Trust>> {
         self.0.trust.subscribe()
+    }
+
+    fn clock_ahead(&self) -> Duration {
+        self.0.shared.clocks.ahead()
     }
 
     /// Written by [`Authority::run`], within a second or so.

@@ -8,20 +8,19 @@ use super::{
     rotation::{self, Event, Facts, Kind, Stage, Stay, ends_soon},
     rows::{self, Row, Source, refuse},
 };
-use crate::ca::{CaError, embedded::write_intermediate};
+use crate::ca::{CaError, own_files::write_intermediate};
 
-fn seconds(duration: std::time::Duration) -> i64 {
+/// What ended stays in the register for at least so long.
+const KEEP: std::time::Duration = std::time::Duration::from_secs(3600);
+
+pub(super) fn seconds(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn facts(
-    connection: &Connection,
-    shared: &Shared,
-    all: &[Row],
-    row: &Row,
-    now: i64,
-) -> rusqlite::Result<Facts> {
+fn facts(connection: &Connection, shared: &Shared, all: &[Row], row: &Row) -> rusqlite::Result<Facts> {
     let settings = &shared.settings;
+    // a clock that jumped lets nobody sign or go too early
+    let now = shared.clocks.look().believed;
     let behind = match row.trusted_version {
         Some(version) if row.stage == Stage::Trusted => {
             rows::behind(connection, version, now.saturating_sub(seconds(settings.watch_window)))?
@@ -61,9 +60,8 @@ pub(super) fn answer(
     all: &[Row],
     row: &Row,
     event: Event,
-    now: i64,
 ) -> rusqlite::Result<Result<Stage, Stay>> {
-    Ok(rotation::next(row.kind, row.stage, event, &facts(connection, shared, all, row, now)?))
+    Ok(rotation::next(row.kind, row.stage, event, &facts(connection, shared, all, row)?))
 }
 
 /// One event for one authority, and all that follows.
@@ -77,7 +75,7 @@ pub(super) fn step(
     let all = rows::all(connection)?;
     let missing = || refuse(CaError::Refused(format!("there is no authority {id}")));
     let row = all.iter().find(|row| row.id == id).ok_or_else(missing)?;
-    let stage = answer(connection, shared, &all, row, event, now)?
+    let stage = answer(connection, shared, &all, row, event)?
         .map_err(|stay| refuse(CaError::Refused(format!("{} stays where it is: {stay}", row.subject()))))?;
     enter(connection, shared, all.clone(), id, stage, now)?;
     Ok(stage)
@@ -228,8 +226,10 @@ pub(super) fn command(
 /// Does what can be done safely without being asked. Whether anything was.
 pub(super) fn due(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::Result<bool> {
     let mut any = false;
+    shared.clocks.keep(connection)?;
+    let believed = shared.clocks.look().believed;
     if shared.settings.automatic {
-        any |= begin_due(connection, shared, now)?;
+        any |= begin_due(connection, shared, (now, believed))?;
         // an authority has four steps at most, so this ends
         while advance_one(connection, shared, now)? {
             any = true;
@@ -238,9 +238,9 @@ pub(super) fn due(connection: &Connection, shared: &Shared, now: i64) -> rusqlit
     let all = rows::all(connection)?;
     any |= lists::renew(connection, shared, &all, now)?;
     let settings = &shared.settings;
-    let ended = now.saturating_sub(seconds(settings.clock_skew));
+    let ended = believed.saturating_sub(seconds(settings.clock_skew)).saturating_sub(seconds(KEEP));
     let listed = ended.saturating_sub(seconds(settings.list_lifetime));
-    let watched = now.saturating_sub(seconds(settings.watch_window).saturating_mul(2));
+    let watched = believed.saturating_sub(seconds(settings.watch_window).saturating_mul(2));
     any |= rows::prune(connection, ended, listed, watched)? > 0;
     Ok(any)
 }
@@ -251,7 +251,7 @@ fn advance_one(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::
         if !(is_coming(row) || row.stage == Stage::Retiring) {
             continue;
         }
-        if let Ok(stage) = answer(connection, shared, &all, row, Event::Advance, now)? {
+        if let Ok(stage) = answer(connection, shared, &all, row, Event::Advance)? {
             let id = row.id.clone();
             enter(connection, shared, all, &id, stage, now)?;
             return Ok(true);
@@ -260,13 +260,17 @@ fn advance_one(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::
     Ok(false)
 }
 
-fn begin_due(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::Result<bool> {
+fn begin_due(
+    connection: &Connection,
+    shared: &Shared,
+    (now, believed): (i64, i64),
+) -> rusqlite::Result<bool> {
     let all = rows::all(connection)?;
     let Ok(root) = signing_root(&all) else { return Ok(false) };
     let settings = &shared.settings;
     let root_ends = root.validity().1;
     let mut any = false;
-    if ends_soon(root.validity().0, root_ends, now)
+    if ends_soon(root.validity().0, root_ends, believed)
         && !all.iter().any(|row| row.kind == Kind::Root && is_coming(row))
     {
         rotate(connection, shared, Kind::Root, now)?;
@@ -281,7 +285,7 @@ fn begin_due(connection: &Connection, shared: &Shared, now: i64) -> rusqlite::Re
         Some(row) => {
             let (begins, ends) = row.validity();
             let longer = now.saturating_add(seconds(settings.intermediate_lifetime)).min(root_ends) > ends;
-            longer && ends_soon(begins, ends, now)
+            longer && ends_soon(begins, ends, believed)
         }
         None => settings.intermediates,
     };

@@ -118,7 +118,7 @@ fn unknown(column: usize, text: &str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("{text:?} is unknown").into())
 }
 
-fn stage_name(stage: Stage) -> &'static str {
+pub(super) fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::Prepared => "prepared",
         Stage::Trusted => "trusted",
@@ -126,6 +126,14 @@ fn stage_name(stage: Stage) -> &'static str {
         Stage::Retiring => "retiring",
         Stage::Withdrawn => "withdrawn",
     }
+}
+
+/// What [`stage_name`] wrote into a column.
+pub(super) fn stage(column: usize, name: &str) -> rusqlite::Result<Stage> {
+    [Stage::Prepared, Stage::Trusted, Stage::Active, Stage::Retiring, Stage::Withdrawn]
+        .into_iter()
+        .find(|known| stage_name(*known) == name)
+        .ok_or_else(|| unknown(column, name))
 }
 
 fn split(mut ders: &[u8]) -> rusqlite::Result<Vec<CertificateDer<'static>>> {
@@ -156,10 +164,7 @@ fn row(row: &SqlRow<'_>) -> rusqlite::Result<Row> {
         chain: split(&row.get::<_, Vec<u8>>(4)?)?,
         parent: row.get(5)?,
         key_file: row.get(6)?,
-        stage: [Stage::Prepared, Stage::Trusted, Stage::Active, Stage::Retiring, Stage::Withdrawn]
-            .into_iter()
-            .find(|known| stage_name(*known) == stage)
-            .ok_or_else(|| unknown(7, &stage))?,
+        stage: self::stage(7, &stage)?,
         since: row.get(8)?,
         trusted_version: row.get(9)?,
         created: row.get(10)?,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Authority, folder, lock, motion, now, refusal, rows};
+use super::{Authority, folder, jwt, lock, motion, now, refusal, rows};
 use crate::ca::CaError;
 
 /// Busy registers change all the time; they are looked at that often.
@@ -54,6 +54,11 @@ impl Authority {
         self.write_acknowledgements().await?;
         let looked = self.change_quietly(folder::look).await;
         let moved = self.change_quietly(motion::due).await;
+        if let Some(jwt) = self.0.jwt.get().cloned() {
+            let shared = Arc::clone(&self.0.shared);
+            let due = move |c: &rusqlite::Connection| jwt::due(c, &shared, &jwt, shared.clocks.look().wall);
+            self.0.state.write(due).await.map_err(refusal)?;
+        }
         self.refresh()?;
         if moved? {
             self.sweep().await?;
@@ -67,7 +72,7 @@ impl Authority {
         work: fn(&rusqlite::Connection, &super::Shared, i64) -> rusqlite::Result<bool>,
     ) -> Result<bool, CaError> {
         let shared = Arc::clone(&self.0.shared);
-        self.0.state.write(move |c| work(c, &shared, now())).await.map_err(refusal)
+        self.0.state.write(move |c| work(c, &shared, shared.clocks.look().wall)).await.map_err(refusal)
     }
 
     async fn write_acknowledgements(&self) -> Result<(), CaError> {

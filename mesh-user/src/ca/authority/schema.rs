@@ -1,5 +1,29 @@
 //! The authority's tables. Times are Unix seconds; serial numbers lower-case hex. No key is ever in them.
 
+/// What is believed of the time (see the authority's `clock`); milliseconds.
+pub(in crate::ca) const CLOCK_SCHEMA: &str = "
+CREATE TABLE clock (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    -- the start of the machine that boot counts from
+    boot_id TEXT NOT NULL,
+    boot INTEGER NOT NULL,
+    wall INTEGER NOT NULL,
+    believed INTEGER NOT NULL,
+    steady INTEGER NOT NULL
+) STRICT;
+";
+
+/// The keys of JWT-SVIDs: those in `jwt.key`, and since when they are what they are.
+pub(in crate::ca) const JWT_SCHEMA: &str = "
+CREATE TABLE jwt_keys (
+    kid TEXT PRIMARY KEY,
+    stage TEXT NOT NULL CHECK (stage IN ('trusted', 'active', 'retiring')),
+    since INTEGER NOT NULL,
+    -- the version of the trust that had it first
+    trusted_version INTEGER
+) STRICT, WITHOUT ROWID;
+";
+
 /// The authority's step of [`crate::ca::state`].
 pub(in crate::ca) const SCHEMA: &str = "
 CREATE TABLE authorities (

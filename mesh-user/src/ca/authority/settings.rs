@@ -48,6 +48,8 @@ pub struct AuthoritySettings {
     pub clock_skew: Duration,
     /// A revocation list's life; a new one is signed at half of it.
     pub list_lifetime: Duration,
+    /// How long a key signs JWT-SVIDs before another one is made by itself.
+    pub jwt_key_lifetime: Duration,
     /// How often it is looked whether anything is due, and whether plugged-in files changed.
     pub interval: Duration,
 }
@@ -72,6 +74,7 @@ impl AuthoritySettings {
             watch_window: DAY,
             clock_skew: Duration::from_secs(60),
             list_lifetime: DAY,
+            jwt_key_lifetime: 30 * DAY,
             interval: Duration::from_secs(5),
         }
     }

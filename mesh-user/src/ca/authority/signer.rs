@@ -159,7 +159,8 @@ impl Keyring {
             return Err(CaError::Incomplete { path, what });
         };
         let key = SecretKey::from_pem(&pem).map_err(|e| invalid(format!("is no private key: {e}")))?;
-        let signer = Signer::new(row.certificate.clone(), row.chain.clone(), key).map_err(invalid)?;
+        let of = |what| invalid(format!("the certificate of this key, {}, {what}", row.subject()));
+        let signer = Signer::new(row.certificate.clone(), row.chain.clone(), key).map_err(of)?;
         let signer = Arc::new(signer);
         signers.insert(row.id.clone(), Arc::clone(&signer));
         Ok(signer)

@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Shared, lists, motion,
+    JwtKeyStatus, Shared, jwt, lists, motion,
     rotation::{Event, Kind, Stage},
     rows::{self, Row, Source},
 };
@@ -20,8 +20,14 @@ pub struct AuthorityStatus {
     pub trust_version: i64,
     /// Whether rotations go on by themselves.
     pub automatic: bool,
+    /// How far the wall clock is ahead of the time that has passed; while it is, nothing is withdrawn or forgotten by itself.
+    #[serde(default)]
+    pub clock_ahead_seconds: u64,
     /// Oldest first; those withdrawn are left out.
     pub authorities: Vec<OneStatus>,
+    /// The keys of JWT-SVIDs; empty: it mints none.
+    #[serde(default)]
+    pub jwt_keys: Vec<JwtKeyStatus>,
     /// Nodes that acknowledged something lately.
     pub nodes: Vec<NodeStatus>,
     /// Identities that get no certificate.
@@ -114,7 +120,7 @@ pub(super) fn read(
             &row.id,
             now,
         )?;
-        authorities.push(one(connection, shared, (&all, row), list, (signs, certificates), now)?);
+        authorities.push(one(connection, shared, (&all, row), list, (signs, certificates))?);
     }
     let window = i64::try_from(settings.watch_window.as_secs()).unwrap_or(i64::MAX);
     let mut nodes =
@@ -130,8 +136,10 @@ pub(super) fn read(
         trust_domain: settings.trust_domain.clone(),
         trust_version: rows::versions(connection)?.0,
         automatic: settings.automatic,
+        clock_ahead_seconds: shared.clocks.ahead().as_secs(),
         certificates: authorities.iter().map(|one| one.certificates).sum(),
         authorities,
+        jwt_keys: jwt::status(connection, shared)?,
         nodes,
         blocked,
         revoked: connection
@@ -149,9 +157,8 @@ fn one(
     (all, row): (&[Row], &Row),
     list: Option<&lists::List>,
     (signs, certificates): (&str, i64),
-    now: i64,
 ) -> rusqlite::Result<OneStatus> {
-    let answer = motion::answer(connection, shared, all, row, Event::Advance, now)?;
+    let answer = motion::answer(connection, shared, all, row, Event::Advance)?;
     let only_trusted = row.key_file.is_none() && row.stage == Stage::Trusted;
     let (next, stays) = match answer {
         _ if only_trusted || row.stage == Stage::Active => (None, None),

@@ -281,6 +281,7 @@ mod tests {
                 not_after: svid.not_after,
                 serial: svid.serial.clone(),
                 chain: svid.chain.into(),
+                proven_at: SystemTime::now(),
             }
         };
         let later = SystemTime::now() + Duration::from_secs(600);

@@ -1,20 +1,25 @@
 //! The keys that sign a trust domain's JWT-SVIDs: in the CA's folder, `jwt.key` (PEM, mode 0600) holds one or more, of which
 //! the first signs; all are published, so that a key can be known everywhere before it signs and until its last token has
-//! ended. Their public halves lie beside them in `jwt.json`, for [`super::super::OwnBundle`].
+//! ended. When which is changed is decided by the CA ([`crate::ca::authority`]). Their public halves lie beside them in
+//! `jwt.json`, for [`super::super::OwnBundle`].
 
 use std::{
     fmt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::{
     digest::{SHA256, digest},
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
 };
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use futures_util::future::BoxFuture;
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde_json::{Value, json};
@@ -29,13 +34,21 @@ use crate::{
 const KEYS: &str = "jwt.key";
 const PUBLIC_KEYS: &str = "jwt.json";
 /// More are a mistake.
-const MAX_KEYS: usize = 8;
+pub(in crate::ca) const MAX_KEYS: usize = 8;
 
 /// Signs the JWT-SVIDs of a trust domain.
 pub struct JwtAuthority {
     trust_domain: TrustDomain,
+    directory: PathBuf,
+    keys: ArcSwap<Keys>,
+}
+
+/// What `jwt.key` holds.
+struct Keys {
     /// Signs.
     current: Key,
+    /// All, in the order of the file.
+    kids: Vec<Arc<str>>,
     published: JwtAuthorities,
 }
 
@@ -47,8 +60,7 @@ struct Key {
 
 impl fmt::Debug for JwtAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kids: Vec<_> = self.published.keys().collect();
-        f.debug_struct("JwtAuthority").field("kids", &kids).finish_non_exhaustive()
+        f.debug_struct("JwtAuthority").field("kids", &self.kids()).finish_non_exhaustive()
     }
 }
 
@@ -59,37 +71,72 @@ impl JwtAuthority {
     /// When the file is readable by others, holds anything but keys for ES256, or cannot be written.
     pub fn open(directory: &Path, trust_domain: TrustDomain) -> Result<Self, CaError> {
         files::open_directory(directory)?;
-        let path = directory.join(KEYS);
-        let Some(pem) = files::read_secret(&path)? else {
-            create(directory)?;
-            return Self::open(directory, trust_domain);
-        };
-        let invalid = |what: String| CaError::Invalid { path: path.clone(), what };
-        let mut keys = Vec::new();
-        for der in PrivatePkcs8KeyDer::pem_slice_iter(pem.as_bytes()) {
-            let mut der = der.map_err(|error| invalid(format!("is no PEM of private keys: {error}")))?;
-            let key = Key::read(&der);
-            der.zeroize();
-            keys.push(key.ok_or_else(|| invalid("holds a key that is no P-256 one (PKCS #8)".to_owned()))?);
+        if files::read_secret(&directory.join(KEYS))?.is_none() {
+            files::write(directory, KEYS, pem(&[generate()?]).as_bytes(), 0o600)?;
         }
-        if keys.len() > MAX_KEYS {
-            return Err(invalid(format!(
-                "holds more than {MAX_KEYS} keys; remove those whose tokens have ended"
-            )));
-        }
-        let published = keys.iter().map(Key::published).collect::<Option<JwtAuthorities>>();
-        let published = published.ok_or_else(|| invalid("holds a key without a public half".to_owned()))?;
-        let mut keys = keys.into_iter();
-        let Some(current) = keys.next() else {
-            return Err(invalid("holds no private key (BEGIN PRIVATE KEY)".to_owned()));
-        };
-        publish(directory, &published)?;
-        Ok(Self { trust_domain, current, published })
+        let keys = ArcSwap::from_pointee(Keys::read(directory)?);
+        Ok(Self { trust_domain, directory: directory.to_owned(), keys })
     }
 
     /// What its tokens are verified with.
-    pub fn published(&self) -> &JwtAuthorities {
-        &self.published
+    pub fn published(&self) -> JwtAuthorities {
+        self.keys.load().published.clone()
+    }
+
+    /// The key IDs, that of the key that signs first.
+    pub(in crate::ca) fn kids(&self) -> Vec<Arc<str>> {
+        self.keys.load().kids.clone()
+    }
+
+    /// Takes up what another process has written.
+    pub(in crate::ca) fn reload(&self) -> Result<(), CaError> {
+        self.keys.store(Arc::new(Keys::read(&self.directory)?));
+        Ok(())
+    }
+
+    /// Makes a key that is published and does not sign yet. Callers see to it that nobody else writes at the same time.
+    pub(in crate::ca) fn add(&self) -> Result<Arc<str>, CaError> {
+        let new = generate()?;
+        let failed = || CaError::Sign { subject: "the JWT authority".into(), what: "no key".into() };
+        let kid = Key::read(&PrivatePkcs8KeyDer::from(new.as_slice())).ok_or_else(failed)?.kid;
+        self.rewrite(|keys| {
+            keys.push((Arc::clone(&kid), new));
+            Ok(())
+        })?;
+        Ok(kid)
+    }
+
+    /// Has a published key sign. As [`Self::add`].
+    pub(in crate::ca) fn sign_with(&self, kid: &str) -> Result<(), CaError> {
+        self.rewrite(|keys| {
+            let at = keys.iter().position(|(known, _)| **known == *kid).ok_or_else(|| missing(kid))?;
+            keys[..=at].rotate_right(1);
+            Ok(())
+        })
+    }
+
+    /// Removes a key that does not sign. As [`Self::add`].
+    pub(in crate::ca) fn remove(&self, kid: &str) -> Result<(), CaError> {
+        self.rewrite(|keys| {
+            let at =
+                keys.iter().skip(1).position(|(known, _)| **known == *kid).ok_or_else(|| missing(kid))?;
+            keys.remove(at + 1);
+            Ok(())
+        })
+    }
+
+    fn rewrite(
+        &self,
+        change: impl FnOnce(&mut Vec<(Arc<str>, Zeroizing<Vec<u8>>)>) -> Result<(), CaError>,
+    ) -> Result<(), CaError> {
+        let mut keys = Vec::new();
+        for (key, der) in read_all(&self.directory)? {
+            keys.push((key.kid, der));
+        }
+        change(&mut keys)?;
+        let ders: Vec<_> = keys.into_iter().map(|(_, der)| der).collect();
+        files::write(&self.directory, KEYS, pem(&ders).as_bytes(), 0o600)?;
+        self.reload()
     }
 
     /// As [`MintJwt::mint`], at `now`.
@@ -108,11 +155,12 @@ impl JwtAuthority {
         let issued = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let lifetime = request.lifetime.unwrap_or(DEFAULT_LIFETIME).min(MAX_LIFETIME);
         let expires = issued.saturating_add(lifetime.as_secs());
-        let header = json!({ "alg": "ES256", "kid": *self.current.kid, "typ": "JWT" });
+        let keys = self.keys.load();
+        let header = json!({ "alg": "ES256", "kid": *keys.current.kid, "typ": "JWT" });
         let claims =
             json!({ "sub": request.id.to_string(), "aud": request.audiences, "iat": issued, "exp": expires });
         let mut token = format!("{}.{}", encode(&header), encode(&claims));
-        let signature = self.current.pair.sign(&SystemRandom::new(), token.as_bytes());
+        let signature = keys.current.pair.sign(&SystemRandom::new(), token.as_bytes());
         let signature = signature.map_err(|_| failed("the key does not sign".to_owned()))?;
         token.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut token);
@@ -158,12 +206,72 @@ fn coordinates(pair: &EcdsaKeyPair) -> Option<(String, String)> {
     Some((BASE64_URL_SAFE_NO_PAD.encode(x), BASE64_URL_SAFE_NO_PAD.encode(y)))
 }
 
-fn create(directory: &Path) -> Result<(), CaError> {
+impl Keys {
+    fn read(directory: &Path) -> Result<Self, CaError> {
+        let path = directory.join(KEYS);
+        let invalid = |what: &str| CaError::Invalid { path: path.clone(), what: what.to_owned() };
+        let keys: Vec<Key> = read_all(directory)?.into_iter().map(|(key, _)| key).collect();
+        let published = keys.iter().map(Key::published).collect::<Option<JwtAuthorities>>();
+        let published = published.ok_or_else(|| invalid("holds a key without a public half"))?;
+        let kids = keys.iter().map(|key| Arc::clone(&key.kid)).collect();
+        let current = keys.into_iter().next();
+        let current = current.ok_or_else(|| invalid("holds no private key (BEGIN PRIVATE KEY)"))?;
+        publish(directory, &published)?;
+        Ok(Self { current, kids, published })
+    }
+}
+
+/// The keys of the file, and how each is written there (PKCS #8).
+fn read_all(directory: &Path) -> Result<Vec<(Key, Zeroizing<Vec<u8>>)>, CaError> {
+    let path = directory.join(KEYS);
+    let invalid = |what: String| CaError::Invalid { path: path.clone(), what };
+    let text = files::read_secret(&path)?.ok_or_else(|| invalid("is gone: restore it".to_owned()))?;
+    let mut keys = Vec::new();
+    for der in PrivatePkcs8KeyDer::pem_slice_iter(text.as_bytes()) {
+        let mut der = der.map_err(|error| invalid(format!("is no PEM of private keys: {error}")))?;
+        let kept = Zeroizing::new(der.secret_pkcs8_der().to_vec());
+        let key = Key::read(&der);
+        der.zeroize();
+        let key = key.ok_or_else(|| invalid("holds a key that is no P-256 one (PKCS #8)".to_owned()))?;
+        keys.push((key, kept));
+    }
+    if keys.len() > MAX_KEYS {
+        let what = format!("holds more than {MAX_KEYS} keys; remove those whose tokens have ended");
+        return Err(invalid(what));
+    }
+    Ok(keys)
+}
+
+fn missing(kid: &str) -> CaError {
+    CaError::Refused(format!("there is no JWT key {kid} that could be"))
+}
+
+/// PKCS #8.
+fn generate() -> Result<Zeroizing<Vec<u8>>, CaError> {
     let failed = |e: rcgen::Error| CaError::Sign { subject: "the JWT authority".into(), what: e.to_string() };
     let mut key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-    let pem = Zeroizing::new(key.serialize_pem());
+    let der = Zeroizing::new(key.serialize_der());
     key.zeroize();
-    files::write(directory, KEYS, pem.as_bytes(), 0o600)
+    Ok(der)
+}
+
+/// RFC 7468.
+fn pem(keys: &[Zeroizing<Vec<u8>>]) -> Zeroizing<String> {
+    // as long as it gets, so that no copy is left behind by growing
+    let mut text = Zeroizing::new(String::with_capacity(keys.len() * 1024));
+    for key in keys {
+        let lines = Zeroizing::new(BASE64_STANDARD.encode(key.as_slice()));
+        text.push_str("-----BEGIN PRIVATE KEY-----\n");
+        let mut rest = lines.as_str();
+        while !rest.is_empty() {
+            let (line, behind) = rest.split_at(rest.len().min(64));
+            text.push_str(line);
+            text.push('\n');
+            rest = behind;
+        }
+        text.push_str("-----END PRIVATE KEY-----\n");
+    }
+    text
 }
 
 /// Writes the public halves where they are not there yet.
@@ -195,7 +303,10 @@ mod tests {
 
     use super::{super::MAX_AUDIENCE_BYTES, *};
     use crate::{
-        ca::{EmbeddedCa, OwnBundle},
+        ca::{
+            OwnBundle,
+            authority::{Authority, AuthoritySettings},
+        },
         identity::TrustBundles,
         jwt::{JwtSvidRefusal, Refusal, verify_jwt_svid},
     };
@@ -218,7 +329,7 @@ mod tests {
     }
 
     fn bundles(authority: &JwtAuthority) -> TrustBundles {
-        let jwt_authorities = [("cluster.local".parse().unwrap(), authority.published().clone())].into();
+        let jwt_authorities = [("cluster.local".parse().unwrap(), authority.published())].into();
         TrustBundles { jwt_authorities, ..TrustBundles::default() }
     }
 
@@ -267,8 +378,8 @@ mod tests {
     #[test]
     fn its_key_stays_and_nobody_else_reads_it() {
         let folder = folder();
-        let first = open(&folder).published().clone();
-        assert_eq!(open(&folder).published(), &first);
+        let first = open(&folder).published();
+        assert_eq!(open(&folder).published(), first);
         let key = folder.path().join(KEYS);
         assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
         let public = std::fs::read_to_string(folder.path().join(PUBLIC_KEYS)).unwrap();
@@ -288,7 +399,7 @@ mod tests {
         files::write(folder.path(), KEYS, (read(&coming) + &read(&folder)).as_bytes(), 0o600).unwrap();
         let both = open(&folder);
         assert_eq!(both.published().len(), 2);
-        assert_ne!(both.current.kid, old.current.kid);
+        assert_ne!(both.kids()[0], old.kids()[0]);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         verify_jwt_svid(&minted.token, "shop", &bundles(&both), now).unwrap();
         let newer = both.sign(&request(ID, &["shop"]), SystemTime::now()).unwrap();
@@ -299,10 +410,10 @@ mod tests {
     #[test]
     fn the_key_id_is_the_thumbprint_of_the_key() {
         let authority = open(&folder());
-        let (kid, jwk) = authority.published().first_key_value().unwrap();
-        let jwk: Value = serde_json::from_str(jwk).unwrap();
+        let (kid, jwk) = authority.published().pop_first().unwrap();
+        let jwk: Value = serde_json::from_str(&jwk).unwrap();
         let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
-        assert_eq!(**kid, *BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, canonical.as_bytes())));
+        assert_eq!(*kid, *BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, canonical.as_bytes())));
         assert_eq!(jwk["use"], "jwt-svid");
     }
 
@@ -311,11 +422,11 @@ mod tests {
         let folder = folder();
         let authority = open(&folder);
         let domain = "cluster.local".parse().unwrap();
-        EmbeddedCa::open(folder.path(), domain, Duration::from_secs(3600)).unwrap();
+        Authority::open(AuthoritySettings::new(folder.path().to_owned(), domain)).unwrap();
         let bundle = OwnBundle::read(folder.path()).unwrap().with_jwt_authorities(folder.path()).unwrap();
         let text = bundle.spiffe().unwrap().to_string();
         let path = Path::new("bundle.json");
-        assert_eq!(&crate::ca::parse_jwt_authorities(path, &text).unwrap(), authority.published());
+        assert_eq!(crate::ca::parse_jwt_authorities(path, &text).unwrap(), authority.published());
         assert_eq!(crate::ca::parse_bundle(path, &text).unwrap(), bundle.roots());
         assert!(!text.contains("\"d\""));
     }

@@ -14,7 +14,7 @@ use std::{
 use futures_util::future::BoxFuture;
 
 pub use authority::JwtAuthority;
-pub(in crate::ca) use authority::{key_set, read_published};
+pub(in crate::ca) use authority::{MAX_KEYS, key_set, read_published};
 pub use service::{JwtSvidService, MayMint, RemoteMinter};
 
 use super::CaError;

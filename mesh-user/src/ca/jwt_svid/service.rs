@@ -145,7 +145,7 @@ mod tests {
         let authority =
             super::super::JwtAuthority::open(&folder.path().join("ca"), "cluster.local".parse().unwrap())
                 .unwrap();
-        let jwt_authorities = [("cluster.local".parse().unwrap(), authority.published().clone())].into();
+        let jwt_authorities = [("cluster.local".parse().unwrap(), authority.published())].into();
         let bundles = TrustBundles { jwt_authorities, ..TrustBundles::default() };
         let own = "spiffe://cluster.local/ns/shop/sa/web";
         let service = JwtSvidService::new(Arc::new(authority), Arc::new(Only(own)));

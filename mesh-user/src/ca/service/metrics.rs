@@ -28,6 +28,7 @@ pub struct ServiceMetrics {
     connections: Gauge,
     watchers: Gauge,
     issuer_end: Gauge,
+    clock_ahead: Gauge,
 }
 
 impl ServiceMetrics {
@@ -40,6 +41,7 @@ impl ServiceMetrics {
             connections: Gauge::default(),
             watchers: Gauge::default(),
             issuer_end: Gauge::default(),
+            clock_ahead: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register("issued", "Certificates issued", metrics.issued.clone());
@@ -56,6 +58,11 @@ impl ServiceMetrics {
             "issuer_end_timestamp_seconds",
             "When the certificate that issues ends; 0: not known",
             metrics.issuer_end.clone(),
+        );
+        registry.register(
+            "clock_ahead_seconds",
+            "How far the wall clock is ahead of the time that has passed; above 0 nothing is withdrawn or forgotten",
+            metrics.clock_ahead.clone(),
         );
         Self { registry, ..metrics }
     }
@@ -88,7 +95,13 @@ impl ServiceMetrics {
     }
 
     /// In `OpenMetrics` text.
-    pub(super) fn text(&self, watchers: u64, issuer_end: Option<SystemTime>) -> String {
+    pub(super) fn text(
+        &self,
+        watchers: u64,
+        issuer_end: Option<SystemTime>,
+        clock_ahead: Duration,
+    ) -> String {
+        self.clock_ahead.set(clock_ahead.as_secs().try_into().unwrap_or(i64::MAX));
         self.watchers.set(watchers.try_into().unwrap_or(i64::MAX));
         let end = issuer_end.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
         self.issuer_end.set(end.and_then(|end| end.as_secs().try_into().ok()).unwrap_or_default());

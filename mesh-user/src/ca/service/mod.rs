@@ -157,7 +157,8 @@ impl Service {
 
     /// Its numbers as Prometheus text.
     pub fn metrics_text(&self) -> String {
-        self.metrics.text(self.watching(), self.own.issuer_end(&self.authority.trust().borrow()))
+        let issuer_end = self.own.issuer_end(&self.authority.trust().borrow());
+        self.metrics.text(self.watching(), issuer_end, self.authority.clock_ahead())
     }
 
     /// The join tokens.

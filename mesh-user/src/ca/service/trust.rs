@@ -147,7 +147,8 @@ async fn next_message(said: &mut Option<Streaming<WatchRequest>>) -> Result<Opti
 /// As agents read it, the CA's own trust domain first.
 fn state(service: &Service, trust: &Trust) -> TrustState {
     let own = service.authority.trust_domain();
-    let minting = |domain: &TrustDomain| (domain == own).then(|| service.jwt.published().values());
+    let published = service.jwt.published();
+    let minting = |domain: &TrustDomain| (domain == own).then(|| published.values());
     let mut bundles: Vec<_> = trust
         .bundles
         .roots

@@ -5,7 +5,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::ca::{authority, callers};
 
 /// Each brings the file from one version to the next (`PRAGMA user_version`).
-const STEPS: &[&str] = &[authority::SCHEMA, callers::JOIN_TOKEN_SCHEMA];
+const STEPS: &[&str] =
+    &[authority::SCHEMA, callers::JOIN_TOKEN_SCHEMA, authority::CLOCK_SCHEMA, authority::JWT_SCHEMA];
 
 /// Brings the file to this program's version.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {

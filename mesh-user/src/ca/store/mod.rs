@@ -28,7 +28,7 @@ pub use self::{
 };
 use super::{
     CaError, SvidSource,
-    plan::{Moment, Plan, Validity, ends_soon},
+    plan::{Clock, Moment, Plan, SystemClock, Validity, ends_soon},
     revocation::is_revoked,
 };
 use crate::{
@@ -45,19 +45,6 @@ const ISSUE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// How often an issuing certificate that ends soon is complained about.
 const DAY: Duration = Duration::from_secs(86_400);
-
-/// Where the time comes from.
-trait Clock: Send + Sync {
-    fn now(&self) -> Moment;
-}
-
-struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Moment {
-        Moment::now()
-    }
-}
 
 /// The SVIDs of this node's workloads.
 pub struct SvidStore {

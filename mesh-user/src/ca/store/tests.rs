@@ -6,7 +6,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 
 use super::*;
 use crate::{
-    ca::{EmbeddedCa, InProcess},
+    ca::authority::{Authority, AuthoritySettings, Local},
     identity::{RevocationList, TrustDomain},
     telemetry::MetricsLimits,
     tls::test_pki::{Leaf, TestCa, bundles},
@@ -375,9 +375,10 @@ async fn what_is_not_wanted_any_more_is_forgotten() {
 #[tokio::test]
 async fn the_embedded_ca_fills_the_store_and_its_end_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
-    let ca = EmbeddedCa::open(&folder.path().join("ca"), TrustDomain::cluster_local(), DAY).unwrap();
+    let settings = AuthoritySettings::new(folder.path().join("ca"), TrustDomain::cluster_local());
+    let ca = Authority::open(settings).unwrap();
     let metrics = Arc::new(Metrics::new("node-a", MetricsLimits::default()));
-    let store = SvidStore::new(Arc::new(InProcess::new(ca))).counted_by(Arc::clone(&metrics));
+    let store = SvidStore::new(Arc::new(Local(ca))).counted_by(Arc::clone(&metrics));
     let (store, stop) = (Arc::new(store), CancellationToken::new());
     tokio::spawn({
         let (store, stop) = (Arc::clone(&store), stop.clone());

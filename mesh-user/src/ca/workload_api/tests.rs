@@ -103,7 +103,7 @@ fn given(limits: WorkloadApiLimits) -> Given {
     let ca = Authority::open(AuthoritySettings::new(directory.clone(), domain.clone())).unwrap();
     let authority = JwtAuthority::open(&directory, domain.clone()).unwrap();
     let mut trust = ca.trust().borrow().bundles.clone();
-    trust.jwt_authorities.insert(domain, authority.published().clone());
+    trust.jwt_authorities.insert(domain, authority.published());
     let ca = IssueThrough::new(Arc::new(ca), "a".into());
     let (world, worlds) = watch::channel(world(&[("web", own_user())]));
     let (trust, trusted) = watch::channel(Arc::new(trust));

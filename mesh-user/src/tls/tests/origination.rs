@@ -269,7 +269,7 @@ async fn a_live_servers_belief_follows_the_rule() {
     let Proven::Server(proven) = established.proven() else { panic!("it is a server") };
     let again = |parts: OriginatorParts, name: &'static str| {
         let name = ServerName::try_from(name).unwrap();
-        let verdict = originator(parts).verify_again(proven, &name, SystemTime::now());
+        let verdict = originator(parts).verify_live(proven, &name);
         verdict.map_or_else(|error| error.label(), |()| "ok")
     };
     assert_eq!(again(parts(&authority), "a.example"), "ok");

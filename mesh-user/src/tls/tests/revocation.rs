@@ -112,3 +112,29 @@ fn a_list_counts_beyond_its_time_and_only_in_its_own_domain() {
         assert_eq!(outcome.as_ref().err().map(VerifyError::label), expected, "{domain}");
     }
 }
+
+/// Time goes on, trust may not: what has ended since the handshake stays, what is trusted no more goes.
+#[test]
+fn a_live_peer_is_judged_at_its_handshake_by_the_trust_of_the_moment() {
+    let (ca, stranger) = (TestCa::new("cluster.local"), TestCa::new("cluster.local"));
+    let believed = shared(bundles(&[&ca]));
+    let domain = TrustDomain::cluster_local();
+    let algorithms = provider().signature_verification_algorithms;
+    let verifier = PeerVerifier::new(domain, Vec::new(), Duration::ZERO, Arc::clone(&believed), algorithms);
+    let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);
+    let leaf = Leaf { not_before: ago(600), not_after: ago(60), ..Leaf::of(WEB) };
+    let svid = ca.issue(&leaf);
+    let peer = verifier.verify(&svid.chain, PeerRole::Client, None, ago(300)).unwrap();
+    let label = |verdict: Result<(), VerifyError>| verdict.map_or_else(|error| error.label(), |()| "ok");
+    let now = verifier.verify_again(&peer, PeerRole::Client, None, SystemTime::now());
+    assert_eq!((label(now), label(verifier.verify_live(&peer, PeerRole::Client))), ("expired", "ok"));
+    // A resumed session is judged by its own time.
+    let resumed = verifier.verify(&svid.chain, PeerRole::Client, None, ago(120)).unwrap();
+    assert!(resumed.proven_at > peer.proven_at);
+    believed.store(Arc::new(bundles(&[&stranger])));
+    assert_eq!(label(verifier.verify_live(&peer, PeerRole::Client)), "unknown_authority");
+    let mut revoked = bundles(&[&ca]);
+    revoked.revoked.insert(TrustDomain::cluster_local(), vec![list(&ca, &[&svid.chain[0]])]);
+    believed.store(Arc::new(revoked));
+    assert_eq!(label(verifier.verify_live(&peer, PeerRole::Client)), "revoked");
+}

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use crate::it::daemon::{Node, bin_dir};
+use crate::it::faketime::WallClock;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::mesh::{Mesh, is_unserved, last_line, probe, serve, start_probe, wait_event};
@@ -22,6 +23,8 @@ pub(super) const STORIES: &[Story] = stories![
         root_and_intermediate_rotate_under_traffic_and_no_connection_fails,
         a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing,
         what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more;
+    FakeTime 120:
+        a_ca_whose_clock_jumps_a_day_forward_withdraws_and_forgets_nothing;
 ];
 
 const PORT: u16 = 15012;
@@ -35,13 +38,17 @@ const RENEWED: Duration = Duration::from_secs(LIFE * 6 / 10 + 4);
 struct Service {
     place: Place,
     dir: PathBuf,
+    /// Before `meshd`.
+    prefix: Vec<String>,
     program: Option<Program>,
 }
 
 impl Service {
     fn start(&mut self) -> anyhow::Result<()> {
         let (meshd, config) = (bin_dir().join("meshd"), self.dir.join("ca.yaml"));
-        let argv = [meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()];
+        let mut argv =
+            vec![meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()];
+        argv.splice(..0, self.prefix.iter().map(|word| word.as_str().into()));
         let mut program = self.place.launch("meshd-ca", &argv).start()?;
         program.wait_to_say("meshd ca is ready", PATIENCE)?;
         self.program = Some(program);
@@ -83,6 +90,11 @@ fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
 
 /// The CA, and both nodes joined.
 fn given(ground: &Ground) -> anyhow::Result<(Mesh, Service)> {
+    given_by(ground, Vec::new())
+}
+
+/// The same; `prefix` comes before `meshd ca`.
+fn given_by(ground: &Ground, prefix: Vec<String>) -> anyhow::Result<(Mesh, Service)> {
     let mut mesh = Mesh::given(ground)?;
     let [place] = mesh.pods.wire.plug(["ca"])?;
     let dir = ground.dir().join("ca");
@@ -102,7 +114,7 @@ fn given(ground: &Ground) -> anyhow::Result<(Mesh, Service)> {
         "audit": { "file": dir.join("audit") },
     });
     fs::write(dir.join("ca.yaml"), file.to_string())?;
-    let mut service = Service { place, dir, program: None };
+    let mut service = Service { place, dir, prefix, program: None };
     service.start()?;
     let roots = service.dir.join("state/ca.crt");
     for node in [&mut mesh.a, &mut mesh.b] {
@@ -266,5 +278,45 @@ fn what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more(
     ensure!(found, "no list says why");
     let audit = fs::read_to_string(service.dir.join("audit"))?;
     ensure!(audit.contains("ca revoke") && audit.contains("ca unblock"), "the operator left no trace");
+    Ok(())
+}
+
+fn a_ca_whose_clock_jumps_a_day_forward_withdraws_and_forgets_nothing(ground: &Ground) -> anyhow::Result<()> {
+    const DAY: i64 = 86_400;
+    let clock = WallClock::new(ground.dir(), "ca")?;
+    let (mesh, service) = given_by(ground, clock.prefix())?;
+    let _server = serve(&mesh.server, 7000, &["--echo"])?;
+    let hello = || -> anyhow::Result<()> {
+        let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
+        ensure!(seen["text"] == "hello", "{seen}");
+        Ok(())
+    };
+    let ahead = || Ok::<_, anyhow::Error>(service.keys()?["clockAheadSeconds"].as_i64().unwrap_or_default());
+    let root = service.in_stage("root", "active")?;
+    service.ctl(&["rotate", "root"])?;
+    advance_until(&service, "root", || Ok(service.in_stage("root", "active")? != root))?;
+    hello()?;
+    let serial = mesh.a.serial_of("/sa/client")?;
+
+    clock.set(DAY)?;
+    // By the time since the machine started, which the library leaves alone.
+    wait_until(PATIENCE, "the CA to doubt its clock", || Ok(ahead()? > DAY - 600))?;
+    let metrics = service.ctl(&["metrics"])?;
+    ensure!(metrics.contains("meshd_ca_clock_ahead_seconds 86"), "{metrics}");
+    let refused = service.ctl(&["rotate", "root", "--advance"]).err().map(|error| error.to_string());
+    ensure!(refused.is_some_and(|why| why.contains("stays where it is")), "the old root was withdrawn");
+    ensure!(service.in_stage("root", "retiring")? == root, "the old root is gone");
+    hello()?;
+
+    clock.set(0)?;
+    wait_until(PATIENCE, "the CA to believe its clock", || Ok(ahead()? == 0))?;
+    hello()?;
+    // What it signed before is in its register still.
+    let said = service.ctl(&["revoke", "--identity", CLIENT, "-o", "json"])?;
+    let revoked = serde_json::from_str::<Value>(&said)?["serials"].clone();
+    ensure!(
+        revoked.as_array().is_some_and(|all| all.iter().any(|one| *one == serial)),
+        "forgotten: {revoked}"
+    );
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The CA as its callers, its peers' verifiers and OpenSSL see it.
 
+mod clocks;
 mod crashes;
+mod jwt_keys;
 mod opening;
 mod revoking;
 mod rotating;
@@ -12,11 +14,55 @@ use rcgen::{CertificateParams, KeyPair, SignatureAlgorithm};
 use rustls_pki_types::CertificateDer;
 
 use super::*;
-use crate::tls::{PeerRole, PeerVerifier, VerifyError, provider};
+use crate::{
+    ca::plan::{Clock, Moment, SystemClock},
+    tls::{PeerRole, PeerVerifier, VerifyError, provider},
+};
 
 fn settings(directory: &Path) -> AuthoritySettings {
     let directory = directory.to_owned();
     AuthoritySettings { automatic: false, ..AuthoritySettings::new(directory, TrustDomain::cluster_local()) }
+}
+
+/// A clock that stands, and always did.
+struct At(i64);
+
+impl Clock for At {
+    fn now(&self) -> Moment {
+        let since = Duration::from_secs(u64::try_from(self.0).unwrap());
+        Moment { boot: since, wall: SystemTime::UNIX_EPOCH + since }
+    }
+}
+
+/// A clock that tests set.
+#[derive(Clone)]
+struct Hands(Arc<Mutex<Moment>>);
+
+impl Hands {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(SystemClock.now())))
+    }
+
+    /// Time goes by.
+    fn pass(&self, time: Duration) {
+        let mut now = self.0.lock().unwrap();
+        *now = Moment { boot: now.boot + time, wall: now.wall + time };
+    }
+
+    /// Somebody sets the wall clock forward.
+    fn set_forward(&self, by: Duration) {
+        self.0.lock().unwrap().wall += by;
+    }
+
+    fn set_back(&self, by: Duration) {
+        self.0.lock().unwrap().wall -= by;
+    }
+}
+
+impl Clock for Hands {
+    fn now(&self) -> Moment {
+        *self.0.lock().unwrap()
+    }
 }
 
 /// A CA in a folder that goes with it.
@@ -49,7 +95,7 @@ impl Fixture {
         let settings = AuthoritySettings { automatic: true, ..shared.settings.clone() };
         let done = self.authority.0.state.write_waiting(move |c| {
             let keys = Keyring::new(&settings);
-            motion::due(c, &Shared { settings, keys }, now)
+            motion::due(c, &Shared { settings, keys, clocks: Clocks::new(At(now), Duration::ZERO) }, now)
         });
         self.authority.refresh().unwrap();
         done.unwrap()

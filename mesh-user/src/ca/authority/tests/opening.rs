@@ -3,26 +3,7 @@
 use std::{collections::BTreeSet, os::unix::fs::PermissionsExt};
 
 use super::*;
-use crate::ca::{EmbeddedCa, Issuer, OwnBundle, files, tests::Operators};
-
-#[tokio::test]
-async fn an_embedded_cas_folder_goes_on_with_its_root() {
-    let folder = tempfile::tempdir().unwrap();
-    let directory = folder.path().join("ca");
-    let day = Duration::from_secs(86_400);
-    let before = EmbeddedCa::open(&directory, TrustDomain::cluster_local(), day).unwrap();
-    let old = before.issue(&id("old")).unwrap();
-    let authority = Authority::open(settings(&directory)).unwrap();
-    let bundles = authority.trust().borrow().bundles.clone();
-    assert_eq!(bundles.roots, before.bundles().roots);
-    verify(&bundles, &old.chain).unwrap();
-    let new = authority.issue(&id("new")).await.unwrap();
-    assert!(new.chain.len() == 1 && verify(&before.bundles(), &new.chain).is_ok());
-    assert_eq!(
-        EmbeddedCa::open(&directory, TrustDomain::cluster_local(), day).unwrap().bundles(),
-        before.bundles()
-    );
-}
+use crate::ca::{OwnBundle, files, tests::Operators};
 
 #[test]
 fn of_several_that_find_an_empty_folder_one_makes_the_root() {
@@ -61,7 +42,7 @@ async fn another_nodes_intermediate_shares_the_trust_and_can_be_revoked() {
     assert!(other.issue_intermediate(&fixture.folder.path().join("third")).is_err());
 
     let serial = rows::hex(rows::parse(&svid.chain[1]).unwrap().raw_serial());
-    fixture.authority.revoke(Revoke::Issuer(serial), Reason::CaCompromise).await.unwrap();
+    fixture.authority.revoke(Revoke::Issuer { serial, force: false }, Reason::CaCompromise).await.unwrap();
     assert!(matches!(verify(&fixture.bundles(), &svid.chain), Err(VerifyError::Revoked(_))));
 }
 

@@ -110,7 +110,10 @@ async fn an_issuer_is_taken_back_once_another_signs() {
     let authority = &fixture.authority;
     let old = fixture.svid("old").await;
     let serial = rows::hex(rows::parse(&old.chain[1]).unwrap().raw_serial());
-    authority.revoke(Revoke::Issuer(serial.clone()), Reason::CaCompromise).await.unwrap();
+    authority
+        .revoke(Revoke::Issuer { serial: serial.clone(), force: false }, Reason::CaCompromise)
+        .await
+        .unwrap();
     let new = fixture.svid("new").await;
     assert!(matches!(verify(&fixture.bundles(), &old.chain), Err(VerifyError::Revoked(_))));
     verify(&fixture.bundles(), &new.chain).unwrap();
@@ -118,12 +121,16 @@ async fn an_issuer_is_taken_back_once_another_signs() {
     assert!(openssl_verify(&fixture.bundles(), &lists, &new.chain).0);
     let (believed, said) = openssl_verify(&fixture.bundles(), &lists, &old.chain[1..]);
     assert!(!believed && said.contains("certificate revoked"), "{said}");
-    let again = authority.revoke(Revoke::Issuer(serial), Reason::CaCompromise).await;
+    let again = authority.revoke(Revoke::Issuer { serial, force: false }, Reason::CaCompromise).await;
     assert!(again.is_err(), "it is gone already");
     let root = rows::hex(
         rows::parse(&fixture.bundles().roots[&TrustDomain::cluster_local()][0]).unwrap().raw_serial(),
     );
-    let error = authority.revoke(Revoke::Issuer(root), Reason::CaCompromise).await.unwrap_err().to_string();
+    let error = authority
+        .revoke(Revoke::Issuer { serial: root, force: false }, Reason::CaCompromise)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("rotate root"), "{error}");
 }
 
@@ -141,4 +148,34 @@ async fn what_cannot_be_taken_back_says_why_and_changes_nothing() {
     let none =
         fixture.authority.revoke(Revoke::Identity { id: other, block: false }, Reason::Unspecified).await;
     assert!(none.unwrap().serials.is_empty());
+}
+
+#[tokio::test]
+async fn an_issuer_of_nodes_is_not_taken_back_unless_told_what_that_means() {
+    let fixture = Fixture::new(|settings| settings.intermediates = true);
+    let authority = &fixture.authority;
+    let node: SpiffeId = "spiffe://cluster.local/node/n1".parse().unwrap();
+    let (own, workload) = (authority.issue(&node).await.unwrap(), fixture.svid("web").await);
+    authority.issue(&node).await.unwrap();
+    let serial = rows::hex(rows::parse(&own.chain[1]).unwrap().raw_serial());
+    let revoke =
+        |force| authority.revoke(Revoke::Issuer { serial: serial.clone(), force }, Reason::Superseded);
+    let before = authority.trust().borrow().clone();
+    let error = revoke(false).await.unwrap_err().to_string();
+    assert!(error.contains("1 nodes") && error.contains("rotate intermediate"), "{error}");
+    assert_eq!(*authority.trust().borrow(), before, "nothing happened");
+    verify(&fixture.bundles(), &own.chain).unwrap();
+
+    // the way without join tokens
+    authority.rotate(Kind::Intermediate).await.unwrap();
+    authority.advance(Kind::Intermediate, false).await.unwrap();
+    let renewed = authority.issue(&node).await.unwrap();
+    for chain in [&own.chain, &workload.chain, &renewed.chain] {
+        verify(&fixture.bundles(), chain).unwrap();
+    }
+    assert_ne!(renewed.chain[1], own.chain[1]);
+
+    revoke(true).await.unwrap();
+    assert!(matches!(verify(&fixture.bundles(), &own.chain), Err(VerifyError::Revoked(_))));
+    verify(&fixture.bundles(), &renewed.chain).unwrap();
 }
