@@ -6,6 +6,7 @@ pub mod audit;
 pub mod authority;
 mod bundle;
 pub mod callers;
+pub mod cluster;
 pub mod csr;
 mod embedded;
 pub mod federation;
@@ -41,7 +42,7 @@ pub use merge::merged;
 pub use remote::RemoteError;
 pub use revocation::add_revocation_lists;
 pub use source::{InProcess, SvidSource};
-pub use state::{State, StateError};
+pub use state::{Keeper, Kept, State, StateError};
 pub use store::{CertificateStatus, NoSvid, SvidStore, SvidStoreStatus};
 
 use crate::identity::{SpiffeId, Svid, TrustBundles};

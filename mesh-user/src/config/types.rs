@@ -261,7 +261,7 @@ pub struct CaConfig {
     pub server_name: Option<String>,
     /// PEM roots that the CA's server is believed by, beside what it has told; with `istiod` the trust domain's own.
     pub roots_file: Option<PathBuf>,
-    /// The service-account token shown to istiod, read anew each time.
+    /// The service-account token shown to istiod, or to `meshd-ca` instead of joining, read anew each time.
     pub token_file: Option<PathBuf>,
     /// A one-time token of `meshctl ca token create`, for the node's first start; mode 0600.
     pub join_token_file: Option<PathBuf>,

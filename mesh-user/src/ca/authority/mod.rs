@@ -44,7 +44,7 @@ use self::{
     signer::{Keyring, Signer},
 };
 use super::{
-    CaError, State,
+    CaError, Keeper, State,
     csr::Csr,
     keys::SecretKey,
     leaf,
@@ -124,7 +124,15 @@ impl Authority {
     /// When the folder or a key is open to others, files are missing or do not belong together, nobody would believe what
     /// the CA signs, or the state cannot be written.
     pub fn open(settings: AuthoritySettings) -> Result<Self, CaError> {
-        let state = State::open(&settings.directory)?;
+        Self::open_kept(settings, None)
+    }
+
+    /// As [`Self::open`], with keys and state that are kept elsewhere, too: what the folder held before does not count.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or when the keeper does not have them, or does not keep them.
+    pub fn open_kept(settings: AuthoritySettings, keeper: Option<Box<dyn Keeper>>) -> Result<Self, CaError> {
+        let state = State::open_kept(&settings.directory, keeper)?;
         let shared = Arc::new(Shared { keys: Keyring::new(&settings), settings });
         let inside = Arc::clone(&shared);
         state.write_waiting(move |c| folder::open(c, &inside, now())).map_err(refusal)?;

@@ -32,28 +32,37 @@ const LIFE: u64 = 60;
 const RENEWED: Duration = Duration::from_secs(LIFE * 6 / 10 + 4);
 
 /// `meshd ca` in a place of its own.
-struct Service {
-    place: Place,
-    dir: PathBuf,
-    program: Option<Program>,
+pub(super) struct Service {
+    pub(super) place: Place,
+    pub(super) dir: PathBuf,
+    pub(super) program: Option<Program>,
 }
 
 impl Service {
-    fn start(&mut self) -> anyhow::Result<()> {
+    pub(super) fn start(&mut self) -> anyhow::Result<()> {
+        self.launch()?;
+        self.wait_ready(PATIENCE)
+    }
+
+    /// Starts it, whatever it does then.
+    pub(super) fn launch(&mut self) -> anyhow::Result<()> {
         let (meshd, config) = (bin_dir().join("meshd"), self.dir.join("ca.yaml"));
         let argv = [meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()];
-        let mut program = self.place.launch("meshd-ca", &argv).start()?;
-        program.wait_to_say("meshd ca is ready", PATIENCE)?;
-        self.program = Some(program);
+        self.program = Some(self.place.launch("meshd-ca", &argv).start()?);
         Ok(())
     }
 
-    fn kill(&mut self) -> anyhow::Result<()> {
+    pub(super) fn wait_ready(&mut self, patience: Duration) -> anyhow::Result<()> {
+        self.program.as_mut().context("the CA runs")?.wait_to_say("meshd ca is ready", patience)?;
+        Ok(())
+    }
+
+    pub(super) fn kill(&mut self) -> anyhow::Result<()> {
         self.program.take().context("the CA runs")?.kill_hard()
     }
 
     /// Runs `meshctl ca ...` and returns what it printed.
-    fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(super) fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let (meshctl, run) = (bin_dir().join("meshctl"), self.dir.join("run"));
         let (meshctl, run) = (meshctl.to_string_lossy(), run.to_string_lossy());
         let mut argv: Vec<&str> = vec![&meshctl, "ca"];
@@ -68,7 +77,7 @@ impl Service {
     }
 
     /// Serial numbers of the authorities of this kind, by stage.
-    fn in_stage(&self, kind: &str, stage: &str) -> anyhow::Result<Vec<String>> {
+    pub(super) fn in_stage(&self, kind: &str, stage: &str) -> anyhow::Result<Vec<String>> {
         let keys = self.keys()?;
         let is_it = |one: &&Value| one["kind"] == kind && one["stage"] == stage;
         let found = keys["authorities"].as_array().into_iter().flatten().filter(is_it);
@@ -76,7 +85,7 @@ impl Service {
     }
 }
 
-fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
 }
@@ -122,7 +131,7 @@ fn given(ground: &Ground) -> anyhow::Result<(Mesh, Service)> {
 }
 
 /// Connections one after another while `act` runs; none may fail. How many there were.
-fn under_traffic(mesh: &Mesh, act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u32> {
+pub(super) fn under_traffic(mesh: &Mesh, act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u32> {
     let (over, count) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
         let traffic = scope.spawn(|| {
