@@ -41,7 +41,8 @@ struct Kept {
 type Shared = Arc<Kept>;
 
 fn status(code: StatusCode) -> Response {
-    let body = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "message": "x", "reason": "x" });
+    let reason = if code == StatusCode::NOT_FOUND { "NotFound" } else { "x" };
+    let body = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "message": "x", "reason": reason });
     (code, Json(body)).into_response()
 }
 

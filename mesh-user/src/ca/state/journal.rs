@@ -1,6 +1,7 @@
 //! What transactions did to the state's tables, as lines of text that another replica can do after them: `["table",[values]]`
 //! puts a row, `["table",{"del":[key]}]` takes one away. Triggers of the writing connection note it, so that no table's own
-//! code knows of it, and what is rolled back is not noted. Blobs are hex; all tables are `STRICT`.
+//! code knows of it, and what is rolled back is not noted. Blobs are hex; all tables are `STRICT`. Rows keep their order, so
+//! `INSERT OR REPLACE`, which moves one, is not for these tables: `ON CONFLICT DO UPDATE` is.
 
 use std::fmt::Write as _;
 
@@ -82,15 +83,19 @@ pub(super) fn begin(connection: &Connection) -> rusqlite::Result<()> {
     for table in tables(connection)? {
         let name = &table.name;
         let (put, del) = (table.put("NEW."), table.del("OLD."));
+        let keys = table.columns.iter().filter(|column| column.key);
+        let moved: Vec<_> =
+            keys.map(|column| format!("OLD.\"{0}\" IS NOT NEW.\"{0}\"", column.name)).collect();
+        let del_if_moved = format!("{del} WHERE {}", moved.join(" OR "));
         let trigger = |event: &str, lines: &[&str]| {
             let inserts: String =
-                lines.iter().map(|line| format!("INSERT INTO journal (line) VALUES ({line}); ")).collect();
+                lines.iter().map(|line| format!("INSERT INTO journal (line) SELECT {line}; ")).collect();
             format!(
                 "CREATE TEMP TRIGGER \"journal_{event}_{name}\" AFTER {event} ON main.\"{name}\" BEGIN {inserts}END;\n"
             )
         };
         script += &trigger("INSERT", &[&put]);
-        script += &trigger("UPDATE", &[&del, &put]);
+        script += &trigger("UPDATE", &[&del_if_moved, &put]);
         script += &trigger("DELETE", &[&del]);
     }
     connection.execute_batch(&script)
@@ -158,7 +163,17 @@ pub(super) fn replay(connection: &mut Connection, lines: &str) -> rusqlite::Resu
             format!("DELETE FROM main.\"{name}\" WHERE {}", equal.join(" AND "))
         } else {
             let marks = vec!["?"; names.len()].join(", ");
-            format!("INSERT OR REPLACE INTO main.\"{name}\" ({}) VALUES ({marks})", names.join(", "))
+            let keys: Vec<_> = table.columns.iter().filter(|column| column.key).collect();
+            let keys: Vec<_> = keys.iter().map(|column| format!("\"{}\"", column.name)).collect();
+            let set: Vec<_> = names.iter().map(|name| format!("{name} = excluded.{name}")).collect();
+            // A row that is there keeps its place among the others.
+            format!(
+                "INSERT INTO main.\"{}\" ({}) VALUES ({marks}) ON CONFLICT ({}) DO UPDATE SET {}",
+                table.name,
+                names.join(", "),
+                keys.join(", "),
+                set.join(", ")
+            )
         };
         transaction.prepare_cached(&statement)?.execute(params_from_iter(values))?;
     }
@@ -208,7 +223,7 @@ mod tests {
             "UPDATE p SET n = 5, b = x'0102' WHERE id = 'x'",
             "UPDATE c SET b = 3 WHERE b = 2",
             "INSERT INTO p (id, n) VALUES ('x', 7) ON CONFLICT (id) DO UPDATE SET n = excluded.n",
-            "INSERT OR REPLACE INTO p VALUES ('y', x'aa', 2)",
+            "UPDATE p SET b = x'aa', n = 2 WHERE id = 'y'",
             "DELETE FROM c WHERE b = 1",
         ] {
             let transaction = one.transaction().unwrap();

@@ -21,7 +21,8 @@ pub(super) const STORIES: &[Story] = stories![
     Daemon 180:
         root_and_intermediate_rotate_under_traffic_and_no_connection_fails,
         a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing,
-        what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more;
+        what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more,
+        the_memory_of_whoever_holds_keys_is_shown_to_nobody_and_leaves_no_core;
 ];
 
 const PORT: u16 = 15012;
@@ -46,8 +47,14 @@ impl Service {
 
     /// Starts it, whatever it does then.
     pub(super) fn launch(&mut self) -> anyhow::Result<()> {
+        self.launch_by(&[])
+    }
+
+    /// The same by another program.
+    fn launch_by(&mut self, by: &[&str]) -> anyhow::Result<()> {
         let (meshd, config) = (bin_dir().join("meshd"), self.dir.join("ca.yaml"));
-        let argv = [meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()];
+        let mut argv: Vec<_> = by.iter().map(|&one| one.into()).collect();
+        argv.extend([meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()]);
         self.program = Some(self.place.launch("meshd-ca", &argv).start()?);
         Ok(())
     }
@@ -275,5 +282,42 @@ fn what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more(
     ensure!(found, "no list says why");
     let audit = fs::read_to_string(service.dir.join("audit"))?;
     ensure!(audit.contains("ca revoke") && audit.contains("ca unblock"), "the operator left no trace");
+    Ok(())
+}
+
+fn the_memory_of_whoever_holds_keys_is_shown_to_nobody_and_leaves_no_core(
+    ground: &Ground,
+) -> anyhow::Result<()> {
+    let (mut mesh, mut service) = given(ground)?;
+    service.kill()?;
+    // As a debugger of the same user has it: the same rights, but no CAP_SYS_PTRACE.
+    let same = ["setpriv", "--bounding-set", "-sys_ptrace"];
+    let cores = [&same[..], &["sh", "-c", "ulimit -c unlimited; exec \"$@\"", "sh"]].concat();
+    service.launch_by(&cores)?;
+    service.wait_ready(PATIENCE)?;
+    let mut bystander = service.place.launch("sleep", &[&same[..], &["sleep", "600"]].concat()).start()?;
+    let looks = |pid: u32, file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        service.place.run(&[&same[..], &["head", "-c", "1", &path]].concat())
+    };
+    let program = service.program.as_ref().context("the CA runs")?;
+    wait_until(PATIENCE, "the bystander to be what it is", || {
+        Ok(looks(bystander.pid(), "environ")?.status.success())
+    })?;
+    for file in ["environ", "maps", "mem", "auxv"] {
+        let seen = looks(program.pid(), file)?;
+        ensure!(!seen.status.success() && seen.stderr.contains("ermission denied"), "{file}: {seen:?}");
+    }
+    bystander.kill_hard()?;
+    for program in [service.program.take().context("the CA runs")?, mesh.a.take().context("meshd runs")?] {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", program.pid()))?;
+        let line = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit")?;
+        let most: Vec<_> = line.split_whitespace().skip(4).take(2).collect();
+        ensure!(most == ["0", "0"], "{line}");
+        program.signal(nix::sys::signal::Signal::SIGABRT)?;
+        let ended = program.finish(PATIENCE)?;
+        let dumped = std::os::unix::process::ExitStatusExt::core_dumped(&ended.status);
+        ensure!(!dumped, "{} left a core", ended.label);
+    }
     Ok(())
 }

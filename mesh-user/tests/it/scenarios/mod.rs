@@ -7,6 +7,7 @@ mod authorizers;
 mod bulk;
 mod bypass;
 mod cluster;
+mod cluster_ca;
 mod destination;
 mod endings;
 mod federation;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
     let topics: &[(&str, &'static [Story])] = &[
         ("selfcheck", selfcheck::STORIES),
         ("cluster", cluster::STORIES),
+        ("cluster_ca", cluster_ca::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),
