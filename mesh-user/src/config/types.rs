@@ -658,7 +658,7 @@ impl Default for AccessLogConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// Address and port, in the node's own network namespace, that answer GET /metrics and nothing else; none: not served over TCP.
+    /// Address and port, in the node's own network namespace, that answer GET /metrics and nothing else (of `meshd ca` /healthz/ready and /healthz/live too); none: not served over TCP.
     pub listen: Option<SocketAddr>,
 }
 

@@ -51,6 +51,8 @@ const MOST_FILE_BYTES: u64 = 64 * 1024;
 /// How long a write is tried while the API server does not answer.
 const PATIENCE: Duration = Duration::from_secs(8);
 const PAUSE: Duration = Duration::from_millis(200);
+/// What does not fit together is read again so often.
+const RELOADS: usize = 3;
 /// A piece that no head has named for that long is of a leader that died before it could.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 
@@ -412,7 +414,16 @@ impl SharedState {
 impl Keeper for SharedState {
     fn kept(&mut self) -> Result<Option<Kept>, String> {
         let runtime = self.runtime.clone();
-        let outcome = runtime.block_on(self.load());
+        let outcome = runtime.block_on(async {
+            for _ in 0..RELOADS {
+                match self.load().await {
+                    // Another replica that takes over at this moment removes what was before it.
+                    Err(SharedStateError::Damaged { .. }) => sleep(PAUSE * 5).await,
+                    outcome => return outcome,
+                }
+            }
+            self.load().await
+        });
         self.done(outcome)
     }
 
