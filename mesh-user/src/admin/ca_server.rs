@@ -3,7 +3,7 @@
 
 use std::{
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -67,9 +67,30 @@ impl CaAdminServer {
     }
 }
 
-/// Serves `GET /metrics` of the service, and nothing else, over TCP until cancelled.
-pub async fn serve_metrics(server: MetricsServer, admin: Arc<CaAdmin>, stop: CancellationToken) {
-    let router = Router::new().route("/metrics", get(metrics)).with_state(admin);
+/// The service once this replica is it; before, it stands by.
+pub type Leading = Arc<OnceLock<Arc<CaAdmin>>>;
+
+/// Serves `GET /metrics`, `/healthz/ready` and `/healthz/live`, and nothing else, over TCP until cancelled. A replica that
+/// stands by is not ready.
+pub async fn serve_metrics(server: MetricsServer, leading: Leading, stop: CancellationToken) {
+    let standing_by = || (StatusCode::SERVICE_UNAVAILABLE, "this replica stands by\n").into_response();
+    let router = Router::new()
+        .route(
+            "/metrics",
+            get(async move |State(leading): State<Leading>| match leading.get() {
+                Some(admin) => metrics(State(Arc::clone(admin))).await,
+                None => standing_by(),
+            }),
+        )
+        .route(
+            "/healthz/ready",
+            get(async move |State(leading): State<Leading>| match leading.get() {
+                Some(_) => "ready\n".into_response(),
+                None => standing_by(),
+            }),
+        )
+        .route("/healthz/live", get(async || "live\n"))
+        .with_state(leading);
     server.serve_router(router, |_| {}, stop).await;
 }
 

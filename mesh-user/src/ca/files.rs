@@ -89,6 +89,22 @@ fn open_up_to(path: &Path, most: u64) -> Result<Option<(File, std::fs::Metadata)
     Ok(Some((file, metadata)))
 }
 
+/// Removes files of the folder, those that are there, and makes the first of them anew.
+pub(super) fn make_anew(directory: &Path, names: &[&str]) -> Result<(), CaError> {
+    for name in names {
+        remove(&directory.join(name))?;
+    }
+    names.first().map_or(Ok(()), |name| create_private(&directory.join(name)))
+}
+
+/// Removes a file, if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), CaError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(path, "remove it")(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes an empty file that only we may read, or checks the one that is there.
 pub(super) fn create_private(path: &Path) -> Result<(), CaError> {
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();

@@ -6,6 +6,7 @@ pub mod audit;
 pub mod authority;
 mod bundle;
 pub mod callers;
+pub mod cluster;
 pub mod csr;
 pub mod federation;
 mod files;
@@ -37,7 +38,7 @@ pub use merge::merged;
 pub use remote::RemoteError;
 pub use revocation::add_revocation_lists;
 pub use source::SvidSource;
-pub use state::{State, StateError};
+pub use state::{Keeper, Kept, State, StateError};
 pub use store::{CertificateStatus, NoSvid, SvidStore, SvidStoreStatus};
 
 use crate::identity::SpiffeId;

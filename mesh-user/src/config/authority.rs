@@ -158,6 +158,56 @@ pub struct KubernetesConfig {
     pub audiences: Vec<String>,
     /// Service accounts, as `namespace/name`, that ask for the workloads of the node which their pod runs on.
     pub node_agents: Vec<String>,
+    /// What runs on which node is watched (pods of all namespaces), beside what `nodes` says.
+    pub placement: bool,
+    /// Keys and state are kept in Secrets, and one of several replicas, elected by a Lease, is the CA. None: on disk only.
+    pub state: Option<SharedStateConfig>,
+    /// A ConfigMap with the trusted roots, for agents that start. None: not written.
+    pub roots: Option<RootsConfig>,
+}
+
+/// Keys and state in Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SharedStateConfig {
+    /// Namespace of the Secrets and the Lease; whoever reads its Secrets is the CA. None: that of the service's own pod.
+    pub namespace: Option<String>,
+    /// Name of the Secret that the others follow from.
+    pub secret: String,
+    /// Name of the Lease.
+    pub lease: String,
+    /// This replica's name in the Lease; none: the machine's name, which is the pod's.
+    pub identity: Option<String>,
+    /// How long a leader is believed in that says nothing more.
+    pub lease_seconds: u32,
+}
+
+impl Default for SharedStateConfig {
+    fn default() -> Self {
+        Self {
+            namespace: None,
+            secret: "meshd-ca-state".to_owned(),
+            lease: "meshd-ca".to_owned(),
+            identity: None,
+            lease_seconds: 15,
+        }
+    }
+}
+
+/// Where the trusted roots are written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RootsConfig {
+    /// Name of the ConfigMap; its key is `root-cert.pem`.
+    pub config_map: String,
+    /// Namespaces that get it. Empty: that of the service's own pod.
+    pub namespaces: Vec<String>,
+}
+
+impl Default for RootsConfig {
+    fn default() -> Self {
+        Self { config_map: "meshd-ca-root".to_owned(), namespaces: Vec::new() }
+    }
 }
 
 impl Default for KubernetesConfig {
@@ -165,7 +215,10 @@ impl Default for KubernetesConfig {
         Self {
             kubeconfig: None,
             audiences: vec!["istio-ca".to_owned()],
-            node_agents: vec!["istio-system/ztunnel".to_owned(), "meshd/meshd".to_owned()],
+            node_agents: vec!["istio-system/ztunnel".to_owned(), "meshd-system/meshd".to_owned()],
+            placement: false,
+            state: None,
+            roots: None,
         }
     }
 }
@@ -455,6 +508,27 @@ impl AuthorityConfig {
                 });
                 check(good, &format!("kubernetes.nodeAgents[{i}]"), "write namespace/name");
             }
+            if let Some(state) = &kubernetes.state {
+                let path = |field: &str| format!("kubernetes.state.{field}");
+                check(is_object_name(&state.secret), &path("secret"), OBJECT_NAME);
+                check(is_object_name(&state.lease), &path("lease"), OBJECT_NAME);
+                let namespace = state.namespace.as_deref().is_none_or(is_object_name);
+                check(namespace, &path("namespace"), OBJECT_NAME);
+                let long = (5..=3600).contains(&state.lease_seconds);
+                check(long, &path("leaseSeconds"), "must be 5 to 3600");
+                let plugged = "cannot be with pluggedIn, whose keys the Secrets do not have";
+                check(self.plugged_in.is_none(), "kubernetes.state", plugged);
+            }
+            if let Some(roots) = &kubernetes.roots {
+                check(is_object_name(&roots.config_map), "kubernetes.roots.configMap", OBJECT_NAME);
+                for (i, namespace) in roots.namespaces.iter().enumerate() {
+                    check(
+                        is_object_name(namespace),
+                        &format!("kubernetes.roots.namespaces[{i}]"),
+                        OBJECT_NAME,
+                    );
+                }
+            }
         }
         for (i, node) in self.nodes.iter().enumerate() {
             let path = format!("nodes[{i}].name");
@@ -474,6 +548,17 @@ impl AuthorityConfig {
         }
         wrong
     }
+}
+
+const OBJECT_NAME: &str = "is no name of a Kubernetes object: use lower-case letters, digits and '-'";
+
+/// RFC 1123's label, with room for what is appended.
+fn is_object_name(name: &str) -> bool {
+    let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(inside)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 const NODE_NAME: &str = "is no node's name: use letters, digits, '.', '-', '_'";
@@ -534,6 +619,10 @@ mod tests {
             (format!("{td}unixSocket: {{ path: /a, node: a/b }}\n"), "ca.yaml:2:", "no node's name"),
             (format!("{td}kubernetes: {{ audiences: [] }}\n"), "ca.yaml:2:", "at least one"),
             (format!("{td}kubernetes: {{ nodeAgents: [x] }}\n"), "ca.yaml:2:", "namespace/name"),
+            (format!("{td}kubernetes: {{ state: {{ secret: A }} }}\n"), "ca.yaml:2:", "lower-case"),
+            (format!("{td}kubernetes: {{ state: {{ leaseSeconds: 1 }} }}\n"), "ca.yaml:2:", "5 to 3600"),
+            (format!("{td}pluggedIn: /c\nkubernetes: {{ state: {{}} }}\n"), "ca.yaml:3:", "pluggedIn"),
+            (format!("{td}kubernetes: {{ roots: {{ namespaces: ['a b'] }} }}\n"), "ca.yaml:2:", "lower-case"),
             (node("'spiffe://x.y/ns/a/*'"), "ca.yaml:2:", "another trust domain"),
             (node("'spiffe://a.b/ns/*/sa/x'"), "ca.yaml:2:", "segments"),
             (format!("{td}joinTokens: {{ maxTtlSeconds: 1 }}\n"), "ca.yaml:2:", "less than ttlSeconds"),

@@ -19,7 +19,7 @@ use std::{fmt, path::Path};
 
 pub use authority::{
     AuditConfig, AuthorityConfig, AuthorityLimits, IdentityPattern, JoinTokenConfig, KeyKind,
-    KubernetesConfig, NodeConfig, RotationConfig, UnixSocketConfig,
+    KubernetesConfig, NodeConfig, RootsConfig, RotationConfig, SharedStateConfig, UnixSocketConfig,
 };
 pub use extension_providers::{
     ExtensionProvider, GrpcAuthorizer, HeaderPattern, HttpAuthorizer, RequestBodyInCheck,

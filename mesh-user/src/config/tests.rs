@@ -97,6 +97,12 @@ fn a_ca_section_that_does_not_fit_its_provider_says_why() {
         ("node: a\nca: { provider: meshd-ca, rootsFile: /r }\n".to_owned(), "node.yaml:2:", "meshd-ca needs address"),
         ("node: a\nca: { provider: meshd-ca, address: 'ca:1' }\n".to_owned(), "node.yaml:2:", "needs rootsFile"),
         (
+            "node: a\nca: { provider: meshd-ca, address: 'ca:1', rootsFile: /r, tokenFile: /t, joinTokenFile: /j }\n"
+                .to_owned(),
+            "node.yaml:2:",
+            "joinTokenFile",
+        ),
+        (
             "node: a\nca: { provider: meshd-ca, address: 'ca', rootsFile: /r }\n".to_owned(),
             "node.yaml:2:36: ",
             "write host:port",

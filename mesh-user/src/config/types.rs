@@ -270,7 +270,7 @@ pub struct CaConfig {
     pub server_name: Option<String>,
     /// PEM roots that the CA's server is believed by, beside what it has told; with `istiod` the trust domain's own.
     pub roots_file: Option<PathBuf>,
-    /// The service-account token shown to istiod, read anew each time.
+    /// The service-account token shown to istiod, or to `meshd-ca` instead of joining, read anew each time.
     pub token_file: Option<PathBuf>,
     /// A one-time token of `meshctl ca token create`, for the node's first start; mode 0600.
     pub join_token_file: Option<PathBuf>,
@@ -667,7 +667,7 @@ impl Default for AccessLogConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// Address and port, in the node's own network namespace, that answer GET /metrics and nothing else; none: not served over TCP.
+    /// Address and port, in the node's own network namespace, that answer GET /metrics and nothing else (of `meshd ca` /healthz/ready and /healthz/live too); none: not served over TCP.
     pub listen: Option<SocketAddr>,
 }
 

@@ -151,7 +151,10 @@ fn ca(check: &mut Check<'_>, ca: &CaConfig) {
         CaProvider::MeshdCa if socket.is_some() => {
             ("meshd-ca on a socket", &[], &["directory", "serverName", "tokenFile", "joinTokenFile"])
         }
-        CaProvider::MeshdCa => ("meshd-ca", &["address", "rootsFile"], &["directory", "tokenFile"]),
+        CaProvider::MeshdCa if ca.token_file.is_some() => {
+            ("meshd-ca with a tokenFile", &["address", "rootsFile"], &["directory", "joinTokenFile"])
+        }
+        CaProvider::MeshdCa => ("meshd-ca", &["address", "rootsFile"], &["directory"]),
         CaProvider::Istiod => {
             ("istiod", &["address", "rootsFile", "tokenFile"], &["directory", "joinTokenFile"])
         }

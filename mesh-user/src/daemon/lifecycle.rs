@@ -45,7 +45,7 @@ use crate::{
     },
     identity::TrustBundles,
     proxy::{Acceptors, Mesh, MeshParts, Workers, relay::CloseReason},
-    sys::cgroup,
+    sys::{cgroup, process},
     telemetry::{AccessLog, AccessLogFormat, AccessLogSettings, Metrics, MetricsLimits, logging, systemd},
     tls::{KernelTls, TlsContext, TlsSettings},
 };
@@ -67,6 +67,8 @@ pub fn run(config: &Path) -> Result<(), DaemonError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(DaemonError::NotRoot);
     }
+    // Before any key is made or read.
+    process::forbid_dumps().map_err(DaemonError::io("core dumps cannot be forbidden"))?;
     let files = Arc::new(FileSource::open(config)?);
     let snapshot = files.snapshot();
     logging::init(&snapshot.config.log, logging::LogFormat::Text)?;
@@ -125,7 +127,8 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     let serving = serving.or_else(serve);
     super::node_lease::keep(&snapshot.config, Arc::<Source>::clone(&source), &stop);
     if let Some(workload_api) = &runtime.workload_api {
-        workload_api.serve(runtime.capture.cgroup(), stop.clone());
+        let metrics = Arc::clone(&runtime.mesh.metrics);
+        workload_api.serve(runtime.capture.cgroup(), metrics, stop.clone());
     }
     tokio::spawn(Arc::clone(&files).run(stop.clone()));
     let federated = federation.trust();

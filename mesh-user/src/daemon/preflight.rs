@@ -14,6 +14,7 @@ use super::check;
 use crate::{
     admin::api::CheckRow,
     capture::{CaptureLimits, CaptureSettings, Form, canary},
+    runtime::DEFAULT_SOCKETS,
     sys::{
         bpf::{self, AttachType},
         cgroup::{self, Cgroup},

@@ -18,6 +18,7 @@ use crate::{
     },
     config::Config,
     identity::{TrustBundles, TrustDomain},
+    telemetry::Metrics,
     world::World,
 };
 
@@ -74,7 +75,7 @@ impl WorkloadApi {
     }
 
     /// Serves until cancelled; begins once.
-    pub(super) fn serve(&self, cgroup_root: PathBuf, stop: CancellationToken) {
+    pub(super) fn serve(&self, cgroup_root: PathBuf, metrics: Arc<Metrics>, stop: CancellationToken) {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(server) = server else { return };
         let parts = WorkloadApiParts {
@@ -83,6 +84,7 @@ impl WorkloadApi {
             trust: self.trust.subscribe(),
             issuer: Arc::clone(&self.issuer),
             minter: self.minter.clone(),
+            metrics: Some(metrics),
         };
         tokio::spawn(async move {
             if let Err(error) = server.serve(parts, stop).await {

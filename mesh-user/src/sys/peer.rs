@@ -1,6 +1,9 @@
 //! Who is at the other end of a Unix socket: the process that connected, as the kernel remembers it (unix(7)), and what
 //! that process is now. A process's number may be given to another one when it has ended; its pidfd (`pidfd_open(2)`) never
 //! is, so whatever is read by the number counts only while the pidfd says that the process lives.
+//!
+//! Kernels before 6.5 give no pidfd of who connected, only the number. There it is opened by that number, and counts if the
+//! process that has it now was there before the connection can have been made: a later one of the same number was not.
 
 use std::{
     fs::{self, File},
@@ -12,9 +15,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use std::{os::fd::FromRawFd, time::Duration};
+
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{getsockopt, sockopt},
+    unistd::{SysconfVar, sysconf},
 };
 
 /// More than the kernel ever shows of one process in one of these files.
@@ -55,25 +62,39 @@ pub struct Process {
 }
 
 impl Peer {
-    /// Of the socket that `accept` gave.
+    /// Of the socket that `accept` gave. `quiet`: a moment of the machine's time since its start (`CLOCK_BOOTTIME`) at which
+    /// no connection waited to be accepted, so that this one was made after it.
     ///
     /// # Errors
-    /// `Unsupported` where the kernel has no `SO_PEERPIDFD` (before Linux 6.5): without it nothing could tell the process
-    /// from a later one of the same number. `NotFound` when it has ended, or is in a pid namespace that is not below ours.
-    pub fn of(socket: &impl AsFd) -> io::Result<Self> {
+    /// `NotFound` when the process has ended, or is in a pid namespace that is not below ours. `PermissionDenied` when
+    /// nothing tells it from a later one of the same number: it may connect again a moment later.
+    pub fn of(socket: &impl AsFd, quiet: Duration) -> io::Result<Self> {
         let credentials = getsockopt(socket, sockopt::PeerCredentials)?;
-        let process = getsockopt(socket, sockopt::PeerPidfd).map_err(|errno| match errno {
-            nix::errno::Errno::ENOPROTOOPT => io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the kernel does not tell which process connected (SO_PEERPIDFD, Linux 6.5)",
-            ),
-            nix::errno::Errno::ESRCH | nix::errno::Errno::EINVAL => gone(),
-            other => other.into(),
-        })?;
-        if credentials.pid() <= 0 {
+        let (pid, uid) = (credentials.pid(), credentials.uid());
+        if pid <= 0 {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the process is not visible from here"));
         }
-        Ok(Self { pid: credentials.pid(), uid: credentials.uid(), process })
+        match getsockopt(socket, sockopt::PeerPidfd) {
+            Ok(process) => Ok(Self { pid, uid, process }),
+            Err(Errno::ENOPROTOOPT) => Self::by_number(pid, uid, quiet),
+            Err(Errno::ESRCH | Errno::EINVAL) => Err(gone()),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// The process that had this number at `quiet`, if it still has it.
+    fn by_number(pid: i32, uid: u32, quiet: Duration) -> io::Result<Self> {
+        let before = started(pid)?;
+        let process = open(pid)?;
+        // The same before and after: this is what was opened, and it keeps its number while it lives.
+        if started(pid)? != before || !is_alive(process.as_fd())? {
+            return Err(gone());
+        }
+        if before >= quiet {
+            let what = "it may have its number from the one that connected; connect again";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        }
+        Ok(Self { pid, uid, process })
     }
 
     /// Its number, for logs: it may be another process's by now.
@@ -103,6 +124,50 @@ impl Peer {
         // Alive after the last read, it had its number at each of them.
         if self.is_alive()? { process } else { Err(gone()) }
     }
+}
+
+/// Whether no connection waits to be accepted.
+///
+/// # Errors
+/// When the listener cannot be asked.
+pub fn is_quiet(listener: &impl AsFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::ZERO)? == 0)
+}
+
+/// `pidfd_open(2)`.
+fn open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: two numbers go in, and no memory is touched.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just made it, close-on-exec, and nobody else has it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Err(gone()),
+            error => Err(error),
+        },
+    }
+}
+
+/// When a process started, since the machine did, rounded up: field 22 of `proc_pid_stat(5)`.
+fn started(pid: i32) -> io::Result<Duration> {
+    let mut text = String::new();
+    let file = File::open(format!("/proc/{pid}/stat"));
+    let file = file.map_err(|error| if error.kind() == io::ErrorKind::NotFound { gone() } else { error })?;
+    file.take(MAX_PROC_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| if error.raw_os_error() == Some(libc::ESRCH) { gone() } else { error })?;
+    let unreadable = || io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat has no start");
+    let ticks = start_ticks(&text).ok_or_else(unreadable)?;
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0);
+    let nanoseconds = 1_000_000_000 / per_second.ok_or_else(unreadable)?;
+    Ok(Duration::from_nanos(ticks.saturating_add(1).saturating_mul(nanoseconds)))
+}
+
+/// Its name, in brackets, may hold anything, brackets too; nothing behind it does.
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, behind) = stat.rsplit_once(')')?;
+    behind.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn gone() -> io::Error {
@@ -149,6 +214,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::sys::clock::boot_time;
 
     /// A process that connects to a listener, tells that it has, and waits.
     fn connected() -> (tempfile::TempDir, UnixStream, Child) {
@@ -170,7 +236,7 @@ mod tests {
     #[test]
     fn it_is_the_process_that_connected() {
         let (_folder, stream, mut child) = connected();
-        let peer = Peer::of(&stream).unwrap();
+        let peer = Peer::of(&stream, boot_time()).unwrap();
         assert_eq!(u32::try_from(peer.pid()).unwrap(), child.id());
         let process = peer.look().unwrap();
         assert_eq!(process.netns, FileId::of(Path::new("/proc/self/ns/net")).unwrap());
@@ -184,7 +250,7 @@ mod tests {
     #[test]
     fn one_that_ended_is_nobody_before_anyone_has_waited_for_it() {
         let (_folder, stream, mut child) = connected();
-        let peer = Peer::of(&stream).unwrap();
+        let peer = Peer::of(&stream, boot_time()).unwrap();
         drop(child.stdin.take());
         let mut end = [0];
         (&stream).read_exact(&mut end).unwrap_err();
@@ -195,8 +261,46 @@ mod tests {
         // A zombie: /proc still shows what it was.
         assert_eq!(peer.look().unwrap_err().kind(), io::ErrorKind::NotFound);
         child.wait().unwrap();
-        let error = Peer::of(&stream);
+        let error = Peer::of(&stream, boot_time());
         assert!(error.is_err() || !error.unwrap().is_alive().unwrap());
+    }
+
+    #[test]
+    fn by_its_number_it_is_the_same_if_it_was_there_before() {
+        let (_folder, stream, mut child) = connected();
+        let known = Peer::of(&stream, Duration::ZERO).unwrap();
+        let (pid, uid) = (known.pid(), known.uid());
+        // Started within the last hundredth of a second, it is told from nobody.
+        let began = started(pid).unwrap();
+        for quiet in [Duration::ZERO, began - Duration::from_nanos(1), began] {
+            let error = Peer::by_number(pid, uid, quiet).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{quiet:?}");
+        }
+        while boot_time() <= began {
+            std::thread::yield_now();
+        }
+        let found = Peer::by_number(pid, uid, boot_time()).unwrap();
+        assert_eq!(found.look().unwrap(), known.look().unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found.look().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(Peer::by_number(pid, uid, boot_time()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        // Ourselves, who are older than this test.
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(
+            Peer::by_number(own, uid, boot_time()).unwrap().look().unwrap().netns,
+            FileId::of(Path::new("/proc/self/ns/net")).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_listener_is_quiet_until_somebody_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(is_quiet(&listener).unwrap());
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(!is_quiet(&listener).unwrap());
     }
 
     #[test]
@@ -205,5 +309,7 @@ mod tests {
         assert_eq!(cgroup("1:name=x:/a\n"), None);
         assert_eq!(users("Name:\tUid: 7\\nUid:\nUid:\t1000\t0\t0\t0\n"), Some((1000, 0)));
         assert_eq!(users("Uid:\tx\n"), None);
+        let stat = "7 (a) b 1 2) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 9 9\n";
+        assert_eq!((start_ticks(stat), start_ticks("7 (a) S 1")), (Some(4711), None));
     }
 }

@@ -165,6 +165,7 @@ pub struct Metrics {
     /// Without labels, and absent where the issuer does not know its end.
     ca_expiry: Family<Vec<(String, String)>, Gauge>,
     svid_renewals: Family<ResultLabels, Counter>,
+    workload_svids: Family<ResultLabels, Counter>,
     svid_source: SvidSourceMetrics,
     config_reloads: Family<ResultLabels, Counter>,
     config_last_reload_success: Gauge,
@@ -286,6 +287,11 @@ impl Metrics {
             svids: register(r, "meshd_svids", "Identities by the state of their SVID"),
             ca_expiry: register(r, "meshd_ca_expiry_seconds", "End of the issuing certificate, Unix time"),
             svid_renewals: register(r, "meshd_svid_renewals", "SVIDs issued or renewed, and failures to"),
+            workload_svids: register(
+                r,
+                "meshd_workload_api_svids",
+                "SVIDs handed to workloads by the Workload API",
+            ),
             svid_source: SvidSourceMetrics::new(r),
             config_reloads: register(r, "meshd_config_reloads", "Reloads of configuration and policies"),
             config_last_reload_success: register(
@@ -484,6 +490,11 @@ impl Metrics {
     /// An SVID was issued or renewed, or that failed.
     pub fn svid_renewed(&self, success: bool) {
         self.svid_renewals.get_or_create(&ResultLabels { result: outcome(success) }).inc();
+    }
+
+    /// A workload was handed an SVID: `x509` or `jwt`.
+    pub fn workload_svid(&self, kind: &'static str) {
+        self.workload_svids.get_or_create(&ResultLabels { result: kind }).inc();
     }
 
     /// Configuration or policies were read again and accepted, or refused and the old ones kept.

@@ -154,6 +154,11 @@ impl Node {
         meshd.finish(PATIENCE)
     }
 
+    /// The running daemon, for a story that ends it in its own way.
+    pub(crate) fn take(&mut self) -> Option<Program> {
+        self.meshd.take()
+    }
+
     /// SIGKILL: no last words.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.meshd.take().context("meshd was not started")?.kill_hard()

@@ -19,7 +19,7 @@ use super::process::{PATIENCE, Program, wait_until};
 pub(crate) const PORT: u16 = 6443;
 const ETCD: &str = "127.0.0.1:2379";
 /// What bound tokens are for unless they say otherwise.
-const ISSUER: &str = "https://kubernetes.default.svc";
+pub(crate) const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// The folder of programs, if set-up has made it.
 pub(crate) fn assets() -> Option<PathBuf> {
@@ -147,6 +147,13 @@ impl Cluster {
             arguments.extend(["--bound-object-kind=Pod", bound]);
         }
         Ok(self.kubectl(&arguments)?.trim().to_owned())
+    }
+
+    /// A file by which whoever has this token reaches it.
+    pub(crate) fn kubeconfig_of_token(&self, token: &str) -> Value {
+        let mut config = self.kubeconfig_of("admin");
+        config["users"][0]["user"] = json!({ "token": token });
+        config
     }
 
     /// By a client certificate of this name.

@@ -48,7 +48,7 @@ use self::{
     signer::{Keyring, Signer},
 };
 use super::{
-    CaError, State,
+    CaError, Keeper, State,
     csr::Csr,
     jwt_svid::JwtAuthority,
     keys::SecretKey,
@@ -132,12 +132,24 @@ impl Authority {
     /// When the folder or a key is open to others, files are missing or do not belong together, nobody would believe what
     /// the CA signs, or the state cannot be written.
     pub fn open(settings: AuthoritySettings) -> Result<Self, CaError> {
-        let clocks = Clocks::of(&settings);
-        Self::open_by(settings, clocks)
+        Self::open_kept(settings, None)
     }
 
-    fn open_by(settings: AuthoritySettings, clocks: Clocks) -> Result<Self, CaError> {
-        let state = State::open(&settings.directory)?;
+    /// As [`Self::open`], with keys and state that are kept elsewhere, too: what the folder held before does not count.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or when the keeper does not have them, or does not keep them.
+    pub fn open_kept(settings: AuthoritySettings, keeper: Option<Box<dyn Keeper>>) -> Result<Self, CaError> {
+        let clocks = Clocks::of(&settings);
+        Self::open_by(settings, keeper, clocks)
+    }
+
+    fn open_by(
+        settings: AuthoritySettings,
+        keeper: Option<Box<dyn Keeper>>,
+        clocks: Clocks,
+    ) -> Result<Self, CaError> {
+        let state = State::open_kept(&settings.directory, keeper)?;
         let shared = Arc::new(Shared { keys: Keyring::new(&settings), settings, clocks });
         let inside = Arc::clone(&shared);
         let opened = move |c: &rusqlite::Connection| {

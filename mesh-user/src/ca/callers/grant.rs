@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use futures_util::future::BoxFuture;
+
 use super::{Caller, Refusal};
 use crate::{
     config::{IdentityPattern, NodeConfig},
@@ -13,6 +15,40 @@ use crate::{
 pub trait Placement: Send + Sync {
     /// Whether a workload with this identity runs on that node now. No when it is not known.
     fn runs_on(&self, node: &str, id: &SpiffeId) -> bool;
+
+    /// Waits a moment where the answer may change by itself, as news of a pod may be on its way.
+    fn settle<'a>(&'a self, _node: &'a str, _id: &'a SpiffeId) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Both of two: what is not known to the first is asked of the second.
+#[derive(Debug)]
+pub struct Either<A, B>(pub A, pub B);
+
+impl<A: Placement, B: Placement> Placement for Either<A, B> {
+    fn runs_on(&self, node: &str, id: &SpiffeId) -> bool {
+        self.0.runs_on(node, id) || self.1.runs_on(node, id)
+    }
+
+    fn settle<'a>(&'a self, node: &'a str, id: &'a SpiffeId) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.0.settle(node, id).await;
+            if !self.0.runs_on(node, id) {
+                self.1.settle(node, id).await;
+            }
+        })
+    }
+}
+
+impl<T: Placement + ?Sized> Placement for std::sync::Arc<T> {
+    fn runs_on(&self, node: &str, id: &SpiffeId) -> bool {
+        (**self).runs_on(node, id)
+    }
+
+    fn settle<'a>(&'a self, node: &'a str, id: &'a SpiffeId) -> BoxFuture<'a, ()> {
+        (**self).settle(node, id)
+    }
 }
 
 /// What the configuration says of nodes.

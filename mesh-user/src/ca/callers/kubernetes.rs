@@ -6,22 +6,18 @@
 
 use std::{
     num::NonZeroUsize,
-    path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use aws_lc_rs::digest;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
-use kube::{
-    Api, Client, Config,
-    api::PostParams,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::{Api, Client, api::PostParams};
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
 use super::Refusal;
+use crate::ca::cluster::{PodNode, Pods};
 
 /// As long as an API server itself remembers what it believed (`--authentication-token-webhook-cache-authorized-ttl` of old).
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -47,14 +43,10 @@ pub struct ServiceAccount {
     pub node: Option<String>,
 }
 
-/// Why no API server can be asked.
-#[derive(Debug, thiserror::Error)]
-#[error("the Kubernetes API server cannot be used: {0}; see kubernetes.kubeconfig")]
-pub struct KubernetesError(String);
-
 /// Has tokens reviewed.
 pub struct Tokens {
     reviews: Api<TokenReview>,
+    pods: Pods,
     audiences: Vec<String>,
     believed: Mutex<LruCache<[u8; 32], (Instant, ServiceAccount)>>,
     slots: Semaphore,
@@ -67,33 +59,28 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Asks the API server of `kubeconfig`, or that of the pod that this runs in, about tokens for one of `audiences`.
-    ///
-    /// # Errors
-    /// When there is no such file, or it makes no sense.
-    pub async fn connect(kubeconfig: Option<&Path>, audiences: Vec<String>) -> Result<Self, KubernetesError> {
-        let failed = |error: &dyn std::fmt::Display| KubernetesError(error.to_string());
-        let mut config = match kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
-                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                    .await
-                    .map_err(|e| failed(&e))?
-            }
-            None => Config::incluster().map_err(|e| failed(&e))?,
-        };
-        config.connect_timeout = Some(TIMEOUT);
-        config.read_timeout = Some(TIMEOUT);
-        config.write_timeout = Some(TIMEOUT);
-        Ok(Self::with_client(Client::try_from(config).map_err(|e| failed(&e))?, audiences))
-    }
-
-    fn with_client(client: Client, audiences: Vec<String>) -> Self {
+    /// Asks this API server about tokens for one of `audiences`.
+    pub fn new(client: Client, audiences: Vec<String>) -> Self {
         Self {
-            reviews: Api::all(client),
+            reviews: Api::all(client.clone()),
+            pods: Pods::new(client),
             audiences,
             believed: Mutex::new(LruCache::new(MOST_REMEMBERED)),
             slots: Semaphore::new(REVIEWS),
+        }
+    }
+
+    /// The node of a token's pod, where the token does not say.
+    ///
+    /// # Errors
+    /// When that pod is not there any more, or nobody can be asked.
+    pub async fn node_of(&self, account: &ServiceAccount) -> Result<String, Refusal> {
+        match self.pods.node_of(&account.namespace, &account.pod, &account.pod_uid).await {
+            PodNode::On(node) => Ok(node),
+            PodNode::Gone(why) => {
+                Err(Refusal::Pod { pod: format!("{}/{}", account.namespace, account.pod), why })
+            }
+            PodNode::CannotAsk(what) => Err(Refusal::CannotAsk(what)),
         }
     }
 
@@ -181,7 +168,12 @@ pub(in crate::ca) mod fake {
         atomic::{AtomicUsize, Ordering::SeqCst},
     };
 
-    use axum::{Json, Router, routing::post};
+    use axum::{
+        Json, Router,
+        extract::Path,
+        routing::{get, post},
+    };
+    use kube::Config;
     use serde_json::{Value, json};
 
     use super::*;
@@ -211,8 +203,9 @@ pub(in crate::ca) mod fake {
         match token {
             "web" => good(user("system:serviceaccount:shop:web", bound("web-1", "n1"))),
             "ztunnel-n1" => good(user("system:serviceaccount:istio-system:ztunnel", bound("zt-1", "n1"))),
-            "nodeless-agent" => {
-                let mut extra = bound("zt-9", "x");
+            // Of a pod, and of one that had its name before.
+            "nodeless-agent" | "nodeless-old-agent" => {
+                let mut extra = bound(if token == "nodeless-agent" { "zt-9" } else { "zt-8" }, "x");
                 extra.as_object_mut().unwrap().remove("authentication.kubernetes.io/node-name");
                 good(user("system:serviceaccount:istio-system:ztunnel", extra))
             }
@@ -239,7 +232,15 @@ pub(in crate::ca) mod fake {
                 review["status"] = status(&token, &review["spec"]["audiences"]);
                 async move { (http::StatusCode::CREATED, Json(review)) }
             });
-            let router = Router::new().route("/apis/authentication.k8s.io/v1/tokenreviews", review);
+            let pod = get(async |Path(name): Path<String>| {
+                Json(json!({
+                    "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "uid": "uid-zt-9" },
+                    "spec": { "nodeName": "n1", "containers": [] },
+                }))
+            });
+            let router = Router::new()
+                .route("/apis/authentication.k8s.io/v1/tokenreviews", review)
+                .route("/api/v1/namespaces/istio-system/pods/{name}", pod);
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -248,7 +249,7 @@ pub(in crate::ca) mod fake {
 
         pub(in crate::ca) fn tokens(&self) -> Tokens {
             let config = Config::new(format!("http://{}", self.address).parse().unwrap());
-            Tokens::with_client(Client::try_from(config).unwrap(), vec!["istio-ca".to_owned()])
+            Tokens::new(Client::try_from(config).unwrap(), vec!["istio-ca".to_owned()])
         }
     }
 }
@@ -256,6 +257,8 @@ pub(in crate::ca) mod fake {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering::SeqCst;
+
+    use kube::Config;
 
     use super::*;
 
@@ -300,7 +303,7 @@ mod tests {
     #[tokio::test]
     async fn without_an_api_server_nobody_is_believed() {
         let config = Config::new("http://127.0.0.1:1".parse().unwrap());
-        let unreachable = Tokens::with_client(Client::try_from(config).unwrap(), vec!["istio-ca".to_owned()]);
+        let unreachable = Tokens::new(Client::try_from(config).unwrap(), vec!["istio-ca".to_owned()]);
         assert_eq!(unreachable.review("web").await.unwrap_err().reason(), "cannot_ask");
     }
 }

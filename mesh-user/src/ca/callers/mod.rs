@@ -11,7 +11,7 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, header::AUTHORIZATION};
 
-pub use grant::{ConfiguredNodes, Placement, grant, service_identity};
+pub use grant::{ConfiguredNodes, Either, Placement, grant, service_identity};
 pub(in crate::ca) use join_tokens::SCHEMA as JOIN_TOKEN_SCHEMA;
 pub use join_tokens::{JoinToken, JoinTokens};
 pub use rates::Rates;
@@ -147,13 +147,18 @@ impl Callers {
         let name: Arc<str> = format!("system:serviceaccount:{}:{}", account.namespace, account.name).into();
         let identity = SpiffeId::for_service_account(&self.trust_domain, &account.namespace, &account.name)
             .map_err(|error| Refusal::Token(error.to_string()))?;
-        let node: Option<Arc<str>> = account.node.map(Into::into);
+        let is_agent = self.node_agents.contains(&full);
+        let node = match account.node.clone() {
+            None if is_agent => Some(tokens.node_of(&account).await?),
+            node => node,
+        };
+        let node: Option<Arc<str>> = node.map(Into::into);
         Ok(Caller {
             rate_key: format!("{name} {}", account.pod_uid).into(),
             name,
             proof: Proof::KubernetesToken,
             identity,
-            agent_of: node.clone().filter(|_| self.node_agents.contains(&full)),
+            agent_of: node.clone().filter(|_| is_agent),
             node,
             pod: Some(account.pod.into()),
         })

@@ -22,6 +22,14 @@ pub enum Refusal {
     /// A token that no pod is bound to.
     #[error("the token is not bound to a pod, so whoever copied it could use it anywhere")]
     Unbound,
+    /// The pod of a node agent's token is not there.
+    #[error("the token is of pod {pod}, but {why}")]
+    Pod {
+        /// Which, with its namespace.
+        pod: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The certificate does not count any more.
     #[error("the client certificate is not believed: {0}")]
     Certificate(String),
@@ -72,6 +80,7 @@ impl Refusal {
             Self::Token(_) => "bad_token",
             Self::Audience(_) => "wrong_audience",
             Self::Unbound => "unbound_token",
+            Self::Pod { .. } => "unknown_pod",
             Self::Certificate(_) => "bad_certificate",
             Self::User(_) => "unknown_user",
             Self::UnknownJoinToken => "unknown_join_token",
@@ -100,6 +109,7 @@ impl Refusal {
             | Self::Token(_)
             | Self::Audience(_)
             | Self::Unbound
+            | Self::Pod { .. }
             | Self::Certificate(_)
             | Self::User(_) => Status::unauthenticated("request authenticate failure"),
             Self::UnknownJoinToken | Self::ReplayedJoinToken(_) | Self::ExpiredJoinToken(_) => {

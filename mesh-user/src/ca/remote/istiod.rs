@@ -4,7 +4,7 @@
 //! Source: istio/istio `security/pkg/nodeagent/caclient/providers/citadel`, istio/ztunnel `src/identity/caclient.rs`.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -18,13 +18,13 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::{Ascii, MetadataValue};
 
 use super::{
     Address, RemoteError, ServerIdentity,
     channel::Connector,
     client::Client,
     request::{self, NewKey},
+    token::bearer,
     trust::{Trust, roots_file},
 };
 use crate::{
@@ -42,8 +42,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(5);
 /// istiod's own.
 static VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
-/// A longer token is none.
-const MAX_TOKEN_BYTES: usize = 64 * 1024;
 
 /// How a node asks istiod.
 #[derive(Debug, Clone)]
@@ -175,27 +173,6 @@ impl Istiod {
         }
         Ok((answer.svid(Some(id), &key, &self.client.verifier, SystemTime::now())?, key))
     }
-}
-
-/// Read anew for each call: Kubernetes replaces it long before it ends.
-async fn bearer(path: &Path) -> Result<MetadataValue<Ascii>, RemoteError> {
-    let wrong = |what: String| RemoteError::Token { path: path.to_owned(), what };
-    let file = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || files::read_mounted(&file)).await;
-    let token = match read {
-        Ok(Ok(token)) => token,
-        Ok(Err(error)) => return Err(wrong(format!("{error}; mount a service-account token there"))),
-        Err(_) => return Err(wrong("cannot be read".to_owned())),
-    };
-    let token = token.trim();
-    if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
-        return Err(wrong("holds no token: mount a service-account token there".to_owned()));
-    }
-    let mut value: MetadataValue<Ascii> = zeroize::Zeroizing::new(format!("Bearer {token}"))
-        .parse()
-        .map_err(|_| wrong("holds what is no token".to_owned()))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 impl SvidSource for Istiod {

@@ -1,5 +1,6 @@
 //! `meshd ca` as the source of SVIDs: this node joins with a one-time token, asks for its workloads' certificates with its
-//! own, and follows whom to believe. On the CA's own machine a Unix socket does, where the kernel says who asks.
+//! own, and follows whom to believe. In Kubernetes the agent's service-account token says who asks, with each request; on the
+//! CA's own machine the kernel does, over a Unix socket.
 
 use std::{
     path::PathBuf,
@@ -15,6 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 
 use super::{
     Address, RemoteError, ServerIdentity,
@@ -22,6 +24,7 @@ use super::{
     client::Client,
     node,
     request::{self, NewKey},
+    token::bearer,
     trust::{Trust, roots_file},
 };
 use crate::{
@@ -59,6 +62,8 @@ pub struct MeshdCaSettings {
     pub server: ServerIdentity,
     /// Roots to believe the CA's server by, before it has told others.
     pub roots_file: Option<PathBuf>,
+    /// The agent's service-account token, renewed by Kubernetes; where there is one this node does not join.
+    pub token_file: Option<PathBuf>,
     /// Holds a one-time token for the first start.
     pub join_token_file: Option<PathBuf>,
     /// Where the node's certificate and the last known trust are kept.
@@ -101,7 +106,7 @@ impl MeshdCa {
         };
         let client = Client::new(connector, Arc::clone(&trust.bundles))?;
         let ca = Self { settings, client, trust, joining: Mutex::default() };
-        if !ca.knows_us_by_the_kernel() {
+        if !ca.needs_no_certificate() {
             match node::read(&ca.settings.state_dir, &ca.client.verifier, SystemTime::now()) {
                 Ok(Some(svid)) => ca.client.set_own(Arc::new(svid))?,
                 Ok(None) => {}
@@ -122,8 +127,18 @@ impl MeshdCa {
         }
     }
 
-    fn knows_us_by_the_kernel(&self) -> bool {
-        matches!(self.settings.address, Address::Unix(_))
+    /// Each request, or the kernel, says who asks.
+    fn needs_no_certificate(&self) -> bool {
+        matches!(self.settings.address, Address::Unix(_)) || self.settings.token_file.is_some()
+    }
+
+    /// A request that says who asks, where a token does.
+    async fn asking<T>(&self, message: T) -> Result<tonic::Request<T>, RemoteError> {
+        let mut request = tonic::Request::new(message);
+        if let Some(file) = &self.settings.token_file {
+            request.metadata_mut().insert("authorization", bearer(file).await?);
+        }
+        Ok(request)
     }
 
     async fn certify(&self, id: &SpiffeId) -> Result<(Svid, NewKey), RemoteError> {
@@ -131,7 +146,8 @@ impl MeshdCa {
         self.trust_is_known().await?;
         let key = NewKey::generate()?;
         let request = request::certificate(key.csr(Some(id))?, self.settings.svid_lifetime, Some(id));
-        let answer = self.in_time(self.client.create(&id.to_string(), tonic::Request::new(request))).await?;
+        let request = self.asking(request).await?;
+        let answer = self.in_time(self.client.create(&id.to_string(), request)).await?;
         Ok((answer.svid(Some(id), &key, &self.client.verifier, SystemTime::now())?, key))
     }
 
@@ -153,8 +169,7 @@ impl MeshdCa {
     }
 
     fn has_joined(&self) -> bool {
-        self.knows_us_by_the_kernel()
-            || self.client.own().is_some_and(|own| own.not_after > SystemTime::now())
+        self.needs_no_certificate() || self.client.own().is_some_and(|own| own.not_after > SystemTime::now())
     }
 
     /// Spends the token where the node has no certificate.
@@ -216,7 +231,7 @@ impl MeshdCa {
 
     /// At half life, over mTLS with the certificate that it replaces.
     async fn renew_own(&self) {
-        if self.knows_us_by_the_kernel() {
+        if self.needs_no_certificate() {
             return std::future::pending().await;
         }
         let mut planned: Option<(Arc<Svid>, Plan)> = None;
@@ -281,6 +296,7 @@ impl MeshdCa {
             requests.recv().await.map(|request| (request, requests))
         });
         let mut client = TrustClient::new(self.client.channel()).max_decoding_message_size(MAX_ANSWER_BYTES);
+        let requests = self.asking(requests).await?;
         let opened = async { self.client.told(client.watch(requests).await) };
         let mut states = self.in_time(opened).await?.into_inner();
         let mut newest = None;
@@ -346,7 +362,18 @@ impl MintJwt for MeshdCa {
     fn mint(&self, request: JwtSvidRequest) -> BoxFuture<'_, Result<JwtSvid, CaError>> {
         Box::pin(async {
             self.join().await?;
-            RemoteMinter::new(self.client.channel()).mint(request).await
+            let token = match &self.settings.token_file {
+                Some(file) => Some(bearer(file).await?),
+                None => None,
+            };
+            let channel =
+                InterceptedService::new(self.client.channel(), move |mut asking: tonic::Request<()>| {
+                    if let Some(token) = &token {
+                        asking.metadata_mut().insert("authorization", token.clone());
+                    }
+                    Ok(asking)
+                });
+            RemoteMinter::new(channel).mint(request).await
         })
     }
 }

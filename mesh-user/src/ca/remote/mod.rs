@@ -13,6 +13,7 @@ mod node;
 mod request;
 #[cfg(test)]
 mod tests;
+mod token;
 mod trust;
 
 pub use channel::{Address, ServerIdentity};

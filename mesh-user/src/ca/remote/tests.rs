@@ -67,6 +67,7 @@ impl Scene {
             address: Address::parse(address),
             server: ServerIdentity::parse("localhost").unwrap(),
             roots_file: Some(self.file("roots.pem")),
+            token_file: None,
             join_token_file: Some(self.file("join-token")),
             state_dir: self.state(),
             svid_lifetime: Duration::from_secs(3600),

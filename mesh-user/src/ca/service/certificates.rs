@@ -65,7 +65,7 @@ async fn decide(
     let caller = visit.authenticate(request.metadata()).await?;
     let request = request.into_inner();
     let asked = impersonated(request.metadata.as_ref())?;
-    let id = visit.grant(&caller, asked)?;
+    let id = visit.grant(&caller, asked).await?;
     let csr = Csr::from_pem(&request.csr)?;
     // As istiod: what is no time that can be meant is the default.
     let lifetime = u64::try_from(request.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);

@@ -21,7 +21,7 @@ impl MayMint for Tokens {
         Box::pin(async move {
             let mut visit = Visit::begin(&self.0, "Mint", connection);
             let granted = match visit.authenticate(caller).await {
-                Ok(caller) => visit.grant(&caller, Some(&id.to_string())),
+                Ok(caller) => visit.grant(&caller, Some(&id.to_string())).await,
                 Err(refusal) => Err(refusal),
             };
             match granted {

@@ -89,9 +89,18 @@ impl Visit {
     ///
     /// # Errors
     /// When it may not.
-    pub fn grant(&mut self, caller: &Caller, asked: Option<&str>) -> Result<SpiffeId, Refusal> {
+    pub async fn grant(&mut self, caller: &Caller, asked: Option<&str>) -> Result<SpiffeId, Refusal> {
         self.record.asked = asked.map(str::to_owned);
-        grant(caller, asked, self.service.authority.trust_domain(), &*self.service.placement)
+        let (domain, placement) = (self.service.authority.trust_domain(), &*self.service.placement);
+        let granted = grant(caller, asked, domain, placement);
+        // Where something runs is news that may be on its way.
+        if let (Err(Refusal::NotAllowed(_)), Some(node), Some(asked)) = (&granted, &caller.agent_of, asked)
+            && let Ok(id) = asked.parse()
+        {
+            placement.settle(node, &id).await;
+            return grant(caller, Some(asked), domain, placement);
+        }
+        granted
     }
 
     /// Ends with a certificate.

@@ -3,7 +3,11 @@
 //! do (`SQLite`, "Write-Ahead Logging").
 //!
 //! Writes that wait at the same time share a transaction, and so one sync of the disk.
+//!
+//! The state may be kept elsewhere too ([`Keeper`]): what a transaction did is told there before it is committed here, so
+//! nothing is acknowledged that another machine could not go on from.
 
+mod journal;
 mod schema;
 
 use std::{
@@ -45,6 +49,39 @@ pub enum StateError {
     Closed(PathBuf),
 }
 
+/// Where the state is kept beside this machine. Called on the state's own thread, which may wait.
+pub trait Keeper: Send {
+    /// What was kept last, and of which version its tables are; none: nothing yet. Called once, first.
+    ///
+    /// # Errors
+    /// In words, when it cannot be had.
+    fn kept(&mut self) -> Result<Option<Kept>, String>;
+
+    /// Keeps all of the state, instead of what was kept before. Called once, second; from then on this is the one writer.
+    ///
+    /// # Errors
+    /// In words, when it is not certain to be kept.
+    fn begin(&mut self, all: &Kept) -> Result<(), String>;
+
+    /// Keeps what one transaction did, which may be nothing; what else is in the CA's folder may have changed, too.
+    ///
+    /// # Errors
+    /// In words, when it is not certain to be kept: the transaction is undone, and no other one tried.
+    fn keep(&mut self, lines: &str) -> Result<(), String>;
+
+    /// Whether what is kept has grown so much that [`Self::begin`] should put it in order.
+    fn is_long(&self) -> bool;
+}
+
+/// The state as text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Of the tables.
+    pub version: usize,
+    /// See [`journal`].
+    pub lines: String,
+}
+
 type Reply = Box<dyn FnOnce(Result<(), rusqlite::Error>) + Send>;
 /// Whether it is to be kept, and whom to tell whether it was.
 type Work = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
@@ -63,17 +100,39 @@ impl State {
     /// # Errors
     /// When the folder lets others in, or the file is none of this program's, or newer than it.
     pub fn open(directory: &Path) -> Result<Self, CaError> {
+        Self::open_kept(directory, None)
+    }
+
+    /// As [`Self::open`], but what `keeper` has is the state, and a file that is there is made anew. Waits for it.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or when the keeper does not have it, or does not keep it.
+    pub fn open_kept(directory: &Path, mut keeper: Option<Box<dyn Keeper>>) -> Result<Self, CaError> {
         files::open_directory(directory)?;
         let path = directory.join(FILE);
         files::create_private(&path)?;
         let failed = |source| CaError::from(StateError::Database { path: path.clone(), source });
+        let refused = |what: String| CaError::Refused(format!("the CA's state is not kept: {what}"));
+        let mut kept = None;
+        if let Some(keeper) = &mut keeper {
+            kept = keeper.kept().map_err(refused)?;
+            files::make_anew(directory, &[FILE, "state.db-wal", "state.db-shm"])?;
+        }
         let mut connection = connect(&path).map_err(failed)?;
+        if let Some(kept) = kept {
+            schema::migrate_to(&mut connection, kept.version).map_err(failed)?;
+            journal::replay(&mut connection, &kept.lines).map_err(failed)?;
+        }
         schema::migrate(&mut connection).map_err(failed)?;
+        if let Some(keeper) = &mut keeper {
+            keeper.begin(&all(&connection).map_err(failed)?).map_err(refused)?;
+            journal::begin(&connection).map_err(failed)?;
+        }
         let (writes, queue) = mpsc::channel();
         let (tell, changed) = watch::channel(0);
         let thread = thread::Builder::new().name("ca-state".to_owned());
         let seen = data_version(&connection);
-        let spawned = thread.spawn(move || serve(&mut connection, seen, &queue, &tell));
+        let spawned = thread.spawn(move || serve(&mut connection, keeper, seen, &queue, &tell));
         spawned.map_err(|source| CaError::Io { path: path.clone(), action: "serve it", source })?;
         Ok(Self { path, writes, changed })
     }
@@ -175,6 +234,7 @@ fn try_connect(path: &Path) -> rusqlite::Result<Connection> {
 /// Ends when no [`State`] is left.
 fn serve(
     connection: &mut Connection,
+    mut keeper: Option<Box<dyn Keeper>>,
     mut seen: Option<i64>,
     queue: &mpsc::Receiver<Work>,
     tell: &watch::Sender<u64>,
@@ -183,8 +243,11 @@ fn serve(
         match queue.recv_timeout(LOOK) {
             Ok(first) => {
                 let works = std::iter::once(first).chain(queue.try_iter().take(GROUP - 1)).collect();
-                if commit(connection, works) {
-                    tell.send_modify(|count| *count += 1);
+                match commit(connection, keeper.as_deref_mut(), works) {
+                    Ok(true) => tell.send_modify(|count| *count += 1),
+                    Ok(false) => {}
+                    // Another replica may have it by now: what this one has is no state any more.
+                    Err(NotKept) => return,
                 }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -204,10 +267,33 @@ fn data_version(connection: &Connection) -> Option<i64> {
     connection.pragma_query_value(None, "data_version", |row| row.get(0)).ok()
 }
 
+/// All of the state.
+fn all(connection: &Connection) -> rusqlite::Result<Kept> {
+    Ok(Kept { version: schema::version(), lines: journal::dump(connection)? })
+}
+
+/// What was done is not certain to be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("the CA's state is not kept elsewhere")]
+struct NotKept;
+
 /// One transaction for all, a savepoint for each. Whether anything was committed.
-fn commit(connection: &mut Connection, works: Vec<Work>) -> bool {
+fn commit(
+    connection: &mut Connection,
+    mut keeper: Option<&mut (dyn Keeper + 'static)>,
+    works: Vec<Work>,
+) -> Result<bool, NotKept> {
     let mut replies = Vec::new();
+    let (mut told, mut not_kept) = (false, false);
     let outcome = (|| {
+        if let Some(keeper) = &mut keeper
+            && keeper.is_long()
+        {
+            let all = all(connection)?;
+            not_kept = true;
+            keeper.begin(&all).map_err(said)?;
+            not_kept = false;
+        }
         let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for work in works {
             let savepoint = transaction.savepoint()?;
@@ -217,9 +303,18 @@ fn commit(connection: &mut Connection, works: Vec<Work>) -> bool {
             }
             replies.push(reply);
         }
+        if let Some(keeper) = &mut keeper {
+            let lines = journal::take(&transaction)?;
+            not_kept = true;
+            keeper.keep(&lines).map_err(said)?;
+            not_kept = false;
+            told = true;
+        }
         transaction.commit()
     })();
     let committed = outcome.is_ok();
+    // What others were told and this file does not have: they are right.
+    not_kept |= told && !committed;
     let error = outcome.err().map(|error| error.to_string());
     for reply in replies {
         reply(match &error {
@@ -230,7 +325,12 @@ fn commit(connection: &mut Connection, works: Vec<Work>) -> bool {
             )),
         });
     }
-    committed
+    if not_kept { Err(NotKept) } else { Ok(committed) }
+}
+
+fn said(what: String) -> rusqlite::Error {
+    let failed = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
+    rusqlite::Error::SqliteFailure(failed, Some(format!("it is not kept elsewhere: {what}")))
 }
 
 #[cfg(test)]

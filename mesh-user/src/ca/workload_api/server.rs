@@ -33,7 +33,13 @@ use super::{
     caller::Share,
     service::{Service, WorkloadApiParts},
 };
-use crate::{ca::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer, sys::peer::Peer};
+use crate::{
+    ca::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer,
+    sys::{
+        clock::boot_time,
+        peer::{Peer, is_quiet},
+    },
+};
 
 /// Longer than any request that is one: a token and an audience.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -156,8 +162,8 @@ impl WorkloadApiServer {
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_ANSWER_BYTES);
         let guarded = tonic::service::interceptor::InterceptedService::new(callers, must_be_meant);
-        let accepting = Accepting { server: self, service, accounts: Arc::default() };
-        let incoming = unfold(accepting, |accepting| async move {
+        let accepting = Accepting { server: self, service, accounts: Arc::default(), quiet: Duration::ZERO };
+        let incoming = unfold(accepting, |mut accepting| async move {
             let connection = accepting.next().await;
             Some((Ok::<_, io::Error>(connection), accepting))
         });
@@ -183,7 +189,8 @@ impl Drop for WorkloadApiServer {
 /// Tries it out on a pair of our own.
 fn identifies_callers() -> io::Result<()> {
     let (one, _other) = std::os::unix::net::UnixStream::pair()?;
-    Peer::of(&one)?.look().map(drop)
+    // As if nobody had connected before now: we were there.
+    Peer::of(&one, boot_time())?.look().map(drop)
 }
 
 /// A folder that is there is left as it is.
@@ -247,12 +254,24 @@ struct Accepting {
     server: WorkloadApiServer,
     service: Arc<Service>,
     accounts: Arc<Accounts>,
+    /// When no connection waited, last.
+    quiet: Duration,
 }
 
 impl Accepting {
-    async fn next(&self) -> Connection {
+    async fn next(&mut self) -> Connection {
         loop {
-            match self.server.listener.accept().await {
+            let (listener, quiet) = (&self.server.listener, &mut self.quiet);
+            let accepted = std::future::poll_fn(|context| {
+                let now = boot_time();
+                let accepted = listener.poll_accept(context);
+                // Pending may also mean that nobody has looked at the socket yet.
+                if accepted.is_pending() && is_quiet(listener).unwrap_or(false) {
+                    *quiet = now;
+                }
+                accepted
+            });
+            match accepted.await {
                 Ok((stream, _)) => match self.admit(stream) {
                     Ok(connection) => return connection,
                     Err(why) => tracing::debug!(%why, "a connection to the Workload API was closed"),
@@ -267,7 +286,7 @@ impl Accepting {
     }
 
     fn admit(&self, stream: UnixStream) -> io::Result<Connection> {
-        let peer = Arc::new(Peer::of(&stream)?);
+        let peer = Arc::new(Peer::of(&stream, self.quiet)?);
         let share = self.service.attestor().share(&peer)?;
         let limits = self.server.limits;
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);

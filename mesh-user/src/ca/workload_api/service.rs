@@ -37,6 +37,7 @@ use crate::{
     },
     identity::{SpiffeId, TrustBundles},
     jwt::{MAX_TOKEN_BYTES, verify_jwt_svid},
+    telemetry::Metrics,
     world::World,
 };
 
@@ -59,6 +60,8 @@ pub struct WorkloadApiParts {
     pub issuer: Arc<dyn IssueExportable>,
     /// Mints JWT-SVIDs; none: there are none to be had.
     pub minter: Option<Arc<dyn MintJwt>>,
+    /// Counts what is handed out.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 /// The service behind the socket.
@@ -67,6 +70,7 @@ pub(super) struct Service {
     trust: watch::Receiver<Arc<TrustBundles>>,
     keeper: Keeper,
     minter: Option<Arc<dyn MintJwt>>,
+    metrics: Option<Arc<Metrics>>,
     recheck: Duration,
     stop: CancellationToken,
 }
@@ -82,6 +86,7 @@ impl Service {
             trust: parts.trust,
             keeper: Keeper::new(parts.issuer),
             minter: parts.minter,
+            metrics: parts.metrics,
             recheck: limits.recheck,
             stop,
         }))
@@ -94,6 +99,15 @@ impl Service {
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.keeper.held()
+    }
+
+    /// The record of it: who got which key or token. Never the token.
+    fn handed_out(&self, caller: &Caller, kind: &'static str, id: &SpiffeId, serial: &str) {
+        let (pid, uid) = (caller.peer.pid(), caller.peer.uid());
+        tracing::info!(target: "meshd::audit", kind, spiffe_id = %id, serial, pid, uid, "an SVID was handed out");
+        if let Some(metrics) = &self.metrics {
+            metrics.workload_svid(kind);
+        }
     }
 
     /// The caller's identities, the most specific first; never none.
@@ -229,6 +243,14 @@ impl X509Svids {
                     continue;
                 }
                 let message = messages::x509_svids(&svids, &trust);
+                for svid in &svids {
+                    self.stream.service.handed_out(
+                        &self.stream.caller,
+                        "x509",
+                        &svid.spiffe_id,
+                        &svid.serial,
+                    );
+                }
                 self.told = Some((serials, trust));
                 return Ok(message);
             }
@@ -318,6 +340,7 @@ impl SpiffeWorkloadApi for Arc<Service> {
             let answer = timeout_at(deadline, minter.mint(request)).await;
             let failure = match answer {
                 Ok(Ok(JwtSvid { token, .. })) => {
+                    self.handed_out(&caller, "jwt", &id, "");
                     svids.push(Jwtsvid { spiffe_id: id.to_string(), svid: token, hint: String::new() });
                     continue;
                 }

@@ -114,6 +114,7 @@ fn given(limits: WorkloadApiLimits) -> Given {
         trust: trusted,
         issuer: Arc::<Issuing>::clone(&issuing),
         minter: Some(Arc::new(authority)),
+        metrics: None,
     };
     let stop = CancellationToken::new();
     let settings = WorkloadApiSettings { socket: folder.path().join("api/workload.sock"), limits };

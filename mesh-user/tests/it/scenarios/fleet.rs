@@ -22,7 +22,8 @@ pub(super) const STORIES: &[Story] = stories![
     Daemon 180:
         root_and_intermediate_rotate_under_traffic_and_no_connection_fails,
         a_ca_that_is_killed_again_and_again_fails_no_connection_and_forgets_nothing,
-        what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more;
+        what_is_revoked_is_cut_within_seconds_and_what_is_blocked_gets_nothing_more,
+        the_memory_of_whoever_holds_keys_is_shown_to_nobody_and_leaves_no_core;
     FakeTime 120:
         a_ca_whose_clock_jumps_a_day_forward_withdraws_and_forgets_nothing;
 ];
@@ -35,32 +36,46 @@ const LIFE: u64 = 60;
 const RENEWED: Duration = Duration::from_secs(LIFE * 6 / 10 + 4);
 
 /// `meshd ca` in a place of its own.
-struct Service {
-    place: Place,
-    dir: PathBuf,
+pub(super) struct Service {
+    pub(super) place: Place,
+    pub(super) dir: PathBuf,
     /// Before `meshd`.
-    prefix: Vec<String>,
-    program: Option<Program>,
+    pub(super) prefix: Vec<String>,
+    pub(super) program: Option<Program>,
 }
 
 impl Service {
-    fn start(&mut self) -> anyhow::Result<()> {
+    pub(super) fn start(&mut self) -> anyhow::Result<()> {
+        self.launch()?;
+        self.wait_ready(PATIENCE)
+    }
+
+    /// Starts it, whatever it does then.
+    pub(super) fn launch(&mut self) -> anyhow::Result<()> {
+        let prefix = self.prefix.clone();
+        self.launch_by(&prefix.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The same by another program.
+    fn launch_by(&mut self, by: &[&str]) -> anyhow::Result<()> {
         let (meshd, config) = (bin_dir().join("meshd"), self.dir.join("ca.yaml"));
-        let mut argv =
-            vec![meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()];
-        argv.splice(..0, self.prefix.iter().map(|word| word.as_str().into()));
-        let mut program = self.place.launch("meshd-ca", &argv).start()?;
-        program.wait_to_say("meshd ca is ready", PATIENCE)?;
-        self.program = Some(program);
+        let mut argv: Vec<_> = by.iter().map(|&one| one.into()).collect();
+        argv.extend([meshd.to_string_lossy(), "ca".into(), "--config".into(), config.to_string_lossy()]);
+        self.program = Some(self.place.launch("meshd-ca", &argv).start()?);
         Ok(())
     }
 
-    fn kill(&mut self) -> anyhow::Result<()> {
+    pub(super) fn wait_ready(&mut self, patience: Duration) -> anyhow::Result<()> {
+        self.program.as_mut().context("the CA runs")?.wait_to_say("meshd ca is ready", patience)?;
+        Ok(())
+    }
+
+    pub(super) fn kill(&mut self) -> anyhow::Result<()> {
         self.program.take().context("the CA runs")?.kill_hard()
     }
 
     /// Runs `meshctl ca ...` and returns what it printed.
-    fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(super) fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let (meshctl, run) = (bin_dir().join("meshctl"), self.dir.join("run"));
         let (meshctl, run) = (meshctl.to_string_lossy(), run.to_string_lossy());
         let mut argv: Vec<&str> = vec![&meshctl, "ca"];
@@ -75,7 +90,7 @@ impl Service {
     }
 
     /// Serial numbers of the authorities of this kind, by stage.
-    fn in_stage(&self, kind: &str, stage: &str) -> anyhow::Result<Vec<String>> {
+    pub(super) fn in_stage(&self, kind: &str, stage: &str) -> anyhow::Result<Vec<String>> {
         let keys = self.keys()?;
         let is_it = |one: &&Value| one["kind"] == kind && one["stage"] == stage;
         let found = keys["authorities"].as_array().into_iter().flatten().filter(is_it);
@@ -83,7 +98,7 @@ impl Service {
     }
 }
 
-fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     Ok(std::io::Write::write_all(&mut file, text.as_bytes())?)
 }
@@ -134,7 +149,7 @@ fn given_by(ground: &Ground, prefix: Vec<String>) -> anyhow::Result<(Mesh, Servi
 }
 
 /// Connections one after another while `act` runs; none may fail. How many there were.
-fn under_traffic(mesh: &Mesh, act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u32> {
+pub(super) fn under_traffic(mesh: &Mesh, act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u32> {
     let (over, count) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
         let traffic = scope.spawn(|| {
@@ -318,5 +333,42 @@ fn a_ca_whose_clock_jumps_a_day_forward_withdraws_and_forgets_nothing(ground: &G
         revoked.as_array().is_some_and(|all| all.iter().any(|one| *one == serial)),
         "forgotten: {revoked}"
     );
+    Ok(())
+}
+
+fn the_memory_of_whoever_holds_keys_is_shown_to_nobody_and_leaves_no_core(
+    ground: &Ground,
+) -> anyhow::Result<()> {
+    let (mut mesh, mut service) = given(ground)?;
+    service.kill()?;
+    // As a debugger of the same user has it: the same rights, but no CAP_SYS_PTRACE.
+    let same = ["setpriv", "--bounding-set", "-sys_ptrace"];
+    let cores = [&same[..], &["sh", "-c", "ulimit -c unlimited; exec \"$@\"", "sh"]].concat();
+    service.launch_by(&cores)?;
+    service.wait_ready(PATIENCE)?;
+    let mut bystander = service.place.launch("sleep", &[&same[..], &["sleep", "600"]].concat()).start()?;
+    let looks = |pid: u32, file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        service.place.run(&[&same[..], &["head", "-c", "1", &path]].concat())
+    };
+    let program = service.program.as_ref().context("the CA runs")?;
+    wait_until(PATIENCE, "the bystander to be what it is", || {
+        Ok(looks(bystander.pid(), "environ")?.status.success())
+    })?;
+    for file in ["environ", "maps", "mem", "auxv"] {
+        let seen = looks(program.pid(), file)?;
+        ensure!(!seen.status.success() && seen.stderr.contains("ermission denied"), "{file}: {seen:?}");
+    }
+    bystander.kill_hard()?;
+    for program in [service.program.take().context("the CA runs")?, mesh.a.take().context("meshd runs")?] {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", program.pid()))?;
+        let line = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit")?;
+        let most: Vec<_> = line.split_whitespace().skip(4).take(2).collect();
+        ensure!(most == ["0", "0"], "{line}");
+        program.signal(nix::sys::signal::Signal::SIGABRT)?;
+        let ended = program.finish(PATIENCE)?;
+        let dumped = std::os::unix::process::ExitStatusExt::core_dumped(&ended.status);
+        ensure!(!dumped, "{} left a core", ended.label);
+    }
     Ok(())
 }

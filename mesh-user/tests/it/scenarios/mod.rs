@@ -7,6 +7,7 @@ mod authorizers;
 mod bulk;
 mod bypass;
 mod cluster;
+mod cluster_ca;
 mod destination;
 mod endings;
 mod federation;
@@ -51,6 +52,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("pods", pods::STORIES),
         ("install", install::STORIES),
         ("privileges", privileges::STORIES),
+        ("cluster_ca", cluster_ca::STORIES),
         ("bulk", bulk::STORIES),
         ("servers_first", servers_first::STORIES),
         ("sockets", transparency::sockets::STORIES),

@@ -12,7 +12,7 @@ fn open(folder: &tempfile::TempDir, hands: &Hands) -> Authority {
         propagation: Duration::from_secs(60),
         ..settings(&folder.path().join("ca"))
     };
-    Authority::open_by(settings, Clocks::new(hands.clone(), HOUR)).unwrap()
+    Authority::open_by(settings, None, Clocks::new(hands.clone(), HOUR)).unwrap()
 }
 
 fn registered(authority: &Authority, svid: &Svid) -> bool {

@@ -14,7 +14,7 @@ fn open(folder: &tempfile::TempDir, hands: &Hands) -> (Authority, Arc<JwtAuthori
         ..settings(&folder.path().join("ca"))
     };
     let directory = settings.directory.clone();
-    let authority = Authority::open_by(settings, Clocks::new(hands.clone(), Duration::ZERO)).unwrap();
+    let authority = Authority::open_by(settings, None, Clocks::new(hands.clone(), Duration::ZERO)).unwrap();
     let jwt = authority.open_jwt(&directory).unwrap();
     (authority, jwt)
 }

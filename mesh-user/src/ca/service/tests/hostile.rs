@@ -37,7 +37,7 @@ async fn whoever_proves_nothing_gets_nothing_and_each_has_a_line() {
             Code::PermissionDenied,
             "not_allowed",
         ),
-        (good(), Some("nodeless-agent"), Some(web), Code::PermissionDenied, "not_allowed"),
+        (good(), Some("nodeless-old-agent"), Some(web), Code::Unauthenticated, "unknown_pod"),
         (good(), Some("ztunnel-n1"), Some("not a SPIFFE ID"), Code::InvalidArgument, "bad_request"),
         (forged_csr(), Some("web"), None, Code::InvalidArgument, "no_possession"),
         (String::new(), Some("web"), None, Code::InvalidArgument, "bad_csr"),
