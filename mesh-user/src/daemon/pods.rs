@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reload::Runtime;
+use super::{cluster::Cluster, reload::Runtime};
 use crate::{
     capture::{PodGate, PodGates},
     config::{BeforeEnrolment, Config},
@@ -86,7 +86,7 @@ impl Pods {
         }
         Ok(Self {
             told: Mutex::default(),
-            asks_cluster: false,
+            asks_cluster: cluster.enabled,
             known,
             locator,
             refuse: cluster.before_enrolment == BeforeEnrolment::Refuse,
@@ -97,6 +97,11 @@ impl Pods {
     /// Takes over what the node's file says.
     pub(super) fn tell_files(&self, pods: Vec<NodePod>) {
         self.tell(|told| told.files = Some(pods));
+    }
+
+    /// Takes over what the API server says.
+    fn tell_cluster(&self, pods: &[NodePod]) {
+        self.tell(|told| told.cluster = Some(pods.to_vec()));
     }
 
     fn tell(&self, tell: impl FnOnce(&mut Told)) {
@@ -118,7 +123,8 @@ impl Pods {
     /// Takes over what the files say, and waits a little until it is known where those pods live.
     pub(super) async fn first(&self, pods: Vec<NodePod>) {
         self.tell_files(pods);
-        let wanted = self.known.borrow().len();
+        let is_wanted = |pod: &&NodePod| pod.wanted && !pod.host_network;
+        let wanted = self.known.borrow().iter().filter(is_wanted).count();
         let mut places = self.locator.places.clone();
         let located = |places: &Arc<PodPlaces>| {
             places.values().filter(|place| matches!(place, PodPlace::Netns(_))).count() == wanted
@@ -147,6 +153,33 @@ impl Pods {
         let ages = unknown.values().map(Instant::elapsed).filter(|age| *age < UNKNOWN);
         ages.map(|age| UNKNOWN.saturating_sub(age) + Duration::from_millis(1)).min().unwrap_or(UNKNOWN * 30)
     }
+}
+
+/// Takes over which pods the API server has bound to this node, and says where they live, until stopped. What it says at
+/// this moment must be whole.
+pub(super) fn follow_cluster(runtime: &Arc<Runtime>, cluster: &Cluster, stop: &CancellationToken) {
+    let (Some(pods), stop) = (&runtime.pods, stop.clone()) else { return };
+    let (mut node_pods, tell_places) = (cluster.node_pods(), cluster.places());
+    let mut places = pods.locator.places.clone();
+    pods.tell_cluster(&node_pods.borrow_and_update());
+    let runtime = Arc::clone(runtime);
+    tokio::spawn(async move {
+        let Some(pods) = &runtime.pods else { return };
+        loop {
+            let found = Arc::clone(&places.borrow_and_update());
+            tell_places.send_if_modified(|told| {
+                let is_news = *told != found;
+                *told = found;
+                is_news
+            });
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Ok(()) = node_pods.changed() => pods.tell_cluster(&node_pods.borrow_and_update()),
+                Ok(()) = places.changed() => {}
+                else => return,
+            }
+        }
+    });
 }
 
 /// Keeps capture told, until stopped.
