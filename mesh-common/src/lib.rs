@@ -14,8 +14,8 @@ pub use counter::Counter;
 pub use maps::{
     CgroupKey, Config, ConnectionTuple, DestinationKey, ExcludedPortKey, HeldConnect, KernelConnection,
     KernelEnd, KernelPair, KernelPairKey, KernelPathConfig, LocalAddressKey, LookupConfig, NetnsEntry,
-    OriginalDst, PeerView, PodEntry, PortKey, SockView, TupleKey, WorkloadEntry, excluded_direction, held_event,
-    lookup_mode, pod_state, socket_flags, workload_flags,
+    OriginalDst, PeerView, PodEntry, PortKey, SockView, TupleKey, WorkloadEntry, excluded_direction,
+    held_event, lookup_mode, pod_state, socket_flags, workload_flags,
 };
 
 /// Port 0 in a [`DestinationKey`]: every port of that address is meshed.

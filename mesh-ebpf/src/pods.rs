@@ -12,7 +12,9 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use mesh_common::{CgroupKey, Config, Counter, MAX_CGROUP_LEVELS, PodEntry, SockView, pod_state, socket_flags};
+use mesh_common::{
+    CgroupKey, Config, Counter, MAX_CGROUP_LEVELS, PodEntry, SockView, pod_state, socket_flags,
+};
 
 use crate::{
     context::{IPPROTO_TCP, LOOPBACK_IFINDEX, SOCK_STREAM, TCP_LISTEN, TCP_SYN_SENT, full_socket},
