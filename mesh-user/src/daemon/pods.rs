@@ -82,7 +82,9 @@ impl Pods {
         let known = watch::Sender::new(Arc::new(Vec::new()));
         let locator = Locator::start(settings, known.subscribe(), stop.clone())?;
         if locator.tree.borrow().root.is_none() {
-            tracing::warn!("the kubelet's cgroups are not found: no pod can wait to be enrolled (kubernetes.podsCgroup)");
+            tracing::warn!(
+                "the kubelet's cgroups are not found: no pod can wait to be enrolled (kubernetes.podsCgroup)"
+            );
         }
         Ok(Self {
             told: Mutex::default(),
@@ -107,7 +109,8 @@ impl Pods {
     fn tell(&self, tell: impl FnOnce(&mut Told)) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         tell(&mut told);
-        let all: Vec<NodePod> = [&told.files, &told.cluster].into_iter().flatten().flatten().cloned().collect();
+        let all: Vec<NodePod> =
+            [&told.files, &told.cluster].into_iter().flatten().flatten().cloned().collect();
         self.known.send_if_modified(|known| {
             let is_news = **known != all;
             *known = Arc::new(all);
@@ -264,7 +267,12 @@ mod tests {
     #[test]
     fn only_pods_that_are_none_of_ours_go_free() {
         let tree = tree(&["here", "lost", "plain", "host"]);
-        let pods = [pod("here", true, false), pod("lost", true, false), pod("plain", false, false), pod("host", true, true)];
+        let pods = [
+            pod("here", true, false),
+            pod("lost", true, false),
+            pod("plain", false, false),
+            pod("host", true, true),
+        ];
         let places = PodPlaces::from([
             (PodUid("here".into()), PodPlace::Netns("/n".into())),
             (PodUid("lost".into()), PodPlace::Unknown("no".into())),
