@@ -21,7 +21,7 @@ use crate::{
     log::log_connect,
     maps::{count, view, view_or_create},
     meshed::{is_destination, is_local_address, is_meshed},
-    pods::{self, Pod},
+    pods,
 };
 
 const ECONNREFUSED: i32 = 111;
@@ -121,7 +121,8 @@ fn left_out(socket: *mut bpf_sock, destination: AddrNet, port_be: u16) -> i32 {
 }
 
 /// A pod that is wanted, or that nobody has spoken of: a connect to a meshed destination is captured already, and waits
-/// for somebody to serve it; what is not meshed would go past meshd in any case.
+/// for somebody to serve it; what is not meshed would go past meshd in any case. Of a pod that turns out to be none of
+/// ours it is refused then. Left as it is, one of a pod that turns out to be wanted could only wait in vain.
 #[inline(always)]
 fn before_enrolment<const V6: bool>(
     ctx: *mut bpf_sock_addr,
@@ -138,10 +139,6 @@ fn before_enrolment<const V6: bool>(
         count(Counter::PodRefused);
         log_connect!("connect refused: the pod is not enrolled yet", 0, destination, port_be);
         return refuse();
-    }
-    if !matches!(pods::of_current(config), Pod::Wanted { .. }) {
-        // It may turn out to be none of ours: its SYN waits as it is.
-        return PROCEED;
     }
     if !matches!(device_of(socket), 0 | LOOPBACK_IFINDEX) {
         count(Counter::DeviceBoundRefused);

@@ -12,7 +12,9 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use mesh_common::{CgroupKey, Config, Counter, MAX_CGROUP_LEVELS, SockView, pod_state, socket_flags};
+use mesh_common::{
+    CgroupKey, Config, Counter, MAX_CGROUP_LEVELS, PodEntry, SockView, pod_state, socket_flags,
+};
 
 use crate::{
     context::{IPPROTO_TCP, LOOPBACK_IFINDEX, SOCK_STREAM, TCP_LISTEN, TCP_SYN_SENT, full_socket},
@@ -40,11 +42,11 @@ pub(crate) enum Pod {
     Unknown,
 }
 
+/// No entry: zero. An `Option` of it is read before it is written in what LLVM makes of it, which the verifier refuses.
 #[inline(always)]
-fn entry_of(id: u64) -> Option<(u32, bool)> {
+fn entry_of(id: u64) -> PodEntry {
     // SAFETY: only user space writes it, whole words; either of two values will do.
-    let entry = unsafe { PODS.get(&CgroupKey { id }) }?;
-    Some((entry.state, entry.captured != 0))
+    unsafe { PODS.get(&CgroupKey { id }) }.copied().unwrap_or_default()
 }
 
 #[inline(always)]
@@ -62,7 +64,7 @@ fn pod(config: &Config, ancestor: impl Fn(i32) -> u64) -> Pod {
     let mut id = ancestor(level as i32 + 1);
     let mut entry = entry_of(id);
     // Pods of less than guaranteed quality of service lie one deeper.
-    if matches!(entry, Some((pod_state::GROUP, _))) {
+    if entry.state == pod_state::GROUP {
         id = ancestor(level as i32 + 2);
         entry = entry_of(id);
     }
@@ -70,10 +72,10 @@ fn pod(config: &Config, ancestor: impl Fn(i32) -> u64) -> Pod {
     if id == 0 {
         return Pod::None;
     }
-    match entry {
-        Some((pod_state::FREE | pod_state::GROUP, _)) => Pod::Free,
-        Some((_, captured)) => Pod::Wanted { captured },
-        None => Pod::Unknown,
+    match entry.state {
+        pod_state::FREE | pod_state::GROUP => Pod::Free,
+        pod_state::WANTED => Pod::Wanted { captured: entry.captured != 0 },
+        _ => Pod::Unknown,
     }
 }
 

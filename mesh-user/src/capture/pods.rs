@@ -113,7 +113,8 @@ mod tests {
     #[test]
     fn a_wanted_pod_is_captured_once_the_namespace_it_has_now_is() {
         let at = |path: &str| PodGate::Wanted(Some(path.into()));
-        let gates = HashMap::from([(1, at("/a")), (2, at("/b")), (3, PodGate::Wanted(None)), (4, PodGate::Free)]);
+        let gates =
+            HashMap::from([(1, at("/a")), (2, at("/b")), (3, PodGate::Wanted(None)), (4, PodGate::Free)]);
         let gates = PodGates { gates, ..PodGates::default() };
         let entries = entries(&gates, &HashSet::from(["/a".into()]));
         let seen = |id| (entries[&CgroupKey { id }].state, entries[&CgroupKey { id }].captured);

@@ -8,7 +8,8 @@ use mesh_common::{
 };
 
 use super::{
-    CaptureError, CaptureLimits, MapUse, PlannedWorkload, maps::Synced, net::primary_net, objects::NodeObject, pods::PodsRoot,
+    CaptureError, CaptureLimits, MapUse, PlannedWorkload, maps::Synced, net::primary_net,
+    objects::NodeObject, pods::PodsRoot,
 };
 use crate::sys::bpf::MapFd;
 

@@ -32,13 +32,11 @@ impl Cluster {
     }
 
     /// Pods of this node, for whoever looks where they live.
-    #[allow(dead_code, reason = "enrolment looks for them")]
     pub(super) fn node_pods(&self) -> watch::Receiver<Arc<Vec<NodePod>>> {
         self.kubernetes.node_pods()
     }
 
     /// Where whoever looks puts what it finds.
-    #[allow(dead_code, reason = "enrolment finds them")]
     pub(super) fn places(&self) -> watch::Sender<Arc<PodPlaces>> {
         self.places.clone()
     }

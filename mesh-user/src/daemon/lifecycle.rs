@@ -114,6 +114,9 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
         }
     };
     first_svids(&runtime, &snapshot).await;
+    if let Some(cluster) = &cluster {
+        pods::follow_cluster(&runtime, cluster, &stop);
+    }
     if let Some(pods) = &runtime.pods {
         pods.first(pods::of_files(&snapshot.world)).await;
         runtime.gate_pods();

@@ -20,7 +20,12 @@ pub(super) type Unplanned = (WorkloadName, String);
 
 /// What to capture for the snapshot's world, of cgroups below `root`. Workloads whose user does not exist and units that do
 /// not run are left out and reported, as are pods of which `places` does not say where they live.
-pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot, root: &Path, places: &PodPlaces) -> (CapturePlan, Vec<Unplanned>) {
+pub(super) fn plan(
+    mesh: &Mesh,
+    snapshot: &Snapshot,
+    root: &Path,
+    places: &PodPlaces,
+) -> (CapturePlan, Vec<Unplanned>) {
     let world = &snapshot.world;
     let mut workloads = Vec::new();
     let mut unplanned = Vec::new();
@@ -38,7 +43,12 @@ pub(super) fn plan(mesh: &Mesh, snapshot: &Snapshot, root: &Path, places: &PodPl
     (CapturePlan { workloads, destinations }, unplanned)
 }
 
-fn planned(mesh: &Mesh, workload: &Workload, root: &Path, places: &PodPlaces) -> Option<Result<PlannedWorkload, String>> {
+fn planned(
+    mesh: &Mesh,
+    workload: &Workload,
+    root: &Path,
+    places: &PodPlaces,
+) -> Option<Result<PlannedWorkload, String>> {
     let local = workload.local.as_ref()?;
     let selector = match selector(&local.selector, root, places) {
         Ok(selector) => selector,
@@ -73,7 +83,9 @@ fn selector(selector: &config::Selector, root: &Path, places: &PodPlaces) -> Res
         },
         config::Selector::Pod(uid) => match places.get(&PodUid(uid.as_str().into())) {
             Some(PodPlace::Netns(path)) => Selector::Netns(path.clone()),
-            Some(PodPlace::Unknown(why)) => return Err(format!("it is not known where pod {uid} lives: {why}")),
+            Some(PodPlace::Unknown(why)) => {
+                return Err(format!("it is not known where pod {uid} lives: {why}"));
+            }
             None => return Err(format!("pod {uid} has not been looked for yet")),
         },
         config::Selector::User(user) => match user.parse() {

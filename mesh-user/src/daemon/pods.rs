@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::reload::Runtime;
+use super::{cluster::Cluster, reload::Runtime};
 use crate::{
     capture::{PodGate, PodGates},
     config::{BeforeEnrolment, Config},
@@ -82,11 +82,13 @@ impl Pods {
         let known = watch::Sender::new(Arc::new(Vec::new()));
         let locator = Locator::start(settings, known.subscribe(), stop.clone())?;
         if locator.tree.borrow().root.is_none() {
-            tracing::warn!("the kubelet's cgroups are not found: no pod can wait to be enrolled (kubernetes.podsCgroup)");
+            tracing::warn!(
+                "the kubelet's cgroups are not found: no pod can wait to be enrolled (kubernetes.podsCgroup)"
+            );
         }
         Ok(Self {
             told: Mutex::default(),
-            asks_cluster: false,
+            asks_cluster: cluster.enabled,
             known,
             locator,
             refuse: cluster.before_enrolment == BeforeEnrolment::Refuse,
@@ -99,10 +101,16 @@ impl Pods {
         self.tell(|told| told.files = Some(pods));
     }
 
+    /// Takes over what the API server says.
+    fn tell_cluster(&self, pods: &[NodePod]) {
+        self.tell(|told| told.cluster = Some(pods.to_vec()));
+    }
+
     fn tell(&self, tell: impl FnOnce(&mut Told)) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         tell(&mut told);
-        let all: Vec<NodePod> = [&told.files, &told.cluster].into_iter().flatten().flatten().cloned().collect();
+        let all: Vec<NodePod> =
+            [&told.files, &told.cluster].into_iter().flatten().flatten().cloned().collect();
         self.known.send_if_modified(|known| {
             let is_news = **known != all;
             *known = Arc::new(all);
@@ -118,7 +126,8 @@ impl Pods {
     /// Takes over what the files say, and waits a little until it is known where those pods live.
     pub(super) async fn first(&self, pods: Vec<NodePod>) {
         self.tell_files(pods);
-        let wanted = self.known.borrow().len();
+        let is_wanted = |pod: &&NodePod| pod.wanted && !pod.host_network;
+        let wanted = self.known.borrow().iter().filter(is_wanted).count();
         let mut places = self.locator.places.clone();
         let located = |places: &Arc<PodPlaces>| {
             places.values().filter(|place| matches!(place, PodPlace::Netns(_))).count() == wanted
@@ -147,6 +156,33 @@ impl Pods {
         let ages = unknown.values().map(Instant::elapsed).filter(|age| *age < UNKNOWN);
         ages.map(|age| UNKNOWN.saturating_sub(age) + Duration::from_millis(1)).min().unwrap_or(UNKNOWN * 30)
     }
+}
+
+/// Takes over which pods the API server has bound to this node, and says where they live, until stopped. What it says at
+/// this moment must be whole.
+pub(super) fn follow_cluster(runtime: &Arc<Runtime>, cluster: &Cluster, stop: &CancellationToken) {
+    let (Some(pods), stop) = (&runtime.pods, stop.clone()) else { return };
+    let (mut node_pods, tell_places) = (cluster.node_pods(), cluster.places());
+    let mut places = pods.locator.places.clone();
+    pods.tell_cluster(&node_pods.borrow_and_update());
+    let runtime = Arc::clone(runtime);
+    tokio::spawn(async move {
+        let Some(pods) = &runtime.pods else { return };
+        loop {
+            let found = Arc::clone(&places.borrow_and_update());
+            tell_places.send_if_modified(|told| {
+                let is_news = *told != found;
+                *told = found;
+                is_news
+            });
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Ok(()) = node_pods.changed() => pods.tell_cluster(&node_pods.borrow_and_update()),
+                Ok(()) = places.changed() => {}
+                else => return,
+            }
+        }
+    });
 }
 
 /// Keeps capture told, until stopped.
@@ -231,7 +267,12 @@ mod tests {
     #[test]
     fn only_pods_that_are_none_of_ours_go_free() {
         let tree = tree(&["here", "lost", "plain", "host"]);
-        let pods = [pod("here", true, false), pod("lost", true, false), pod("plain", false, false), pod("host", true, true)];
+        let pods = [
+            pod("here", true, false),
+            pod("lost", true, false),
+            pod("plain", false, false),
+            pod("host", true, true),
+        ];
         let places = PodPlaces::from([
             (PodUid("here".into()), PodPlace::Netns("/n".into())),
             (PodUid("lost".into()), PodPlace::Unknown("no".into())),

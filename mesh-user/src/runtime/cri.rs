@@ -145,7 +145,9 @@ fn newest(items: Vec<PodSandbox>) -> HashMap<PodUid, Sandbox> {
     for item in items {
         // Some runtimes ignore the filter.
         let ready = item.state == i32::from(PodSandboxState::SandboxReady);
-        let Some(metadata) = item.metadata.filter(|_| ready && item.id.len() <= MAX_ID_BYTES) else { continue };
+        let Some(metadata) = item.metadata.filter(|_| ready && item.id.len() <= MAX_ID_BYTES) else {
+            continue;
+        };
         let uid = PodUid(metadata.uid.into());
         if newest.get(&uid).is_none_or(|known| known.created_at < item.created_at) {
             let sandbox = Sandbox {

@@ -85,9 +85,9 @@ pub(super) fn read(info: &HashMap<String, String>) -> Result<Whereabouts, String
 /// Absolute, and without steps that lead elsewhere.
 fn path(text: String) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
-    let plain = path.components().all(|part| {
-        matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_))
-    });
+    let plain = path
+        .components()
+        .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
     if !path.is_absolute() || !plain || path.as_os_str().len() > MAX_PATH_BYTES {
         return Err("the runtime's path of the network namespace is not a plain absolute one".to_owned());
     }
@@ -124,10 +124,18 @@ mod tests {
         let deep = "[".repeat(100_000);
         let long = format!(r#"{{"pid":2,"x":"{}"}}"#, "x".repeat(MAX_BYTES));
         for text in [
-            "", "{}", "[]", "null", r#"{"pid":-4}"#, r#"{"pid":1}"#, r#"{"pid":4294967298}"#, r#"{"pid":"7"}"#,
+            "",
+            "{}",
+            "[]",
+            "null",
+            r#"{"pid":-4}"#,
+            r#"{"pid":1}"#,
+            r#"{"pid":4294967298}"#,
+            r#"{"pid":"7"}"#,
             r#"{"metadata":{"Metadata":{"NetNSPath":"../proc/1/ns/net"}}}"#,
             r#"{"metadata":{"Metadata":{"NetNSPath":"/var/../proc/1/ns/net"}}}"#,
-            &deep, &long,
+            &deep,
+            &long,
         ] {
             assert!(read_text(text).is_err(), "{}", &text[..text.len().min(60)]);
         }

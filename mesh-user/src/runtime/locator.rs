@@ -97,7 +97,8 @@ impl Finder {
     ) {
         let mut pause = RETRY.0;
         loop {
-            let (known, cgroups) = (Arc::clone(&pods.borrow_and_update()), Arc::clone(&tree.borrow_and_update()));
+            let (known, cgroups) =
+                (Arc::clone(&pods.borrow_and_update()), Arc::clone(&tree.borrow_and_update()));
             let places = tokio::select! {
                 () = stop.cancelled() => return,
                 places = self.look(&known, &cgroups) => places,
@@ -164,11 +165,17 @@ impl Finder {
         let sandboxes = cri.sandboxes().await?;
         for pod in wanted {
             let Some(sandbox) = sandboxes.get(&pod.uid) else {
-                whys.insert(pod.uid.clone(), "the container runtime has no sandbox of it that runs".to_owned());
+                whys.insert(
+                    pod.uid.clone(),
+                    "the container runtime has no sandbox of it that runs".to_owned(),
+                );
                 continue;
             };
             if !sandbox.is_of(pod) {
-                whys.insert(pod.uid.clone(), "the container runtime knows its UID by another name".to_owned());
+                whys.insert(
+                    pod.uid.clone(),
+                    "the container runtime knows its UID by another name".to_owned(),
+                );
                 continue;
             }
             if self.sandboxes.get(&pod.uid) == Some(&sandbox.id) {
@@ -240,7 +247,9 @@ fn open_process(pid: i32, pod: &PodUid) -> Result<NetNs, String> {
     let process = ProcDir::open(pid).map_err(|error| format!("the runtime's process {pid}: {error}"))?;
     // In another process namespace the number is another process's.
     if !tree::is_of(&process, pod) {
-        return Err(format!("process {pid} is not in the pod's cgroup (meshd needs the host's process namespace)"));
+        return Err(format!(
+            "process {pid} is not in the pod's cgroup (meshd needs the host's process namespace)"
+        ));
     }
     netns_of(&process)
 }

@@ -104,7 +104,10 @@ pub(super) fn look(configured: Option<&Path>) -> io::Result<PodTree> {
                 groups.push(path);
             }
             if tree.pods.len() + tree.groups.len() > MAX_CGROUPS {
-                return Err(io::Error::other(format!("more than {MAX_CGROUPS} cgroups below {}", root.display())));
+                return Err(io::Error::other(format!(
+                    "more than {MAX_CGROUPS} cgroups below {}",
+                    root.display()
+                )));
             }
         }
     }
@@ -166,8 +169,19 @@ mod tests {
         ] {
             assert_eq!(uid(name), dashed, "{name}");
         }
-        assert_eq!(uid("pod4b1c5ac2e7d3a3bb51d4f0c6d5c8c9a1"), Some("4b1c5ac2e7d3a3bb51d4f0c6d5c8c9a1".into()));
-        for name in ["kubepods-burstable.slice", "burstable", "pod", "pod..", "pod/x", "podx y", "cri-containerd-1.scope"] {
+        assert_eq!(
+            uid("pod4b1c5ac2e7d3a3bb51d4f0c6d5c8c9a1"),
+            Some("4b1c5ac2e7d3a3bb51d4f0c6d5c8c9a1".into())
+        );
+        for name in [
+            "kubepods-burstable.slice",
+            "burstable",
+            "pod",
+            "pod..",
+            "pod/x",
+            "podx y",
+            "cri-containerd-1.scope",
+        ] {
             assert_eq!(uid(name), None, "{name}");
         }
     }
