@@ -302,6 +302,7 @@ fn build(
     let files: Vec<_> =
         inputs.policies.iter().flatten().map(|(p, text)| (p.display().to_string(), text)).collect();
     let mut set = PolicySet::parse(files.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
+    let own_rules = set.destination_rules.len();
     let hidden = cluster.map(|cluster| set.absorb(&cluster.documents)).unwrap_or_default();
     let mut bundles = TrustBundles::default();
     for (bundle, (file, text)) in config.trust_bundles.iter().zip(&inputs.bundles) {
@@ -332,7 +333,8 @@ fn build(
     if inputs.policies.is_none() && cluster.is_none() {
         warnings.push(format!("{}: no such folder, so no policies", config.policies_dir.display()));
     }
-    let origins = Origins::new(&set.destination_rules, &inputs.rule_files);
+    let (own, elsewhere) = set.destination_rules.split_at(own_rules);
+    let origins = Origins::new(own, &inputs.rule_files, elsewhere);
     warnings.extend(origins.report(&set.destination_rules, &mut policy_status));
     policy_status.extend(cluster.iter().flat_map(|cluster| cluster.rejected.iter().cloned()));
     Ok(Snapshot {

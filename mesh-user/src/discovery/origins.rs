@@ -104,11 +104,14 @@ pub struct Origins {
 }
 
 impl Origins {
-    pub(super) fn new(rules: &[DestinationRule], files: &RuleFiles) -> Self {
+    /// `elsewhere` are rules that others than the node's owner wrote: none of its files is read for them.
+    pub(super) fn new(rules: &[DestinationRule], files: &RuleFiles, elsewhere: &[DestinationRule]) -> Self {
         let (mut made, mut system) = (HashMap::new(), None);
-        for origination in rules.iter().flat_map(DestinationRule::originations) {
-            if let Entry::Vacant(entry) = made.entry(Arc::clone(origination)) {
-                entry.insert(make(origination, files, &mut system).map(Arc::new));
+        for (rules, files) in [(rules, files), (elsewhere, &RuleFiles::default())] {
+            for origination in rules.iter().flat_map(DestinationRule::originations) {
+                if let Entry::Vacant(entry) = made.entry(Arc::clone(origination)) {
+                    entry.insert(make(origination, files, &mut system).map(Arc::new));
+                }
             }
         }
         Self { made }

@@ -120,3 +120,29 @@ fn not_as_asked(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_client_stays_with_its_endpoint_when_another_goes() {
+        let endpoints: Vec<_> = (1..=8)
+            .map(|n| Endpoint { addr: SocketAddr::new([10, 0, 0, n].into(), 80), workload: None })
+            .collect();
+        let mut chosen = BTreeSet::new();
+        for n in 0..64 {
+            let client = Some(IpAddr::from([10, 1, 0, n]));
+            let order = rendezvous(client, &endpoints);
+            assert_eq!(order.iter().copied().collect::<BTreeSet<_>>().len(), endpoints.len());
+            let first = endpoints[order[0]].addr;
+            let gone = endpoints[order[1]].addr;
+            let left: Vec<_> = endpoints.iter().filter(|e| e.addr != gone).copied().collect();
+            assert_eq!(left[rendezvous(client, &left)[0]].addr, first);
+            chosen.insert(first);
+        }
+        assert!(chosen.len() > 4, "clients are spread: {chosen:?}");
+    }
+}

@@ -232,12 +232,11 @@ impl Outbound<'_> {
         if endpoints.is_empty() {
             return Err(Failure::new(ResponseFlags::ConnectFailure, "the service has no endpoint"));
         }
-        let order = match service.filter(|service| service.sticky) {
-            Some(_) => destination::rendezvous(self.client_address(), endpoints),
-            None => {
-                let first = rand::rng().random_range(0..endpoints.len());
-                (0..endpoints.len().min(MAX_TRIES)).map(|step| (first + step) % endpoints.len()).collect()
-            }
+        let order = if service.is_some_and(|service| service.sticky) {
+            destination::rendezvous(self.client_address(), endpoints)
+        } else {
+            let first = rand::rng().random_range(0..endpoints.len());
+            (0..endpoints.len().min(MAX_TRIES)).map(|step| (first + step) % endpoints.len()).collect()
         };
         let mut failed = None;
         for endpoint in order.into_iter().take(MAX_TRIES).filter_map(|index| endpoints.get(index)) {

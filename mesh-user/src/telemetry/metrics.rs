@@ -160,8 +160,7 @@ pub struct Metrics {
     bpf_events: Family<EventLabels, Counter>,
     svid_expiry: Family<SpiffeIdLabels, Gauge>,
     svids: Family<StateLabels, Gauge>,
-    kubernetes_objects: Family<KindLabels, Gauge>,
-    kubernetes_stale_since: Family<KindLabels, Gauge>,
+    kubernetes: KubernetesMetrics,
     /// Without labels, and absent where the issuer does not know its end.
     ca_expiry: Family<Vec<(String, String)>, Gauge>,
     svid_renewals: Family<ResultLabels, Counter>,
@@ -175,6 +174,25 @@ pub struct Metrics {
     access_log_lines: Family<ResultLabels, Counter>,
     key_places: KeyPlaces,
     authorizers: AuthorizerMetrics,
+}
+
+#[derive(Debug, Clone)]
+struct KubernetesMetrics {
+    objects: Family<KindLabels, Gauge>,
+    stale_since: Family<KindLabels, Gauge>,
+}
+
+impl KubernetesMetrics {
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            objects: register(r, "meshd_kubernetes_objects", "Objects known of the API server"),
+            stale_since: register(
+                r,
+                "meshd_kubernetes_stale_since_seconds",
+                "Unix time since when objects of the API server may be old; 0: they are as it says",
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -278,12 +296,7 @@ impl Metrics {
                 "meshd_svid_expiry_seconds",
                 "End of validity of each SVID held, Unix time",
             ),
-            kubernetes_objects: register(r, "meshd_kubernetes_objects", "Objects known of the API server"),
-            kubernetes_stale_since: register(
-                r,
-                "meshd_kubernetes_stale_since_seconds",
-                "Unix time since when objects of the API server may be old; 0: they are as it says",
-            ),
+            kubernetes: KubernetesMetrics::new(r),
             svids: register(r, "meshd_svids", "Identities by the state of their SVID"),
             ca_expiry: register(r, "meshd_ca_expiry_seconds", "End of the issuing certificate, Unix time"),
             svid_renewals: register(r, "meshd_svid_renewals", "SVIDs issued or renewed, and failures to"),
@@ -472,8 +485,8 @@ impl Metrics {
     /// time; 0: they are as it says).
     pub fn set_kubernetes_watch(&self, kind: &'static str, objects: u64, stale_since: Option<u64>) {
         let labels = KindLabels { kind };
-        self.kubernetes_objects.get_or_create(&labels).set(as_gauge(objects));
-        self.kubernetes_stale_since.get_or_create(&labels).set(as_gauge(stale_since.unwrap_or_default()));
+        self.kubernetes.objects.get_or_create(&labels).set(as_gauge(objects));
+        self.kubernetes.stale_since.get_or_create(&labels).set(as_gauge(stale_since.unwrap_or_default()));
     }
 
     /// Whether whoever issues SVIDs can be asked, and when one was issued last (Unix time).

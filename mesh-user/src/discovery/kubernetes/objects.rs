@@ -105,8 +105,9 @@ pub(super) struct Port {
     pub(super) name: Arc<str>,
     /// Empty: none is said.
     pub(super) app_protocol: Arc<str>,
-    pub(super) port: u16,
-    pub(super) node_port: Option<u16>,
+    pub(super) number: u16,
+    /// Its `nodePort`.
+    pub(super) at_nodes: Option<u16>,
 }
 
 /// Some of a service's endpoints, of one address family and with the same ports.
@@ -236,8 +237,8 @@ impl Kept<wire::ServiceObject> for Service {
             Some(Port {
                 name: interner.text(&port.name),
                 app_protocol: interner.text(&port.app_protocol),
-                port: number(Some(port.port))?,
-                node_port: number(Some(port.node_port)),
+                number: number(Some(port.port))?,
+                at_nodes: number(Some(port.node_port)),
             })
         };
         Some(Self {

@@ -160,7 +160,7 @@ impl Report {
             match timeout(TIMEOUT, self.write(judgement, &resource)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, policy = %judgement.told(), "its status is not written")
+                    tracing::debug!(%error, policy = %judgement.told(), "its status is not written");
                 }
                 Err(_) => tracing::debug!(policy = %judgement.told(), "its status takes too long to write"),
             }

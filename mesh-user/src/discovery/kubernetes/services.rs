@@ -62,7 +62,7 @@ fn added(
         };
         let of_family = |a: &&std::net::IpAddr| a.is_ipv4() == is_ipv4;
         let sockets: Vec<_> =
-            service.addresses.iter().filter(of_family).map(|a| SocketAddr::new(*a, port.port)).collect();
+            service.addresses.iter().filter(of_family).map(|a| SocketAddr::new(*a, port.number)).collect();
         if !sockets.is_empty() {
             let here = |(e, _): &&(&Endpoint, u16)| e.node.as_deref() == Some(node_name);
             let endpoints = if service.local_inside {
@@ -73,7 +73,7 @@ fn added(
             fronts.push(Front { sockets, endpoints });
         }
         // What a pod of this node sends to a node port stays inside, whatever externalTrafficPolicy says.
-        let at_node = port.node_port.zip(node).map_or(Vec::new(), |(port, node)| {
+        let at_node = port.at_nodes.zip(node).map_or(Vec::new(), |(port, node)| {
             node.addresses.iter().filter(of_family).map(|a| SocketAddr::new(*a, port)).collect()
         });
         if !at_node.is_empty() {
@@ -85,7 +85,7 @@ fn added(
         outside_the_zone.dedup_by_key(|endpoint| endpoint.addr);
         fronts.push(Front { sockets: Vec::new(), endpoints: outside_the_zone });
     }
-    AddedPort { port: port.port, name: protocol_name(port), fronts }
+    AddedPort { port: port.number, name: protocol_name(port), fronts }
 }
 
 /// By Istio's rules a port's name begins with its protocol, and `appProtocol` counts for more.

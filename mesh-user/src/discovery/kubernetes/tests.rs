@@ -36,6 +36,7 @@ struct Ground {
     ambient: bool,
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "json! reads better without a &")]
 impl Ground {
     /// Everything is heard, and nothing is there but `namespaces`.
     fn with(namespaces: &[(&str, Value)]) -> Self {

@@ -63,15 +63,15 @@ impl Ready {
     }
 
     /// Patches a status as a controller does; kubectl of this age has no `--subresource` for an old server.
-    fn set_status(&self, path: &str, patch: &Value) -> anyhow::Result<()> {
+    fn set_status(&self, at: &str, patch: &Value) -> anyhow::Result<()> {
         let file = self.mesh.pods.wire.dir().join("status.json");
-        let old = self.cluster.kubectl(&["get", "--raw", path])?;
+        let old = self.cluster.kubectl(&["get", "--raw", at])?;
         let mut object: Value = serde_json::from_str(&old)?;
         for (field, value) in patch["status"].as_object().context("a status")? {
             object["status"][field.as_str()] = value.clone();
         }
         std::fs::write(&file, object.to_string())?;
-        self.cluster.kubectl(&["replace", "--raw", path, "-f", &file.to_string_lossy()]).map(|_| ())
+        self.cluster.kubectl(&["replace", "--raw", at, "-f", &file.to_string_lossy()]).map(|_| ())
     }
 
     fn label(&self, label: &str) -> anyhow::Result<()> {
