@@ -9,6 +9,9 @@ pub mod callers;
 pub mod csr;
 pub mod federation;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod jwt_svid;
 mod keys;
 mod leaf;

@@ -14,6 +14,8 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod trust;
+#[cfg(any(test, fuzzing))]
+pub(in crate::ca) use trust::parse as parse_trust;
 
 pub use channel::{Address, ServerIdentity};
 pub use error::RemoteError;
