@@ -10,6 +10,9 @@ pub mod cluster;
 pub mod csr;
 pub mod federation;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod jwt_svid;
 mod keys;
 mod leaf;

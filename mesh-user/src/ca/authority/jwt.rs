@@ -242,6 +242,8 @@ pub(super) fn status(connection: &Connection, shared: &Shared) -> rusqlite::Resu
         };
         keys.push(JwtKeyStatus { kid: row.kid, stage: row.stage, since_seconds: row.since, next, stays });
     }
+    // what goes, what signs, what comes
+    keys.sort_by_key(|key| std::cmp::Reverse(key.stage));
     Ok(keys)
 }
 

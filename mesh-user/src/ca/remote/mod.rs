@@ -15,6 +15,8 @@ mod request;
 mod tests;
 mod token;
 mod trust;
+#[cfg(any(test, fuzzing))]
+pub(in crate::ca) use trust::parse as parse_trust;
 
 pub use channel::{Address, ServerIdentity};
 pub use error::RemoteError;

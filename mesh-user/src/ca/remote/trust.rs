@@ -131,7 +131,7 @@ fn read(directory: &Path) -> Option<TrustState> {
 }
 
 /// The bundles that a message holds. `own` must be among them.
-fn parse(own: &TrustDomain, state: &TrustState) -> Result<TrustBundles, String> {
+pub(in crate::ca) fn parse(own: &TrustDomain, state: &TrustState) -> Result<TrustBundles, String> {
     if state.bundles.len() > MAX_DOMAINS || state.encoded_len() > MAX_ANSWER_BYTES {
         return Err("it has more trust domains or bytes than any mesh".to_owned());
     }

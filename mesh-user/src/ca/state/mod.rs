@@ -110,8 +110,17 @@ impl State {
     pub fn open_kept(directory: &Path, mut keeper: Option<Box<dyn Keeper>>) -> Result<Self, CaError> {
         files::open_directory(directory)?;
         let path = directory.join(FILE);
-        files::create_private(&path)?;
-        let failed = |source| CaError::from(StateError::Database { path: path.clone(), source });
+        files::create_private(&path).map_err(|error| match error {
+            CaError::Io { source, .. } if is_refused(&source) => not_writable(directory, &source),
+            other => other,
+        })?;
+        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
+            // the log beside the file needs the folder, too
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+                not_writable(directory, &source)
+            }
+            _ => CaError::from(StateError::Database { path: path.clone(), source }),
+        };
         let refused = |what: String| CaError::Refused(format!("the CA's state is not kept: {what}"));
         let mut kept = None;
         if let Some(keeper) = &mut keeper {
@@ -200,6 +209,18 @@ impl State {
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.clone()
     }
+}
+
+fn is_refused(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied)
+}
+
+fn not_writable(directory: &Path, cause: &dyn std::fmt::Display) -> CaError {
+    let what = format!(
+        "the CA's folder has to be writable, since its register (state.db) lies there: {cause}. Keys that others put into a \
+         read-only folder: `meshd ca` takes them from `pluggedIn`; for a node, copy them into a folder of its own"
+    );
+    CaError::Incomplete { path: directory.to_owned(), what }
 }
 
 /// Recovering after a crash, and the change to the write-ahead log, do not wait for others by themselves (`SQLite`, "WAL-mode

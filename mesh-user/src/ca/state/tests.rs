@@ -48,3 +48,18 @@ fn a_file_of_a_newer_program_is_left_alone() {
     let error = State::open(&directory).unwrap_err().to_string();
     assert!(error.contains("newer than this program"), "{error}");
 }
+
+#[test]
+fn a_folder_that_takes_no_writes_is_named_with_the_remedy() {
+    use std::io::{Error, ErrorKind};
+    for (kind, refused) in [
+        (ErrorKind::ReadOnlyFilesystem, true),
+        (ErrorKind::PermissionDenied, true),
+        (ErrorKind::StorageFull, false),
+    ] {
+        assert_eq!(is_refused(&Error::from(kind)), refused, "{kind}");
+    }
+    let error = not_writable(Path::new("/ca"), &"attempt to write a readonly database").to_string();
+    assert!(error.contains("/ca") && error.contains("has to be writable"), "{error}");
+    assert!(error.contains("pluggedIn"), "{error}");
+}

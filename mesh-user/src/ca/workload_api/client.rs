@@ -319,7 +319,7 @@ fn backoff(failures: u32, chance: f64) -> Duration {
 
 /// The SVIDs of an answer and what they are held against. One that does not fit together spoils all: a server that is
 /// wrong about one is not believed about others.
-pub(super) fn read(
+pub(in crate::ca) fn read(
     mut answer: X509svidResponse,
     now: SystemTime,
 ) -> Result<(BTreeMap<SpiffeId, Svid>, TrustBundles), String> {
@@ -451,7 +451,9 @@ fn svid(
     Ok(Svid { spiffe_id: id.clone(), key, not_before, not_after, serial, chain })
 }
 
-fn read_jwt(answer: &JwtBundlesResponse) -> Result<BTreeMap<TrustDomain, JwtAuthorities>, String> {
+pub(in crate::ca) fn read_jwt(
+    answer: &JwtBundlesResponse,
+) -> Result<BTreeMap<TrustDomain, JwtAuthorities>, String> {
     if answer.bundles.len() > MAX_ITEMS {
         return Err("bundles of too many trust domains".to_owned());
     }

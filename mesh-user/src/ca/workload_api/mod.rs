@@ -18,6 +18,8 @@ mod service;
 mod tests;
 
 pub use client::{ClientError, WorkloadApiSource};
+#[cfg(any(test, fuzzing))]
+pub(in crate::ca) use client::{read as read_svids, read_jwt as read_jwt_bundles};
 pub use exportable::{ExportableSvid, IssueExportable, IssueThrough};
 pub use server::{ServerError, WorkloadApiLimits, WorkloadApiServer, WorkloadApiSettings};
 pub use service::WorkloadApiParts;

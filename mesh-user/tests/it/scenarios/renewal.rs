@@ -9,7 +9,9 @@ use crate::it::authority::Authority;
 use crate::it::faketime::WallClock;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::mesh::{Mesh, accepted, is_unserved, last_line, probe, serve, start_probe, wait_event};
+use crate::it::mesh::{
+    MARKER, Mesh, accepted, is_unserved, last_line, probe, serve, start_probe, wait_event,
+};
 use crate::it::process::{PATIENCE, wait_until};
 
 pub(super) const STORIES: &[Story] = stories![
@@ -170,9 +172,7 @@ fn a_nodes_clock_that_jumps_past_the_end_of_certificates_fails_closed_and_recove
     let clock = WallClock::new(ground.dir(), "a")?;
     let mut mesh = Mesh::given(ground)?;
     mesh.a.prefix = clock.prefix();
-    mesh.configure()?;
-    mesh.a.start()?;
-    mesh.b.start()?;
+    mesh.start()?;
     let server = serve(&mesh.server, 7000, &["--echo"])?;
     let open = start_probe(&mesh.client, mesh.server.at(7000), &["--send", "hello", "--wait-ms", "110000"])?;
     wait_event(&server, "the client", |event| event["event"] == "accepted")?;
@@ -188,10 +188,13 @@ fn a_nodes_clock_that_jumps_past_the_end_of_certificates_fails_closed_and_recove
         Ok(is_unserved(&hello()?))
     })?;
     let before = accepted(&server);
-    for _ in 0..5 {
-        let seen = hello()?;
-        ensure!(is_unserved(&seen), "{seen}");
-    }
+    mesh.watched("ended", || {
+        for _ in 0..5 {
+            let seen = probe(&mesh.client, mesh.server.at(7000), &["--send", MARKER, "--shutdown"])?;
+            ensure!(is_unserved(&seen), "{seen}");
+        }
+        Ok(())
+    })?;
     ensure!(accepted(&server) == before, "something reached the server's application");
     clock.set(0)?;
     wait_until(PATIENCE * 2, "connections to be served again", || Ok(hello()?["text"] == "hello"))?;
