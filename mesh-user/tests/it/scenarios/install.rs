@@ -258,7 +258,7 @@ fn accounts_may_do_what_their_roles_say_and_nothing_else(ground: &Ground) -> any
                 "patch peerauthentications/status.security.istio.io",
             ]
             .as_slice(),
-            ["get leases.coordination.k8s.io", "patch leases.coordination.k8s.io"].as_slice(),
+            ["get leases.coordination.k8s.io meshd-status", "patch leases.coordination.k8s.io"].as_slice(),
         ),
         (
             "meshd-ca",

@@ -25,7 +25,7 @@ pub(super) const STORIES: &[Story] = stories![
 ];
 
 const SERVED: u16 = 8080;
-const NOBODY: u16 = 8081;
+const NOBODY: u16 = 8099;
 
 /// Of the container that the manifest in `file` describes, as setpriv(1) writes them.
 fn capabilities(file: &str, containers: &str) -> anyhow::Result<Vec<String>> {
