@@ -29,7 +29,7 @@ pub(super) fn capability(attached: &Path) -> Capability {
 }
 
 /// Whether a cgroup lies in another, both as `/proc/PID/cgroup` shows them. From a cgroup namespace what is not below its root
-/// begins with `/..` for each level up to where the ways part (cgroup_namespaces(7)); levels whose names are then not shown
+/// begins with `/..` for each level up to where the ways part (`cgroup_namespaces(7)`); levels whose names are then not shown
 /// count as being in the other one, since nothing says that they are not.
 fn is_below(own: &Path, other: &Path) -> bool {
     let split = |path: &Path| {
