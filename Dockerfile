@@ -1,8 +1,8 @@
 # The image of meshd: `docker build -t REGISTRY/meshd:0.1.0 .`
 #
-# Built as on any machine (`cargo xtask build` installs what it needs), on the Debian whose C library the image has. Not musl:
-# names are looked up by glibc's resolver, and the toolchain that builds the eBPF programs is Debian's own. What is left is two
-# programs, glibc and libgcc: no shell, no package manager.
+# Built as on any machine (`cargo xtask build` installs what it needs), on the Debian whose C library the image has. What is left
+# is two programs, glibc and libgcc: no shell, no package manager. Not linked statically: glibc looks names up by modules that it
+# loads, and Rust's musl target could not be had where this was written. This file has not been built there either.
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock deny.toml ./

@@ -93,7 +93,10 @@ const DISCOVERY: &[Access] = &[
     Access::new("events.k8s.io", "events", &["create", "patch"]),
 ];
 /// `discovery/kubernetes/report.rs`: which agent writes statuses.
-const STATUS_LEASE: &[Access] = &[Access::new("coordination.k8s.io", "leases", &["create", "get", "update"])];
+const STATUS_LEASE: &[Access] = &[
+    Access::new("coordination.k8s.io", "leases", &["create"]),
+    Access::new("coordination.k8s.io", "leases", &["get", "update"]).named("meshd-status"),
+];
 
 /// `ca/callers/kubernetes.rs`, `ca/cluster/{pods,placement}.rs`.
 const CA: &[Access] = &[

@@ -123,7 +123,7 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
 }
 
-/// One file for many nodes, as a ConfigMap is: the pod's own node comes by its environment.
+/// One file for many nodes, as a `ConfigMap` is: the pod's own node comes by its environment.
 fn node_of_environment() -> String {
     std::env::var(NODE_VARIABLE).unwrap_or_default()
 }

@@ -63,11 +63,9 @@ pub fn preflight(cgroup: Option<&Path>, scratch: &Path) -> Vec<CheckRow> {
     let root = cgroup.map(Path::to_path_buf).or_else(|| cgroup::cgroup2_mount().ok().flatten());
     rows.push(tree(root.as_deref()));
     rows.push(pins());
-    if let Some(root) = &root {
-        if is_root {
-            rows.push(others(root));
-            rows.extend(proofs(root, scratch));
-        }
+    if let Some(root) = root.filter(|_| is_root) {
+        rows.push(others(&root));
+        rows.extend(proofs(&root, scratch));
     }
     rows.extend(check::kernel_tls(&KernelTls::probe()));
     rows.push(runtime());

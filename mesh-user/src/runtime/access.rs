@@ -21,6 +21,7 @@ impl Access {
     }
 
     /// To the object of this name alone.
+    #[must_use]
     pub const fn named(self, name: &'static str) -> Self {
         Self { name: Some(name), ..self }
     }

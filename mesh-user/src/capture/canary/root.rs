@@ -28,6 +28,23 @@ pub(super) fn capability(attached: &Path) -> Capability {
     Capability { name: NAME, proven, required: false, meaning: MEANING, detail }
 }
 
+/// Whether a cgroup lies in another, both as `/proc/PID/cgroup` shows them. From a cgroup namespace what is not below its root
+/// begins with `/..` for each level up to where the ways part (`cgroup_namespaces(7)`); levels whose names are then not shown
+/// count as being in the other one, since nothing says that they are not.
+fn is_below(own: &Path, other: &Path) -> bool {
+    let split = |path: &Path| {
+        let names: Vec<_> = path.iter().skip(1).map(std::ffi::OsStr::to_owned).collect();
+        let up = names.iter().take_while(|name| *name == "..").count();
+        (up, names)
+    };
+    let ((own_up, own), (other_up, other)) = (split(own), split(other));
+    match own_up.cmp(&other_up) {
+        std::cmp::Ordering::Less => true,
+        std::cmp::Ordering::Equal => own.starts_with(&other),
+        std::cmp::Ordering::Greater => false,
+    }
+}
+
 /// Processes that live in one of these namespaces (by inode number) but whose cgroup is not below the attached
 /// one: what they connect to is not captured. Reads `/proc`; processes that end meanwhile are left out.
 pub fn sockets_outside(attached: &Path, netns_inodes: &BTreeSet<u64>) -> Vec<(u64, u32, PathBuf)> {
@@ -44,9 +61,33 @@ pub fn sockets_outside(attached: &Path, netns_inodes: &BTreeSet<u64>) -> Vec<(u6
         }
         let Ok(cgroups) = fs::read_to_string(entry.path().join("cgroup")) else { continue };
         let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
-        if let Some(own) = own.filter(|own| !Path::new(own).starts_with(&below)) {
+        if let Some(own) = own.filter(|own| !is_below(Path::new(own), &below)) {
             outside.push((netns, pid, PathBuf::from(own)));
         }
     }
     outside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn below_is_told_from_a_cgroup_namespace_too() {
+        for (own, other, wanted) in [
+            ("/a/b", "/", true),
+            ("/a/b", "/a", true),
+            ("/ab", "/a", false),
+            ("/b", "/a", false),
+            // The root of the tree, four levels above the namespace's.
+            ("/../../kubepods/x", "/../../../..", true),
+            ("/../../../../system.slice/y", "/../../../..", true),
+            ("/", "/../../../..", true),
+            ("/../../a/x", "/../../a", true),
+            ("/../../b/x", "/../../a", false),
+            ("/../../../b/x", "/../../a", false),
+        ] {
+            assert_eq!(is_below(Path::new(own), Path::new(other)), wanted, "{own} in {other}");
+        }
+    }
 }
