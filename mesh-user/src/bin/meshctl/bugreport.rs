@@ -114,7 +114,9 @@ fn policies(config: &Path) -> String {
     let files = files.and_then(|config| offline::policy_files(&config.policies_dir));
     match files {
         Ok(files) => {
-            files.iter().map(|file| format!("# {}\n{}\n---\n", file.display(), read(file))).collect()
+            let texts: Vec<_> =
+                files.iter().map(|file| format!("# {}\n{}\n---\n", file.display(), read(file))).collect();
+            texts.concat()
         }
         Err(error) => not_had(&error),
     }
