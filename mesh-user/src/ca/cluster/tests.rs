@@ -240,7 +240,7 @@ async fn no_second_root_is_made_where_the_secret_is_gone_or_damaged() {
         let mut damaged = head.clone();
         if value.is_null() {
             let data = damaged["data"].as_object_mut().unwrap();
-            data.retain(|name, _| !name.ends_with(".key"));
+            data.retain(|name, _| !name.starts_with("file."));
         } else {
             damaged["data"][field] = value;
         }
