@@ -162,7 +162,7 @@ pub struct KubernetesConfig {
     pub placement: bool,
     /// Keys and state are kept in Secrets, and one of several replicas, elected by a Lease, is the CA. None: on disk only.
     pub state: Option<SharedStateConfig>,
-    /// A ConfigMap with the trusted roots, for agents that start. None: not written.
+    /// A `ConfigMap` with the trusted roots, for agents that start. None: not written.
     pub roots: Option<RootsConfig>,
 }
 
@@ -198,7 +198,7 @@ impl Default for SharedStateConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RootsConfig {
-    /// Name of the ConfigMap; its key is `root-cert.pem`.
+    /// Name of the `ConfigMap`; its key is `root-cert.pem`.
     pub config_map: String,
     /// Namespaces that get it. Empty: that of the service's own pod.
     pub namespaces: Vec<String>,

@@ -214,14 +214,12 @@ fn namespace(state: &SharedStateConfig, client: &Client) -> String {
 }
 
 fn identity(state: &SharedStateConfig) -> Result<String, AuthorityError> {
-    match &state.identity {
-        Some(identity) => Ok(identity.clone()),
-        None => {
-            let name = nix::unistd::gethostname().map_err(io::Error::from);
-            let name = name.map_err(failed("this machine has no name; set kubernetes.state.identity"))?;
-            Ok(name.to_string_lossy().into_owned())
-        }
+    if let Some(identity) = &state.identity {
+        return Ok(identity.clone());
     }
+    let name = nix::unistd::gethostname().map_err(io::Error::from);
+    let name = name.map_err(failed("this machine has no name; set kubernetes.state.identity"))?;
+    Ok(name.to_string_lossy().into_owned())
 }
 
 async fn serve(config: &AuthorityConfig) -> Result<(), AuthorityError> {

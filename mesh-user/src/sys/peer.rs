@@ -272,7 +272,7 @@ mod tests {
         let (pid, uid) = (known.pid(), known.uid());
         // Started within the last hundredth of a second, it is told from nobody.
         let began = started(pid).unwrap();
-        for quiet in [Duration::ZERO, began - Duration::from_nanos(1), began] {
+        for quiet in [Duration::ZERO, began.saturating_sub(Duration::from_nanos(1)), began] {
             let error = Peer::by_number(pid, uid, quiet).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{quiet:?}");
         }

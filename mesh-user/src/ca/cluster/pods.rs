@@ -101,7 +101,7 @@ mod tests {
             });
             Some(serde_json::from_value::<Pod>(pod).unwrap())
         };
-        for (pod, node) in [
+        for (pod, node) in vec![
             (pod("u", Some("n1"), "Running"), Ok("n1")),
             (pod("u", Some("n1"), "Pending"), Ok("n1")),
             (pod("other", Some("n1"), "Running"), Err("the pod of that name is another one")),

@@ -1,4 +1,4 @@
-//! The trusted roots as a ConfigMap, by which agents that start know the CA's server, as Istio's `istio-ca-root-cert`. It is
+//! The trusted roots as a `ConfigMap`, by which agents that start know the CA's server, as Istio's `istio-ca-root-cert`. It is
 //! written when the roots change, and looked at again in case somebody changed or removed it. It holds no secret.
 
 use std::{sync::Arc, time::Duration};
@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(3);
 /// Where the roots are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootsMap {
-    /// Of the ConfigMap.
+    /// Of the `ConfigMap`.
     pub name: String,
     /// All that get one.
     pub namespaces: Vec<String>,
@@ -55,15 +55,12 @@ pub async fn publish_roots(
             };
             error = Some(format!("{namespace}: {failed}"));
         }
-        if error != last_error {
-            match &error {
-                Some(error) => {
-                    tracing::warn!(map = %map.name, %error, "the roots are not written; tried again")
-                }
-                None => tracing::info!(map = %map.name, "the roots are written"),
-            }
-        } else if last_error.is_none() {
-            tracing::debug!(map = %map.name, "the roots are written");
+        if error != last_error
+            && let Some(error) = &error
+        {
+            tracing::warn!(map = %map.name, %error, "the roots are not written; tried again");
+        } else if error.is_none() && last_error.is_some() {
+            tracing::info!(map = %map.name, "the roots are written again");
         }
         let pause = if error.is_some() { RETRY } else { LOOK };
         last_error = error;
@@ -87,12 +84,17 @@ async fn write(client: &Client, name: &str, namespace: &str, text: &str) -> kube
 
 fn pem(trust: &Trust, domain: &TrustDomain) -> String {
     let roots = trust.bundles.roots.get(domain).map(Vec::as_slice).unwrap_or_default();
-    roots
-        .iter()
-        .map(|root| {
-            let text = BASE64_STANDARD.encode(root);
-            let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
-            format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-        })
-        .collect()
+    let mut pem = String::new();
+    for root in roots {
+        let text = BASE64_STANDARD.encode(root);
+        let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        for line in
+            [&["-----BEGIN CERTIFICATE-----".into()], lines.as_slice(), &["-----END CERTIFICATE-----".into()]]
+                .concat()
+        {
+            pem.push_str(&line);
+            pem.push('\n');
+        }
+    }
+    pem
 }

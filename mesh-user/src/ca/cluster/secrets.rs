@@ -471,13 +471,17 @@ fn may_pass(error: &SharedStateError) -> bool {
 
 /// Names of keys and certificates; the state itself is kept by its lines.
 fn is_kept(name: &str) -> bool {
-    let known = [".key", ".crt", ".pem", ".json"].iter().any(|end| name.ends_with(end));
+    let known = ["key", "crt", "pem", "json"].iter().any(|extension| has_extension(name, extension));
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     known && !name.starts_with('.') && name.len() <= 128 && name.bytes().all(plain)
 }
 
+fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|own| own == extension)
+}
+
 fn is_key(name: &str) -> bool {
-    name.ends_with(".key") && name != "jwt.key"
+    has_extension(name, "key") && name != "jwt.key"
 }
 
 fn files_of(folder: &Path) -> Outcome<Files> {
@@ -516,7 +520,7 @@ fn replace_files(folder: &Path, files: &Files) -> Outcome<()> {
         crate::ca::files::remove(&folder.join(name)).map_err(failed)?;
     }
     for (name, content) in &files.0 {
-        let mode = if name.ends_with(".key") || name.ends_with(".pem") { 0o600 } else { 0o644 };
+        let mode = if has_extension(name, "key") || has_extension(name, "pem") { 0o600 } else { 0o644 };
         crate::ca::files::write(folder, name, content, mode).map_err(failed)?;
     }
     Ok(())

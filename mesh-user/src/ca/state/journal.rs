@@ -88,10 +88,11 @@ pub(super) fn begin(connection: &Connection) -> rusqlite::Result<()> {
             keys.map(|column| format!("OLD.\"{0}\" IS NOT NEW.\"{0}\"", column.name)).collect();
         let del_if_moved = format!("{del} WHERE {}", moved.join(" OR "));
         let trigger = |event: &str, lines: &[&str]| {
-            let inserts: String =
-                lines.iter().map(|line| format!("INSERT INTO journal (line) SELECT {line}; ")).collect();
+            let inserts: Vec<_> =
+                lines.iter().map(|line| format!("INSERT INTO journal (line) SELECT {line};")).collect();
+            let inserts = inserts.join(" ");
             format!(
-                "CREATE TEMP TRIGGER \"journal_{event}_{name}\" AFTER {event} ON main.\"{name}\" BEGIN {inserts}END;\n"
+                "CREATE TEMP TRIGGER \"journal_{event}_{name}\" AFTER {event} ON main.\"{name}\" BEGIN {inserts} END;\n"
             )
         };
         script += &trigger("INSERT", &[&put]);

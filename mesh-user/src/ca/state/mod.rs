@@ -312,7 +312,7 @@ fn commit(
         {
             let all = all(connection)?;
             not_kept = true;
-            keeper.begin(&all).map_err(said)?;
+            keeper.begin(&all).map_err(|what| said(&what))?;
             not_kept = false;
         }
         let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -327,7 +327,7 @@ fn commit(
         if let Some(keeper) = &mut keeper {
             let lines = journal::take(&transaction)?;
             not_kept = true;
-            keeper.keep(&lines).map_err(said)?;
+            keeper.keep(&lines).map_err(|what| said(&what))?;
             not_kept = false;
             told = true;
         }
@@ -349,7 +349,7 @@ fn commit(
     if not_kept { Err(NotKept) } else { Ok(committed) }
 }
 
-fn said(what: String) -> rusqlite::Error {
+fn said(what: &str) -> rusqlite::Error {
     let failed = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
     rusqlite::Error::SqliteFailure(failed, Some(format!("it is not kept elsewhere: {what}")))
 }

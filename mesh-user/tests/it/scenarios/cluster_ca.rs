@@ -238,7 +238,7 @@ fn tokens_that_prove_nothing_are_refused_and_the_audit_says_why(ground: &Ground)
     service.start()?;
     given.equip(ground)?;
     let cluster = &given.cluster;
-    cluster.apply(&[pod(SYSTEM, "gone", "meshd", "node-a"), pod("shop", "other-b", "other", "node-b")])?;
+    cluster.apply(&[pod(SYSTEM, "gone", "meshd", "node-a")])?;
     let of_gone = cluster.token(SYSTEM, "meshd", AUDIENCE, Some("gone"))?;
     cluster.kubectl(&["-n", SYSTEM, "delete", "pod", "gone", "--grace-period=0", "--force"])?;
     // Of the same name, and another one: what its predecessor's token proves is not its.
