@@ -35,18 +35,23 @@ const LEFT_OUT_ON_7: &[&str] = &[
     "authority::",
     "authorizers::",
     "bulk::",
+    "cluster_ca::",
     "destination::",
     "federation::",
     "fleet::",
     "hostile::",
     "http::",
+    "install::",
     "interop::",
+    "kubernetes_discovery::",
     "lifecycle::",
     "limits::",
     "modes::",
     "neighbours::",
     "operating::",
+    "pods::",
     "policy::",
+    "privileges::",
     "programs::",
     "renewal::",
     "requests::",
@@ -58,18 +63,33 @@ const LEFT_OUT_ON_7: &[&str] = &[
 
 /// Stories left out on every emulated kernel unless somebody asks for them: they ask nothing of the kernel that others do
 /// not, and their bytes are never encrypted by it.
-const LEFT_OUT_EMULATED: &[&str] =
-    &["authority::", "authorizers::", "destination::", "federation::", "renewal::", "requests_", "review::"];
+const LEFT_OUT_EMULATED: &[&str] = &[
+    "authority::",
+    "authorizers::",
+    "cluster_ca::",
+    "destination::",
+    "federation::",
+    "install::",
+    "kubernetes_discovery::",
+    "privileges::",
+    "renewal::",
+    "requests_",
+    "review::",
+];
 
 /// And on those other than [`ALL_STORIES`]: it is programs, requests, policies and outputs that these differ in.
 const LEFT_OUT_UNASKED: &[&str] = &[
     "authority::",
     "authorizers::",
+    "cluster_ca::",
     "destination::",
     "federation::",
     "fleet::",
+    "install::",
+    "kubernetes_discovery::",
     "operating::",
     "policy::",
+    "privileges::",
     "programs::",
     "renewal::",
     "requests::",

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::sys::clock::boot_time;
+use crate::sys::clock::{Alarm, boot_time};
 
 /// First wait after a failed renewal, which doubles up to [`MAX_BACKOFF`], and the shortest after a good one.
 pub(super) const MIN_BACKOFF: Duration = Duration::from_secs(1);
@@ -57,6 +57,11 @@ impl Moment {
 pub(super) trait Clock: Send + Sync {
     /// What both clocks show now.
     fn now(&self) -> Moment;
+
+    /// Rings at a time that [`Self::now`] shows; none: it has to be looked at.
+    fn alarm(&self) -> Option<Alarm> {
+        None
+    }
 }
 
 /// The machine's own.
@@ -65,6 +70,13 @@ pub(super) struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Moment {
         Moment::now()
+    }
+
+    fn alarm(&self) -> Option<Alarm> {
+        let alarm = Alarm::new().inspect_err(|error| {
+            tracing::warn!(%error, "no timer that counts suspend; the clocks are looked at every half minute");
+        });
+        alarm.ok()
     }
 }
 

@@ -165,7 +165,7 @@ fn a_wrong_file_says_where_and_what() {
         ),
         ("node: a\nlimits: { connections: 0 }\n".to_owned(), "node.yaml:2:24: ", "at least 1"),
         ("node: a\nca: { svidLifetimeSeconds: 5 }\n".to_owned(), "node.yaml:2:28: ", "at least 60"),
-        (format!("{workload}selector: {{}} }}\n"), "node.yaml:3:", "exactly one of netns, cgroup, unit, user"),
+        (format!("{workload}selector: {{}} }}\n"), "node.yaml:3:", "exactly one of netns, cgroup, unit, pod, user"),
         (format!("{workload}selector: {{ netns: /a, user: b }} }}\n"), "node.yaml:3:", "exactly one of"),
         (format!("{workload}selector: {{ netns: a }} }}\n"), "node.yaml:3:49: ", "absolute path"),
         (format!("{workload}selector: {{ netns: /a }}, ports: [1] }}\n"), "node.yaml:3:62: ", "captured whole"),
@@ -279,7 +279,7 @@ fn the_schema_knows_the_fields() {
     for field in ["node", "trustDomain", "remoteWorkloads", "accessLog"] {
         assert!(schema["properties"][field].is_object(), "{field} is missing");
     }
-    assert_eq!(schema["$defs"]["Selector"]["oneOf"].as_array().map(Vec::len), Some(4));
+    assert_eq!(schema["$defs"]["Selector"]["oneOf"].as_array().map(Vec::len), Some(5));
 }
 
 #[test]

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     identity::{SpiffeId, Svid, TrustBundles},
-    sys::clock::{Alarm, boot_time},
+    sys::clock::Alarm,
     telemetry::Metrics,
 };
 
@@ -168,9 +168,7 @@ impl SvidStore {
 
     /// Issues and renews until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let alarm = Alarm::new().inspect_err(|error| {
-            tracing::warn!(%error, "no timer that counts suspend; the clocks are looked at every half minute");
-        });
+        let alarm = self.clock.alarm();
         let mut pushed = self.source.pushed();
         // The first day's warning is the one of opening the CA.
         let mut daily = tokio::time::interval_at(Instant::now() + DAY, DAY);
@@ -191,7 +189,7 @@ impl SvidStore {
                 () = shutdown.cancelled() => return,
                 Some(()) = under_way.next(), if !under_way.is_empty() => {}
                 () = self.changed.notified() => due.extend(self.due()),
-                () = sleep(alarm.as_ref().ok(), wake_at) => due.extend(self.due()),
+                () = sleep(&*self.clock, alarm.as_ref(), wake_at) => due.extend(self.due()),
                 _ = daily.tick() => self.warn_of_issuer(SystemTime::now()),
                 () = other_svids(&mut pushed) => self.renew_all(),
             }
@@ -318,13 +316,13 @@ fn validity(svid: &Svid) -> Validity {
 }
 
 /// Ends early when the wall clock was set.
-async fn sleep(alarm: Option<&Alarm>, until: Duration) {
+async fn sleep(clock: &dyn Clock, alarm: Option<&Alarm>, until: Duration) {
     if let Some(alarm) = alarm
         && alarm.ring(until).await.is_ok()
     {
         return;
     }
-    tokio::time::sleep(until.saturating_sub(boot_time()).min(MAX_SLEEP)).await;
+    tokio::time::sleep(until.saturating_sub(clock.now().boot).min(MAX_SLEEP)).await;
 }
 
 /// Pends for ever where the source pushes nothing.

@@ -180,6 +180,11 @@ fn a_running_pod_is_enrolled_and_let_go_and_what_stood_before_lives_on(
     let server = serve(&mesh.server, 7000, &["--echo"])?;
     let web = planned(&mesh, "web", UID);
     let pod = kubelet.run(&mut mesh.pods.wire, "web", UID)?;
+    let _greeter = serve(&mesh.server, 7001, &["--echo"])?;
+    // A connect that it makes before meshd knows of it, to an address of the mesh, is refused.
+    wait_until(PATIENCE, "the pod to be free", || {
+        Ok(probe(&pod.place, mesh.server.at(7001), &["--send", "free", "--shutdown"])?["text"] == "free")
+    })?;
     let stays = ["--send", "before", "--wait-ms", "12000"];
     let before = start_probe(&pod.place, mesh.server.at(7000), &stays)?;
     wait_event(&server, "the connection from before", |event| event["event"] == "accepted")?;
