@@ -129,6 +129,7 @@ mod tests {
     use super::*;
     use crate::{
         ca::proto::{meshd::Bundle, workload::X509svid},
+        identity::JwtAuthorities,
         tls::test_pki::{Leaf, TestCa},
     };
 
@@ -149,7 +150,7 @@ mod tests {
         assert!(remote::parse_trust(&TrustDomain::cluster_local(), &state).is_ok());
         trust_message(&state.encode_to_vec());
         let written =
-            spiffe_bundle::write(&[ca.root()], &Default::default(), SystemTime::UNIX_EPOCH).unwrap();
+            spiffe_bundle::write(&[ca.root()], &JwtAuthorities::default(), SystemTime::UNIX_EPOCH).unwrap();
         bundle(&written.to_string());
 
         let key = rcgen::KeyPair::generate().unwrap();

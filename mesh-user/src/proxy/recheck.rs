@@ -38,10 +38,10 @@ pub(super) fn recheck_one(mesh: &Mesh, live: &Arc<Live>) {
 }
 
 fn no_longer_allowed(mesh: &Mesh, view: &View, live: &Live) -> Option<CloseReason> {
-    if let Some((peer, role)) = &live.peer {
-        if let Err(cause) = mesh.tls.verifier().verify_live(peer, *role) {
-            return Some(CloseReason::Trust(cause));
-        }
+    if let Some((peer, role)) = &live.peer
+        && let Err(cause) = mesh.tls.verifier().verify_live(peer, *role)
+    {
+        return Some(CloseReason::Trust(cause));
     }
     let world = view.world();
     let Some(workload) = world.by_name(&live.workload.namespace, &live.workload.name) else {

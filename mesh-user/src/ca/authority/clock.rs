@@ -242,7 +242,7 @@ mod tests {
         let mut seen = Seen::first(start());
         for n in 1..=1000 {
             let (boot, wall) =
-                (start().boot + n * 5 * second, start().wall + n * Duration::from_micros(5_002_000));
+                (start().boot + n * 5 * second, start().wall + n * (5 * second + Duration::from_millis(2)));
             seen = seen.follow(Moment { boot, wall }, HOUR);
         }
         assert_eq!(seen.ahead(), Duration::ZERO);

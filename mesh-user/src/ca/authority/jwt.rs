@@ -141,18 +141,15 @@ fn enter(
     now: i64,
 ) -> rusqlite::Result<()> {
     rows::count_up(connection, true, now)?;
-    match stage {
-        Stage::Withdrawn => {
-            jwt.remove(&row.kid).map_err(refuse)?;
-            connection.execute("DELETE FROM jwt_keys WHERE kid = ?1", [&row.kid])?;
+    if stage == Stage::Withdrawn {
+        jwt.remove(&row.kid).map_err(refuse)?;
+        connection.execute("DELETE FROM jwt_keys WHERE kid = ?1", [&row.kid])?;
+    } else {
+        jwt.sign_with(&row.kid).map_err(refuse)?;
+        for other in all(connection)?.into_iter().filter(|other| other.stage == Stage::Active) {
+            put(connection, &Row { stage: Stage::Retiring, since: now, ..other })?;
         }
-        _ => {
-            jwt.sign_with(&row.kid).map_err(refuse)?;
-            for other in all(connection)?.into_iter().filter(|other| other.stage == Stage::Active) {
-                put(connection, &Row { stage: Stage::Retiring, since: now, ..other })?;
-            }
-            put(connection, &Row { stage, since: now, ..row.clone() })?;
-        }
+        put(connection, &Row { stage, since: now, ..row.clone() })?;
     }
     tracing::info!(kid = row.kid, ?stage, "a JWT key's stage");
     Ok(())
@@ -249,7 +246,10 @@ pub(super) fn status(connection: &Connection, shared: &Shared) -> rusqlite::Resu
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        Stage::{Active, Retiring, Trusted},
+        *,
+    };
 
     #[test]
     fn after_a_crash_the_state_follows_the_file() {
@@ -258,7 +258,6 @@ mod tests {
         let stages = |known: &[Row]| {
             as_in_file(&kids, known, 9, 7).into_iter().map(|row| row.stage).collect::<Vec<_>>()
         };
-        use Stage::{Active, Retiring, Trusted};
         for (what, known, expected) in [
             ("a state of before there were rotations", vec![], [Active, Retiring, Retiring]),
             ("a key was made", vec![row("a", Active), row("b", Retiring)], [Active, Retiring, Trusted]),

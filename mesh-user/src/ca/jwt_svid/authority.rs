@@ -221,8 +221,11 @@ impl Keys {
     }
 }
 
-/// The keys of the file, and how each is written there (PKCS #8).
-fn read_all(directory: &Path) -> Result<Vec<(Key, Zeroizing<Vec<u8>>)>, CaError> {
+/// A key, and how it is written (PKCS #8).
+type Written = (Key, Zeroizing<Vec<u8>>);
+
+/// The keys of the file.
+fn read_all(directory: &Path) -> Result<Vec<Written>, CaError> {
     let path = directory.join(KEYS);
     let invalid = |what: String| CaError::Invalid { path: path.clone(), what };
     let text = files::read_secret(&path)?.ok_or_else(|| invalid("is gone: restore it".to_owned()))?;
