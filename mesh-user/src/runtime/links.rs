@@ -63,7 +63,9 @@ impl Links {
     /// Keeps those of these pods only.
     pub(super) fn retain(&mut self, is_wanted: impl Fn(&PodUid) -> bool) {
         let gone: Vec<_> = self.held.keys().filter(|pod| !is_wanted(pod)).cloned().collect();
-        gone.iter().for_each(|pod| self.release(pod));
+        for pod in &gone {
+            self.release(pod);
+        }
         while self.leaving.front().is_some_and(|(since, _)| since.elapsed() > GRACE) {
             self.leaving.pop_front();
         }

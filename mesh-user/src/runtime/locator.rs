@@ -182,7 +182,7 @@ impl Finder {
                 continue;
             }
             let found = cri.whereabouts(&sandbox.id).await?;
-            match found.and_then(|found| self.open(&pod.uid, &found)) {
+            match found.and_then(|found| open(&pod.uid, &found)) {
                 Ok(netns) => match self.take(&pod.uid, netns) {
                     Ok(()) => drop(self.sandboxes.insert(pod.uid.clone(), sandbox.id.clone())),
                     Err(why) => drop(whys.insert(pod.uid.clone(), why)),
@@ -192,21 +192,6 @@ impl Finder {
         }
         self.cri = Some(cri);
         Ok(whys)
-    }
-
-    /// By the file, by the process, and by both only where they agree.
-    fn open(&self, pod: &PodUid, found: &Whereabouts) -> Result<NetNs, String> {
-        let by_file = found.netns.as_deref().map(|path| open_file(path));
-        let by_process = found.pid.map(|pid| open_process(pid, pod));
-        match (by_file, by_process) {
-            (Some(Ok(file)), Some(Ok(process))) if file.cookie() != process.cookie() => {
-                Err("the container runtime's process and file of it are of two network namespaces".to_owned())
-            }
-            (Some(Ok(netns)), _) | (_, Some(Ok(netns))) => Ok(netns),
-            (Some(Err(why)), Some(Err(other))) => Err(format!("{why}; {other}")),
-            (Some(Err(why)), None) | (None, Some(Err(why))) => Err(why),
-            (None, None) => Err("the container runtime names no network namespace".to_owned()),
-        }
     }
 
     /// Looks in the cgroup tree; why pods were not found.
@@ -236,6 +221,21 @@ impl Finder {
             return Err(format!("pod {other} has the same network namespace"));
         }
         self.links.hold(pod, netns).map_err(|error| format!("its namespace cannot be handed on: {error}"))
+    }
+}
+
+/// By the file, by the process, and by both only where they agree.
+fn open(pod: &PodUid, found: &Whereabouts) -> Result<NetNs, String> {
+    let by_file = found.netns.as_deref().map(open_file);
+    let by_process = found.pid.map(|pid| open_process(pid, pod));
+    match (by_file, by_process) {
+        (Some(Ok(file)), Some(Ok(process))) if file.cookie() != process.cookie() => {
+            Err("the container runtime's process and file of it are of two network namespaces".to_owned())
+        }
+        (Some(Ok(netns)), _) | (_, Some(Ok(netns))) => Ok(netns),
+        (Some(Err(why)), Some(Err(other))) => Err(format!("{why}; {other}")),
+        (Some(Err(why)), None) | (None, Some(Err(why))) => Err(why),
+        (None, None) => Err("the container runtime names no network namespace".to_owned()),
     }
 }
 

@@ -229,6 +229,11 @@ fn handshake_histogram() -> Histogram {
     Histogram::new((0..16).map(|n| 0.000_25 * f64::from(1_u32 << n)))
 }
 
+fn register_build(registry: &mut Registry, node: &str) {
+    let build = BuildLabels { version: env!("CARGO_PKG_VERSION"), node: node.to_owned() };
+    registry.register("meshd_build", "Version of meshd and the node's name", Info::new(build));
+}
+
 impl Metrics {
     /// All families registered, every fixed-label counter at zero so that rates exist from the start.
     pub fn new(node: &str, limits: MetricsLimits) -> Self {
@@ -242,8 +247,7 @@ impl Metrics {
         registry.register_collector(Box::new(Arc::clone(&istio)));
         registry.register_collector(Box::new(Arc::clone(&istio_requests)));
         registry.register_collector(Box::new(ProcessCollector::new()));
-        let build = BuildLabels { version: env!("CARGO_PKG_VERSION"), node: node.to_owned() };
-        registry.register("meshd_build", "Version of meshd and the node's name", Info::new(build));
+        register_build(&mut registry, node);
         let r = &mut registry;
         let relays = Relays {
             // Not plain `meshd_connections`: an OpenMetrics counter's family may not share its name with a gauge.

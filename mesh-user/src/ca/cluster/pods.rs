@@ -101,16 +101,17 @@ mod tests {
             });
             Some(serde_json::from_value::<Pod>(pod).unwrap())
         };
-        for (pod, node) in vec![
-            (pod("u", Some("n1"), "Running"), Ok("n1")),
-            (pod("u", Some("n1"), "Pending"), Ok("n1")),
-            (pod("other", Some("n1"), "Running"), Err("the pod of that name is another one")),
-            (pod("u", None, "Pending"), Err("the pod runs on no node")),
-            (pod("u", Some(""), "Pending"), Err("the pod runs on no node")),
-            (pod("u", Some("n1"), "Failed"), Err("the pod has ended")),
+        for (asked, node) in [
+            (Some(("u", Some("n1"), "Running")), Ok("n1")),
+            (Some(("u", Some("n1"), "Pending")), Ok("n1")),
+            (Some(("other", Some("n1"), "Running")), Err("the pod of that name is another one")),
+            (Some(("u", None, "Pending")), Err("the pod runs on no node")),
+            (Some(("u", Some(""), "Pending")), Err("the pod runs on no node")),
+            (Some(("u", Some("n1"), "Failed")), Err("the pod has ended")),
             (None, Err("there is no such pod")),
         ] {
-            assert_eq!(judge(pod, "u"), node.map(str::to_owned));
+            let seen = asked.and_then(|(uid, node, phase)| pod(uid, node, phase));
+            assert_eq!(judge(seen, "u"), node.map(str::to_owned));
         }
     }
 }

@@ -127,7 +127,7 @@ impl Given {
         Ok(Service { place: self.ca.clone(), dir, prefix: Vec::new(), program: None })
     }
 
-    /// Gives both nodes the roots of the ConfigMap and their agents' tokens.
+    /// Gives both nodes the roots of the `ConfigMap` and their agents' tokens.
     fn equip(&mut self, ground: &Ground) -> anyhow::Result<()> {
         let roots = ground.dir().join("root-cert.pem");
         wait_until(PATIENCE, "the ConfigMap with the roots", || {
@@ -174,7 +174,7 @@ fn wait_audit(
         found = audit(service).into_iter().skip(before).find(&is_it);
         Ok(found.is_some())
     })
-    .with_context(|| audit(service).iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    .with_context(|| format!("{:#?}", audit(service)))?;
     found.context("it was found")
 }
 
