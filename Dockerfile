@@ -2,7 +2,7 @@
 #
 # Built as on any machine (`cargo xtask build` installs what it needs), on the Debian whose C library the image has. What is left
 # is two programs, glibc and libgcc: no shell, no package manager. Not linked statically: glibc looks names up by modules that it
-# loads, and Rust's musl target could not be had where this was written. This file has not been built there either.
+# loads, and a build for musl has not been tried. This file has not been built where it was written, for want of an engine.
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock deny.toml ./

@@ -500,36 +500,13 @@ impl AuthorityConfig {
             check(SpiffeId::is_segment(&socket.node), "unixSocket.node", NODE_NAME);
         }
         if let Some(kubernetes) = &self.kubernetes {
-            let any = kubernetes.audiences.iter().all(|a| !a.is_empty()) && !kubernetes.audiences.is_empty();
-            check(any, "kubernetes.audiences", "name at least one: a token for anybody proves nothing");
-            for (i, account) in kubernetes.node_agents.iter().enumerate() {
-                let good = account.split_once('/').is_some_and(|(namespace, name)| {
-                    SpiffeId::is_segment(namespace) && SpiffeId::is_segment(name)
-                });
-                check(good, &format!("kubernetes.nodeAgents[{i}]"), "write namespace/name");
-            }
-            if let Some(state) = &kubernetes.state {
-                let path = |field: &str| format!("kubernetes.state.{field}");
-                check(is_object_name(&state.secret), &path("secret"), OBJECT_NAME);
-                check(is_object_name(&state.lease), &path("lease"), OBJECT_NAME);
-                let namespace = state.namespace.as_deref().is_none_or(is_object_name);
-                check(namespace, &path("namespace"), OBJECT_NAME);
-                let long = (5..=3600).contains(&state.lease_seconds);
-                check(long, &path("leaseSeconds"), "must be 5 to 3600");
-                let plugged = "cannot be with pluggedIn, whose keys the Secrets do not have";
-                check(self.plugged_in.is_none(), "kubernetes.state", plugged);
-            }
-            if let Some(roots) = &kubernetes.roots {
-                check(is_object_name(&roots.config_map), "kubernetes.roots.configMap", OBJECT_NAME);
-                for (i, namespace) in roots.namespaces.iter().enumerate() {
-                    check(
-                        is_object_name(namespace),
-                        &format!("kubernetes.roots.namespaces[{i}]"),
-                        OBJECT_NAME,
-                    );
-                }
-            }
+            kubernetes.check(&mut check);
+            let shared = kubernetes.state.is_some() && self.plugged_in.is_some();
+            let plugged = "cannot be with pluggedIn, whose keys the Secrets do not have";
+            check(!shared, "kubernetes.state", plugged);
         }
+        let days = self.rotation.jwt_key_days;
+        check(days > 0, "rotation.jwtKeyDays", "must be at least 1; automatic: false switches rotation off");
         for (i, node) in self.nodes.iter().enumerate() {
             let path = format!("nodes[{i}].name");
             check(SpiffeId::is_segment(&node.name), &path, NODE_NAME);
@@ -547,6 +524,35 @@ impl AuthorityConfig {
             check(value > 0, &format!("limits.{name}"), "must be at least 1");
         }
         wrong
+    }
+}
+
+impl KubernetesConfig {
+    /// Tells `check` of each of its fields whether it is good, where it is, and what is wrong otherwise.
+    fn check(&self, check: &mut impl FnMut(bool, &str, &str)) {
+        let any = self.audiences.iter().all(|a| !a.is_empty()) && !self.audiences.is_empty();
+        check(any, "kubernetes.audiences", "name at least one: a token for anybody proves nothing");
+        for (i, account) in self.node_agents.iter().enumerate() {
+            let good = account.split_once('/').is_some_and(|(namespace, name)| {
+                SpiffeId::is_segment(namespace) && SpiffeId::is_segment(name)
+            });
+            check(good, &format!("kubernetes.nodeAgents[{i}]"), "write namespace/name");
+        }
+        if let Some(state) = &self.state {
+            let path = |field: &str| format!("kubernetes.state.{field}");
+            check(is_object_name(&state.secret), &path("secret"), OBJECT_NAME);
+            check(is_object_name(&state.lease), &path("lease"), OBJECT_NAME);
+            let namespace = state.namespace.as_deref().is_none_or(is_object_name);
+            check(namespace, &path("namespace"), OBJECT_NAME);
+            let long = (5..=3600).contains(&state.lease_seconds);
+            check(long, &path("leaseSeconds"), "must be 5 to 3600");
+        }
+        if let Some(roots) = &self.roots {
+            check(is_object_name(&roots.config_map), "kubernetes.roots.configMap", OBJECT_NAME);
+            for (i, namespace) in roots.namespaces.iter().enumerate() {
+                check(is_object_name(namespace), &format!("kubernetes.roots.namespaces[{i}]"), OBJECT_NAME);
+            }
+        }
     }
 }
 
@@ -594,6 +600,12 @@ mod tests {
 
     fn error(text: &str) -> String {
         AuthorityConfig::parse(text, "ca.yaml").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn keys_that_would_never_rest_are_refused() {
+        let error = error("trustDomain: mesh.test\nrotation: { jwtKeyDays: 0 }\n");
+        assert!(error.contains("ca.yaml:2") && error.contains("at least 1"), "{error}");
     }
 
     #[test]

@@ -57,7 +57,6 @@ pub(super) fn denied(view: &View, client: &Workload, live: &Live) -> Option<Clos
     let reached = live.record.destination.address;
     let wanted = live.record.original_destination.unwrap_or(reached);
     let tls = rule(view, client, wanted).map(|applied| applied.tls);
-    let policy = |why: &str| Some(CloseReason::Policy(why.to_owned()));
     let Some(remote) = &live.remote else {
         return match view.world().resolve(wanted) {
             Destination::External { .. } => not_as_asked(view, Way::to_outside(tls), None, live, wanted),
@@ -67,13 +66,14 @@ pub(super) fn denied(view: &View, client: &Workload, live: &Live) -> Option<Clos
             {
                 not_as_asked(view, Way::to_outside(tls), None, live, wanted)
             }
-            _ if live.server.is_some() => policy("its destination is no longer known by name"),
+            _ if live.server.is_some() => {
+                Some(CloseReason::Policy("its destination is no longer known by name".to_owned()))
+            }
             _ => None,
         };
     };
-    let Some(remote) = view.world().by_name(&remote.namespace, &remote.name) else {
-        return policy("its destination is no longer a workload of the mesh");
-    };
+    // One that has left the mesh proved itself when the connection began.
+    let remote = view.world().by_name(&remote.namespace, &remote.name)?;
     let mode = view.snapshot.policies.for_workload(remote.id).mode(reached.port());
     not_as_asked(view, Way::to_workload(tls, mode), Some((remote, mode)), live, wanted)
 }

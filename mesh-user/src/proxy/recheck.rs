@@ -1,5 +1,6 @@
 //! Live connections are decided again when policy, trust or the world changes; what is no longer allowed is
-//! reset at once. A certificate that has merely expired since its handshake ends no connection, and neither does a wall
+//! reset at once. What stops being a workload of the mesh keeps the connections that it has: nothing is decided for it any
+//! more, but who is trusted. A certificate that has merely expired since its handshake ends no connection, and neither does a wall
 //! clock that is set: both are judged at the time of the handshake.
 
 use std::sync::Arc;
@@ -44,9 +45,7 @@ fn no_longer_allowed(mesh: &Mesh, view: &View, live: &Live) -> Option<CloseReaso
         return Some(CloseReason::Trust(cause));
     }
     let world = view.world();
-    let Some(workload) = world.by_name(&live.workload.namespace, &live.workload.name) else {
-        return Some(CloseReason::Policy("its workload is no longer enrolled".to_owned()));
-    };
+    let workload = world.by_name(&live.workload.namespace, &live.workload.name)?;
     match live.record.direction {
         Direction::Inbound => inbound_denied(view, workload, live),
         Direction::Outbound => destination::denied(view, workload, live),

@@ -197,8 +197,12 @@ fn a_running_pod_is_enrolled_and_let_go_and_what_stood_before_lives_on(
         Ok(mesh.a.access_log().iter().any(|line| line.to_string().contains("/sa/web")))
     })?;
     eprintln!("from the file to a meshed connection of a running pod: {:?}", labelled.elapsed());
-    let during = probe(&pod.place, mesh.server.at(7000), &["--send", MARKER, "--shutdown"])?;
-    ensure!(during["text"] == MARKER, "{during}");
+    let during = start_probe(&pod.place, mesh.server.at(7000), &["--send", MARKER, "--wait-ms", "12000"])?;
+    let of_the_pod = || -> anyhow::Result<usize> {
+        let rows = mesh.a.ctl_json(&["connections"])?;
+        Ok(rows.as_array().into_iter().flatten().filter(|row| row["workload"] == "shop/web").count())
+    };
+    wait_until(PATIENCE, "the meshed connection", || Ok(of_the_pod()? == 1))?;
     mesh.workloads.pop();
     mesh.configure()?;
     wait_until(PATIENCE, "the pod to be let go", || {
@@ -206,8 +210,10 @@ fn a_running_pod_is_enrolled_and_let_go_and_what_stood_before_lives_on(
         probe(&pod.place, mesh.server.at(7000), &["--send", "let go at last", "--shutdown"])?;
         Ok(capture.stop()?.must_not_show("let go at last").is_err())
     })?;
-    let seen = last_line(&before.finish(PATIENCE)?)?;
-    ensure!(seen["text"] == "before" && seen["ended"] == "open", "it did not live on: {seen}");
+    for (stood, text) in [(before, "before"), (during, MARKER)] {
+        let seen = last_line(&stood.finish(PATIENCE)?)?;
+        ensure!(seen["text"] == text && seen["ended"] == "open", "{text} did not live on: {seen}");
+    }
     capture.stop()?.must_not_show(MARKER)
 }
 
