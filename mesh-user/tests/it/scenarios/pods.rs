@@ -200,7 +200,12 @@ fn a_running_pod_is_enrolled_and_let_go_and_what_stood_before_lives_on(
     let during = start_probe(&pod.place, mesh.server.at(7000), &["--send", MARKER, "--wait-ms", "12000"])?;
     let of_the_pod = || -> anyhow::Result<usize> {
         let rows = mesh.a.ctl_json(&["connections"])?;
-        Ok(rows.as_array().into_iter().flatten().filter(|row| row["workload"] == "shop/web").count())
+        Ok(rows["connections"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|row| row["workload"] == "shop/web")
+            .count())
     };
     wait_until(PATIENCE, "the meshed connection", || Ok(of_the_pod()? == 1))?;
     mesh.workloads.pop();
