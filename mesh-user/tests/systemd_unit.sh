@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs deploy/systemd/meshd.service under a systemd of its own, in a machine made for it (`cargo xtask vm`): installs it as
+# Runs deploy/systemd's units under a systemd of its own, in a machine made for it (`cargo xtask vm`): installs meshd.service as
 # docs/operations.md says, then starts, reloads, kills, restarts and stops it, with traffic between two workloads
-# as the judge. Never run it elsewhere: it writes to /etc and /usr/bin and attaches to the root of the cgroup tree.
+# as the judge; then meshd-ca.service as docs/authority.md says, with meshd as its agent. Never run it elsewhere: it writes to /etc and /usr/bin and attaches to the root of the cgroup tree.
 #
 # usage: systemd_unit.sh FOLDER_OF_MESHD FOLDER_OF_DEPLOY
 set -euo pipefail
@@ -26,7 +26,7 @@ until_true() { # SECONDS WHAT COMMAND...
 		sleep 0.2
 	done
 }
-property() { control show --value --property "$1" meshd; }
+property() { control show --value --property "$1" "${2:-meshd}"; }
 page() { ip netns exec "$1" curl -sS --max-time 10 http://10.9.0.2:8080/ 2>&1; }
 must_serve() { [ "$(page client)" = "hello from the server" ] || fail "$1: the client is not served: $(page client)"; }
 must_refuse() { if page "$2" | grep -q hello; then fail "$1: $2 was served"; fi; }
@@ -144,5 +144,44 @@ must_refuse "stopped, hooks kept" client
 meshctl cleanup || fail "cleanup"
 page outsider | grep -q hello || fail "the network is not as before after cleanup"
 say "hooks that were kept refused, and cleanup took them away"
+
+# The CA of a fleet, and this machine's meshd as its agent.
+useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin meshd-ca
+install -m 644 "$deploy/systemd/meshd-ca.service" /etc/systemd/system/
+cat >/etc/meshd/ca.yaml <<-YAML
+	trustDomain: cluster.local
+	dnsNames: [ca.example.com]
+	unixSocket: { path: /run/meshd-ca/agents.sock, node: node-a }
+	nodes: [ { name: node-a, identities: ["spiffe://cluster.local/ns/shop/*"] } ]
+	audit: { file: /var/log/meshd-ca/audit.json }
+YAML
+mkdir -p /etc/systemd/system/meshd-ca.service.d
+printf '[Service]\nStandardError=append:/run/meshd-ca.log\n' >/etc/systemd/system/meshd-ca.service.d/test.conf
+log=/run/meshd-ca.log
+meshctl ca config-validate /etc/meshd/ca.yaml || fail "the CA's file is not valid"
+systemd-analyze verify /etc/systemd/system/meshd-ca.service || fail "systemd-analyze finds fault with the CA's unit"
+control daemon-reload
+control start meshd-ca || fail "start of the CA"
+meshctl ca status || fail "meshctl ca status"
+ca=$(property MainPID meshd-ca)
+[ "$(ps -o user= -C meshd | sort -u)" = meshd-ca ] || fail "the CA is not a user of its own"
+cat >>/etc/meshd/node.yaml <<-YAML
+	ca: { provider: meshd-ca, address: "unix:/run/meshd-ca/agents.sock" }
+YAML
+log=/run/meshd.log
+control start meshd || fail "start as the CA's agent"
+must_serve "with the CA's certificates"
+must_refuse "with the CA's certificates" outsider
+grep -q '"identity":"spiffe://cluster.local/ns/shop/sa/default"' /var/log/meshd-ca/audit.json || fail "the audit knows of no certificate"
+pkill -KILL -u meshd-ca -x meshd
+must_serve "while the CA is dead"
+until_true 120 "the CA's restart" eval '[ "$(property NRestarts meshd-ca)" -ge 1 ] && meshctl ca status >/dev/null 2>&1'
+[ "$(property MainPID meshd-ca)" != "$ca" ] || fail "the same CA after kill -9"
+control reload meshd-ca || fail "a reload of the CA"
+control restart meshd || fail "a restart of the CA's agent"
+must_serve "after the CA was killed"
+control stop meshd meshd-ca || fail "stop of both"
+[ "$(property Result meshd-ca)" = success ] || fail "stop of the CA: $(property Result meshd-ca)"
+say "the CA served its agent, was killed and came back"
 kill -KILL "$systemd"
 say "all of it worked"

@@ -1,6 +1,8 @@
 //! Server and client over a real socket. The caller is this process, which is the workload of its own user; that others
 //! are not is told by the stories, which have namespaces and cgroups.
 
+mod spiffe_crate;
+
 use std::{
     path::PathBuf,
     process::{Command, Stdio},
