@@ -20,6 +20,7 @@ pub(super) const STORIES: &[Story] = stories![
     SpiffeClient 120:
         a_program_gets_the_svids_of_its_workload_and_no_other,
         a_program_that_leaves_its_workload_gets_nothing_more,
+        tokens_are_believed_while_the_key_that_signs_them_changes,
         a_workload_that_is_taken_out_of_the_file_gets_nothing_more;
 ];
 
@@ -110,6 +111,31 @@ fn a_program_gets_the_svids_of_its_workload_and_no_other(ground: &Ground) -> any
     ensure!(!log.contains("PRIVATE KEY") && !log.contains("eyJ"), "meshd's log shows a key or a token");
     ensure!(key.contains("PRIVATE KEY"), "the authority's key is where it belongs");
     Ok(())
+}
+
+fn tokens_are_believed_while_the_key_that_signs_them_changes(ground: &Ground) -> anyhow::Result<()> {
+    let (mesh, _batch) = given(ground)?;
+    let mut program = client(&mesh, &mesh.client, &["keep", "shop"])?.start()?;
+    program.wait_to_say("signed by", PATIENCE)?;
+    let keys = || -> anyhow::Result<usize> {
+        let status = mesh.a.ctl_json(&["ca", "status", "--embedded"])?;
+        Ok(status["keys"]["jwtKeys"].as_array().map_or(0, Vec::len))
+    };
+    ensure!(keys()? == 1, "there is more than one key before");
+    mesh.a.ctl(&["ca", "rotate", "jwt", "--embedded"])?.succeeded()?;
+    ensure!(keys()? == 2, "there is no second key");
+    ensure!(
+        program.stdout().lines().count() == 1,
+        "the new key signs before it is known: {}",
+        program.stdout()
+    );
+    mesh.a.ctl(&["ca", "rotate", "jwt", "--embedded", "--advance", "--force"])?.succeeded()?;
+    wait_until(PATIENCE, "a token of the new key", || {
+        ensure!(program.is_running(), "a token was not believed: {}", program.stderr());
+        Ok(program.stdout().lines().count() == 2)
+    })?;
+    ensure!(keys()? == 2, "the old key went before its last token ended");
+    program.kill_hard()
 }
 
 fn a_program_that_leaves_its_workload_gets_nothing_more(ground: &Ground) -> anyhow::Result<()> {

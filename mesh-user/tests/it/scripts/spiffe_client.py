@@ -2,11 +2,13 @@
 
 spiffe_client.py SOCKET once AUDIENCE    one JSON object about everything it got, or about the refusal
 spiffe_client.py SOCKET watch            a line per update of its X.509 context, and one for the error that ends it
+spiffe_client.py SOCKET keep AUDIENCE    a line per key that signs its tokens; ends when its first token is not believed
 """
 
 import json
 import sys
 import threading
+import time
 
 import grpc
 from spiffe import JwtSvid, TrustDomain, WorkloadApiClient
@@ -70,12 +72,31 @@ def watch(client):
     ended.wait()
 
 
+def keep(client, audience):
+    first, signer = None, None
+    while True:
+        token = client.fetch_jwt_svid(audience={audience}, timeout=20).token
+        first = first or token
+        bundles = client.fetch_jwt_bundles(timeout=20)
+        bundle = bundles.get_bundle_for_trust_domain(TrustDomain("cluster.local"))
+        for one in (first, token):
+            JwtSvid.parse_and_validate(one, bundle, {audience})
+            client.validate_jwt_svid(one, audience, timeout=20)
+        header = token.split(".")[0]
+        if header != signer:
+            signer = header
+            print("signed by", header, flush=True)
+        time.sleep(0.2)
+
+
 def main():
     socket, mode = sys.argv[1:3]
     with WorkloadApiClient(socket_path=socket) as client:
         if mode == "watch":
             watch(client)
             return
+        if mode == "keep":
+            keep(client, sys.argv[3])
         try:
             answer = once(client, sys.argv[3])
         except WorkloadApiError as error:
