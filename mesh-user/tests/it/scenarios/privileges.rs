@@ -121,7 +121,7 @@ impl Scene {
             Ok(inbound.any(|line| line["peer_spiffe_id"].is_string() && kept(&line)))
         })?;
         // Else a connect to nobody succeeds, and is reset right after: too soon for curl to tell the difference.
-        let form = &self.node.ctl_json(&["status"])?["captureForm"];
+        let form = &self.node.ctl_json(&["status"])?["capture_form"];
         ensure!(form == "hold", "connects are captured in the form {form}");
         let began = Instant::now();
         let refused = self.curl(&[], NOBODY)?;
