@@ -81,19 +81,26 @@ impl Pods {
         };
         let known = watch::Sender::new(Arc::new(Vec::new()));
         let locator = Locator::start(settings, known.subscribe(), stop.clone())?;
-        if locator.tree.borrow().root.is_none() {
-            tracing::warn!(
-                "the kubelet's cgroups are not found: no pod can wait to be enrolled (kubernetes.podsCgroup)"
-            );
-        }
-        Ok(Self {
+        let pods = Self {
             told: Mutex::default(),
             asks_cluster: cluster.enabled,
             known,
             locator,
             refuse: cluster.before_enrolment == BeforeEnrolment::Refuse,
             unknown: Mutex::default(),
-        })
+        };
+        if let Some(problem) = pods.problem() {
+            tracing::warn!("{problem}");
+        }
+        Ok(pods)
+    }
+
+    /// What an operator must act on.
+    pub(super) fn problem(&self) -> Option<&'static str> {
+        self.locator.tree.borrow().root.is_none().then_some(
+            "the kubelet's cgroups are not found, so a pod that starts is open until it is enrolled: set \
+             kubernetes.podsCgroup",
+        )
     }
 
     /// Takes over what the node's file says.

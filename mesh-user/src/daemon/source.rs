@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     cluster::{self, Cluster},
+    pods::Pods,
     reload::Runtime,
     review,
 };
@@ -75,6 +76,7 @@ impl AdminSource for Source {
             problems
                 .push("sameNode: kernel is not in force: restart meshd, and see meshctl check".to_owned());
         }
+        problems.extend(self.runtime.pods.as_ref().and_then(Pods::problem).map(str::to_owned));
         problems.extend(certificate_problems(&mesh.svids.summary(SystemTime::now())));
         problems.extend(self.runtime.federation.problems());
         problems.extend(review::key_problems(&mesh.keys.status()));
