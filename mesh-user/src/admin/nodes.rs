@@ -8,12 +8,11 @@ use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
 use kube::{
     Api, Client, Config,
     api::{ListParams, Patch, PatchParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Deserialize, Serialize};
 
 use super::api::Status;
-use crate::runtime::Access;
+use crate::runtime::{self, Access};
 
 /// Where agents run unless somebody installed them elsewhere.
 pub const DEFAULT_NAMESPACE: &str = "meshd-system";
@@ -139,11 +138,7 @@ pub struct Writer {
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, NodesError> {
     let failed = |error: &dyn std::fmt::Display| NodesError::Kubeconfig(error.to_string());
     let mut config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
-            let options = KubeConfigOptions::default();
-            Config::from_custom_kubeconfig(file, &options).await.map_err(|e| failed(&e))?
-        }
+        Some(path) => runtime::kubeconfig(path).await.map_err(|e| failed(&e))?,
         None => Config::infer().await.map_err(|e| failed(&e))?,
     };
     config.connect_timeout = Some(TIMEOUT);

@@ -35,7 +35,6 @@ use std::{
 use clap::Parser;
 
 use args::{Arguments, CaCommand, Command, ConfigCommand};
-use mesh_user::capture::canary;
 
 /// `policy explain` said deny.
 const EXIT_DENIED: u8 = 3;
@@ -79,10 +78,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Nodes { kubeconfig, namespace } => {
             return nodes::run(kubeconfig.as_deref(), namespace, format, &mut out);
         }
-        Command::CanaryPeer { held, client, server, cgroup_processes } => {
-            let play = if *held { canary::run_held_peer } else { canary::run_peer };
-            play(client, server, cgroup_processes.as_deref())?;
-        }
+        Command::CanaryPeer(part) => part.play()?,
         Command::Ca(CaCommand::Intermediate { config, out: folder }) => {
             offline::issue_intermediate(config, folder)?;
             let text = format!("wrote ca.crt, intermediate.crt and intermediate.key to {}", folder.display());

@@ -29,17 +29,7 @@ enum Command {
     },
     /// The canary's child; started by meshd itself.
     #[command(name = canary::PEER_COMMAND, hide = true)]
-    CanaryPeer {
-        /// Play the part in which connects are held.
-        #[arg(long)]
-        held: bool,
-        /// The client's network namespace.
-        client: PathBuf,
-        /// The server's network namespace.
-        server: PathBuf,
-        /// The `cgroup.procs` to move to.
-        cgroup_processes: Option<PathBuf>,
-    },
+    CanaryPeer(canary::PeerPart),
 }
 
 fn main() -> ExitCode {
@@ -48,10 +38,7 @@ fn main() -> ExitCode {
         Command::Ca { config } => {
             mesh_user::daemon::run_authority(&config).map_err(|error| error.to_string())
         }
-        Command::CanaryPeer { held, client, server, cgroup_processes } => {
-            let play = if held { canary::run_held_peer } else { canary::run_peer };
-            play(&client, &server, cgroup_processes.as_deref()).map_err(|error| error.to_string())
-        }
+        Command::CanaryPeer(part) => part.play().map_err(|error| error.to_string()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

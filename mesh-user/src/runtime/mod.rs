@@ -1,6 +1,7 @@
 //! Where the pods of this node live: asked of the container runtime (CRI), else looked for in the cgroup tree.
 
 mod access;
+mod api_server;
 mod cri;
 mod info;
 mod links;
@@ -12,6 +13,7 @@ mod watch;
 use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
 
 pub use access::Access;
+pub use api_server::{KubernetesError, api_server, client, kubeconfig};
 pub use cri::{CriError, DEFAULT_SOCKETS};
 pub use locator::{Locator, LocatorSettings};
 pub use tree::{PodCgroup, PodTree};

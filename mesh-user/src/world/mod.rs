@@ -17,6 +17,7 @@ use std::{
 
 pub use additions::{AddedEndpoint, AddedPort, AddedService, AddedWorkload, Additions, Front};
 pub use build::WorldError;
+pub(crate) use shared::one_of;
 
 use crate::{
     config::{ForwardedForConfig, SameNode, Selector},

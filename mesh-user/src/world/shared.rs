@@ -49,7 +49,8 @@ impl Shared {
     }
 }
 
-fn one_of<T: ?Sized + Eq + Hash>(
+/// The copy of `value` that is known, or what `make` makes of it, which is known from then on.
+pub(crate) fn one_of<T: ?Sized + Eq + Hash>(
     known: &mut HashSet<Arc<T>>,
     value: &T,
     make: impl FnOnce() -> Arc<T>,

@@ -112,17 +112,7 @@ pub(crate) enum Command {
     Metrics,
     /// The canary's child; started by `check` itself.
     #[command(name = mesh_user::capture::canary::PEER_COMMAND, hide = true)]
-    CanaryPeer {
-        /// Play the part in which connects are held.
-        #[arg(long)]
-        held: bool,
-        /// The client's network namespace.
-        client: PathBuf,
-        /// The server's network namespace.
-        server: PathBuf,
-        /// The `cgroup.procs` to move to.
-        cgroup_processes: Option<PathBuf>,
-    },
+    CanaryPeer(mesh_user::capture::canary::PeerPart),
 }
 
 /// Of `install`.

@@ -71,7 +71,7 @@ async fn ask(arguments: &Arguments, out: &mut dyn Write) -> anyhow::Result<ExitC
         | Command::Bugreport { .. }
         | Command::Install(_)
         | Command::Uninstall { .. }
-        | Command::CanaryPeer { .. } => {
+        | Command::CanaryPeer(_) => {
             anyhow::bail!("this command does not ask the daemon")
         }
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Shared,
-    motion::seconds,
+    motion::{self, seconds},
     rotation::{self, Event, Facts, Kind, Stage, Stay},
     rows::{self, refuse},
 };
@@ -115,12 +115,7 @@ fn next(
 ) -> rusqlite::Result<Result<Stage, Stay>> {
     let settings = &shared.settings;
     let now = shared.clocks.look().believed;
-    let behind = match row.trusted_version {
-        Some(version) if row.stage == Stage::Trusted => {
-            rows::behind(connection, version, now.saturating_sub(seconds(settings.watch_window)))?
-        }
-        _ => Vec::new(),
-    };
+    let behind = motion::behind(connection, shared, now, (row.stage, row.trusted_version))?;
     let needed = seconds(MAX_LIFETIME).saturating_add(seconds(settings.clock_skew));
     let facts = Facts {
         now,

@@ -17,16 +17,22 @@ pub(super) fn seconds(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// The nodes that watch and do not have the trust of `trusted_version` yet; none of what waits for nobody.
+pub(super) fn behind(
+    connection: &Connection,
+    shared: &Shared,
+    now: i64,
+    (stage, trusted_version): (Stage, Option<i64>),
+) -> rusqlite::Result<Vec<String>> {
+    let Some(version) = trusted_version.filter(|_| stage == Stage::Trusted) else { return Ok(Vec::new()) };
+    rows::behind(connection, version, now.saturating_sub(seconds(shared.settings.watch_window)))
+}
+
 fn facts(connection: &Connection, shared: &Shared, all: &[Row], row: &Row) -> rusqlite::Result<Facts> {
     let settings = &shared.settings;
     // a clock that jumped lets nobody sign or go too early
     let now = shared.clocks.look().believed;
-    let behind = match row.trusted_version {
-        Some(version) if row.stage == Stage::Trusted => {
-            rows::behind(connection, version, now.saturating_sub(seconds(settings.watch_window)))?
-        }
-        _ => Vec::new(),
-    };
+    let behind = behind(connection, shared, now, (row.stage, row.trusted_version))?;
     let mut needed_until = None;
     for member in all.iter().filter(|other| other.id == row.id || other.parent.as_ref() == Some(&row.id)) {
         // it may have signed before there was a register

@@ -19,7 +19,7 @@ use super::{
 
 pub use held::NAME as HELD_CONNECT;
 pub use kernel_path::NAME as KERNEL_PATH;
-pub use peer::{PeerError, run as run_peer, run_held as run_held_peer};
+pub use peer::{PeerError, PeerPart};
 pub use root::sockets_outside;
 
 /// The hidden subcommand of `meshd` with which the canary's child runs [`run_peer`].

@@ -25,6 +25,31 @@ use crate::sys::netns::NetNs;
 pub(super) const CONNECT_FAILED: &str = "connect failed";
 const IPPROTO_MPTCP: i32 = 262;
 
+/// The part of a child, as its command line says.
+#[derive(Debug, clap::Args)]
+pub struct PeerPart {
+    /// Play the part in which connects are held.
+    #[arg(long)]
+    held: bool,
+    /// The client's network namespace.
+    client: PathBuf,
+    /// The server's network namespace.
+    server: PathBuf,
+    /// The `cgroup.procs` to move to.
+    cgroup_processes: Option<PathBuf>,
+}
+
+impl PeerPart {
+    /// Plays it.
+    ///
+    /// # Errors
+    /// When it cannot be played.
+    pub fn play(&self) -> Result<(), PeerError> {
+        let play = if self.held { run_held } else { run };
+        play(&self.client, &self.server, self.cgroup_processes.as_deref())
+    }
+}
+
 /// Why the child could not play its part.
 #[derive(Debug, thiserror::Error)]
 #[error("the canary's peer could not {action}: {source}")]
@@ -46,7 +71,7 @@ pub(super) const REFUSED_PORT: u16 = SERVER_PORT + 1;
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_held(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Result<(), PeerError> {
+fn run_held(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Result<(), PeerError> {
     let (client, listeners) = begin(client, server, cgroup_processes)?;
     for listener in &listeners {
         let address = listener.local_addr().map_err(peer_failed("read its listener's address"))?;
@@ -92,7 +117,7 @@ fn begin(
 ///
 /// # Errors
 /// When something of its own failed; what it was shown wrongly is for the parent to judge.
-pub fn run(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Result<(), PeerError> {
+fn run(client: &Path, server: &Path, cgroup_processes: Option<&Path>) -> Result<(), PeerError> {
     let (client, listeners) = begin(client, server, cgroup_processes)?;
     let mut clients = Vec::new();
     for address in SERVER.iter().map(|address| SocketAddr::new(*address, SERVER_PORT)).take(listeners.len()) {

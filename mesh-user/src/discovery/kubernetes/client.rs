@@ -10,25 +10,18 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use kube::{
-    Client, Config,
-    client::Body,
-    config::{KubeConfigOptions, Kubeconfig},
-    core::ApiResource,
-};
+use kube::{Client, client::Body, core::ApiResource};
 use serde::Serialize;
 use tower_service::Service;
+
+pub use crate::runtime::KubernetesError;
+use crate::runtime::{api_server, client};
 
 /// How long a watch lasts before it is asked for anew.
 pub(super) const WATCH_SECONDS: u32 = 240;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A server that says nothing for longer than a watch lasts is gone.
 const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
-
-/// Why the API server cannot be asked at all.
-#[derive(Debug, thiserror::Error)]
-#[error("the Kubernetes API server cannot be used: {0}; see kubernetes.kubeconfig")]
-pub struct KubernetesError(String);
 
 /// How one watch is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -100,21 +93,12 @@ pub(super) async fn connect(
     kubeconfig: Option<&Path>,
     watches: &Watches,
 ) -> Result<(Client, String), KubernetesError> {
-    let failed = |error: &dyn std::fmt::Display| KubernetesError(error.to_string());
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(|e| failed(&e))?
-        }
-        None => Config::incluster().map_err(|e| failed(&e))?,
-    };
+    let mut config = api_server(kubeconfig).await?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(CONNECT_TIMEOUT);
     let namespace = config.default_namespace.clone();
-    let inner = Client::try_from(config).map_err(|e| failed(&e))?;
+    let inner = client(config)?;
     let heard = Heard { inner, watches: watches.clone() };
     Ok((Client::new(heard, namespace.clone()), namespace))
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    hash::Hash,
     net::IpAddr,
     sync::Arc,
 };
@@ -10,7 +9,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::wire;
-use crate::runtime::PodUid;
+use crate::{runtime::PodUid, world::one_of};
 
 /// `enabled` or `disabled`, on a namespace or a pod.
 const DATAPLANE: &str = "meshd.io/dataplane";
@@ -178,19 +177,6 @@ impl Interner {
         let name = meta.name.as_deref()?;
         Some(Key { namespace: self.text(meta.namespace.as_deref().unwrap_or_default()), name: name.into() })
     }
-}
-
-fn one_of<T: ?Sized + Eq + Hash>(
-    known: &mut HashSet<Arc<T>>,
-    value: &T,
-    make: impl FnOnce() -> Arc<T>,
-) -> Arc<T> {
-    if let Some(known) = known.get(value) {
-        return Arc::clone(known);
-    }
-    let new = make();
-    known.insert(Arc::clone(&new));
-    new
 }
 
 /// Made of an object; none: it does not concern meshd.
