@@ -23,12 +23,20 @@ fn open(directory: &Path) -> Result<Authority, CaError> {
 
 /// Opens the folder as if there had been no state yet: what counts are its files.
 fn open_anew(directory: &Path) -> Result<Authority, CaError> {
+    // Who had it open closes it in its own time.
+    let folder = std::fs::File::open(directory).unwrap();
+    let is_free = (0..1000).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        folder.try_lock().is_ok()
+    });
+    assert!(is_free, "the state is open still");
     for name in ["state.db", "state.db-wal", "state.db-shm"] {
         match std::fs::remove_file(directory.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{name}: {error}"),
             _ => {}
         }
     }
+    drop(folder);
     open(directory)
 }
 
@@ -64,11 +72,16 @@ async fn the_first_start_creates_a_root_that_the_next_start_uses() {
     let directory = folder.path().join("state/ca");
     let first = open(&directory).unwrap();
     assert_eq!((mode(&directory), mode(&directory.join("ca.key"))), (0o700, 0o600));
-    for second in [open(&directory).unwrap(), open_anew(&directory).unwrap()] {
-        assert_eq!(bundles(&first).roots, bundles(&second).roots);
+    let roots = bundles(&first).roots;
+    let must_continue = async |second: &Authority| {
+        assert_eq!(roots, bundles(second).roots);
         let svid = second.issue(&id("web")).await.unwrap();
-        assert!(verifies(&svid, &bundles(&first).roots[&TrustDomain::cluster_local()]));
-    }
+        assert!(verifies(&svid, &roots[&TrustDomain::cluster_local()]));
+    };
+    let beside = open(&directory).unwrap();
+    must_continue(&beside).await;
+    drop((first, beside));
+    must_continue(&open_anew(&directory).unwrap()).await;
     let mut names: Vec<_> = std::fs::read_dir(&directory)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -14,7 +14,7 @@ use super::PodUid;
 use crate::sys::netns::NetNs;
 
 /// Who has begun to open a link ends within this time: until then the descriptor's number is nobody else's.
-const GRACE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(10);
 
 /// The namespaces that are held.
 #[derive(Debug)]

@@ -71,7 +71,7 @@ impl Cluster {
 
     /// Starts the API server, again after [`Self::stop_api_server`], and waits until it is ready.
     pub(crate) fn start_api_server(&mut self) -> anyhow::Result<()> {
-        let file = |name: &str| self.dir.join(name).to_string_lossy().into_owned();
+        let file = |name: &str| self.file(name).to_string_lossy().into_owned();
         let api_server = self.assets.join("kube-apiserver").to_string_lossy().into_owned();
         let arguments = [
             api_server,
@@ -104,9 +104,38 @@ impl Cluster {
         self.api_server.take().context("the API server runs")?.kill_hard()
     }
 
+    /// Starts the controllers that make pods of Deployments and Jobs and slices of Services; without those that want nodes
+    /// with heartbeats.
+    pub(crate) fn start_controllers(&self) -> anyhow::Result<Program> {
+        let manager = self.assets.join("kube-controller-manager");
+        ensure!(
+            manager.is_file(),
+            "no kube-controller-manager in {}: cargo xtask kube",
+            self.assets.display()
+        );
+        let file = |name: &str| self.file(name).to_string_lossy().into_owned();
+        let arguments = [
+            manager.to_string_lossy().into_owned(),
+            format!("--kubeconfig={}", file("admin.kubeconfig")),
+            "--controllers=deployment,replicaset,statefulset,job,endpoint,endpointslice,serviceaccount,namespace,garbagecollector"
+                .to_owned(),
+            "--leader-elect=false".to_owned(),
+            "--port=0".to_owned(),
+            "--secure-port=0".to_owned(),
+            "--kube-api-qps=200".to_owned(),
+            "--kube-api-burst=400".to_owned(),
+        ];
+        self.place.launch("kube-controller-manager", &arguments).start()
+    }
+
+    /// One of its keys and certificates.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// The file by which an administrator reaches it.
     pub(crate) fn admin(&self) -> PathBuf {
-        self.dir.join("admin.kubeconfig")
+        self.file("admin.kubeconfig")
     }
 
     /// Where it is reached from the wire.

@@ -9,7 +9,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::Context as _;
 use serde_json::json;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +31,8 @@ struct Sandbox {
     uid: String,
     namespace: String,
     name: String,
-    netns: PathBuf,
+    /// None: the host's.
+    netns: Option<PathBuf>,
     pid: u32,
     created_at: i64,
 }
@@ -45,6 +45,8 @@ pub(crate) struct Kubelet {
     socket: PathBuf,
     sandboxes: Sandboxes,
     made: i64,
+    node: String,
+    plugged: usize,
     runtime: Option<Runtime>,
 }
 
@@ -62,6 +64,7 @@ pub(crate) struct Pod {
     pub(crate) place: Place,
     cgroup: PathBuf,
     pause: Program,
+    pub(crate) host_network: bool,
 }
 
 impl Kubelet {
@@ -70,7 +73,8 @@ impl Kubelet {
         let cgroup = ground.cgroup().join(format!("{node}-kubelet")).join("kubepods.slice");
         super::cgroup::make(&cgroup.join("kubepods-burstable.slice"))?;
         let socket = ground.dir().join(format!("{node}-cri.sock"));
-        Ok(Self { cgroup, socket, sandboxes: Sandboxes::default(), made: 0, runtime: None })
+        let (sandboxes, node) = (Sandboxes::default(), node.trim_start_matches("node-").to_owned());
+        Ok(Self { cgroup, socket, sandboxes, made: 0, node, plugged: 0, runtime: None })
     }
 
     /// Has the runtime answer.
@@ -108,14 +112,50 @@ impl Kubelet {
 
     /// Makes a pod's cgroup, namespace and sandbox. The runtime tells of it by [`Self::tell`] only.
     pub(crate) fn make(&mut self, wire: &mut Wire, name: &str, uid: &str) -> anyhow::Result<Pod> {
+        let cgroup = self.make_cgroup(uid)?;
+        let [place] = wire.plug([name])?;
+        Self::sandbox(&place, cgroup, ("shop", name), uid, false)
+    }
+
+    /// The same for a pod of the API server's; one on its host's network is in that place.
+    pub(crate) fn make_named(
+        &mut self,
+        wire: &mut Wire,
+        (namespace, name): (&str, &str),
+        uid: &str,
+        host: Option<&Place>,
+    ) -> anyhow::Result<Pod> {
+        let cgroup = self.make_cgroup(uid)?;
+        let place = match host {
+            Some(host) => host.clone(),
+            None => {
+                // Interfaces have short names, and a pod that is gone may have had this one's.
+                self.plugged += 1;
+                let [place] = wire.plug([&*format!("{}p{}", self.node, self.plugged)])?;
+                place
+            }
+        };
+        Self::sandbox(&place, cgroup, (namespace, name), uid, host.is_some())
+    }
+
+    fn make_cgroup(&self, uid: &str) -> anyhow::Result<PathBuf> {
         let slice = format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
         let cgroup = self.cgroup.join("kubepods-burstable.slice").join(slice);
         super::cgroup::make(&cgroup)?;
-        let [place] = wire.plug([name])?;
+        Ok(cgroup)
+    }
+
+    fn sandbox(
+        place: &Place,
+        cgroup: PathBuf,
+        (namespace, name): (&str, &str),
+        uid: &str,
+        host_network: bool,
+    ) -> anyhow::Result<Pod> {
         let place = place.in_cgroup(&cgroup)?;
         let pause = place.launch("pause", &["sleep", "infinity"]).start()?;
-        let (uid, name) = (uid.to_owned(), name.to_owned());
-        Ok(Pod { uid, name, namespace: "shop".into(), place, cgroup, pause })
+        let (uid, name, namespace) = (uid.to_owned(), name.to_owned(), namespace.to_owned());
+        Ok(Pod { uid, name, namespace, place, cgroup, pause, host_network })
     }
 
     /// Has the runtime tell of a pod's sandbox from now on.
@@ -126,7 +166,7 @@ impl Kubelet {
             uid: pod.uid.clone(),
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
-            netns: pod.place.netns_path(),
+            netns: (!pod.host_network).then(|| pod.place.netns_path()),
             pid: pod.pause.pid(),
             created_at: self.made,
         };
@@ -157,8 +197,9 @@ impl Kubelet {
     pub(crate) fn lose(pod: Pod) -> anyhow::Result<()> {
         super::cgroup::kill(&pod.cgroup)?;
         let _ = pod.pause.finish(PATIENCE);
-        let netns = pod.place.netns_path();
-        super::netns::remove(netns.file_name().context("the namespace has a name")?);
+        if !pod.host_network {
+            pod.place.remove();
+        }
         Ok(())
     }
 
@@ -213,9 +254,10 @@ impl RuntimeService for Cri {
         let id = request.into_inner().pod_sandbox_id;
         let sandbox = self.sandboxes().into_iter().find(|sandbox| sandbox.id == id);
         let sandbox = sandbox.ok_or_else(|| Status::not_found("no such sandbox"))?;
+        let own = sandbox.netns.iter().map(|path| json!({ "type": "network", "path": path }));
         let info = json!({
             "pid": sandbox.pid, "processStatus": "running", "netNamespaceClosed": false,
-            "runtimeSpec": { "linux": { "namespaces": [ { "type": "network", "path": sandbox.netns } ] } },
+            "runtimeSpec": { "linux": { "namespaces": own.collect::<Vec<_>>() } },
         });
         let info = HashMap::from([("info".to_owned(), info.to_string())]);
         Ok(Response::new(proto::PodSandboxStatusResponse { info }))

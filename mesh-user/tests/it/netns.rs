@@ -17,6 +17,9 @@ use nix::sched::{CloneFlags, unshare};
 use super::ground::{Ground, NETNS_DIR};
 use super::process::{Finished, Launch};
 
+/// Addresses below it are nobody's.
+const FIRST_HOST: u8 = 10;
+
 /// The bridge all pods and nodes are plugged into, in its own namespace.
 pub(crate) struct Wire {
     netns: String,
@@ -24,6 +27,8 @@ pub(crate) struct Wire {
     dir: PathBuf,
     cgroup: PathBuf,
     plugged: u8,
+    /// Numbers of places that are gone.
+    free: Vec<u8>,
 }
 
 /// A namespace with one interface on the wire: a pod, or a node's own.
@@ -47,6 +52,7 @@ impl Wire {
             dir: ground.dir().to_owned(),
             cgroup: ground.cgroup().to_owned(),
             plugged: 0,
+            free: Vec::new(),
         };
         make(&netns)?;
         // No snooping and no learning delay: what is plugged in talks at once.
@@ -85,22 +91,25 @@ impl Wire {
     }
 
     fn place(&mut self, name: &str) -> Place {
-        self.plugged += 1;
-        self.at(name, self.plugged)
+        let place = self.next(name);
+        if self.free.pop().is_none() {
+            self.plugged += 1;
+        }
+        place
     }
 
     /// The place that is plugged in next, if that has this name.
     pub(crate) fn next(&self, name: &str) -> Place {
-        self.at(name, self.plugged + 1)
+        self.at(name, self.free.last().copied().unwrap_or(self.plugged + 1))
     }
 
-    /// Has the next place get the addresses of the last one, which must be gone.
-    pub(crate) fn unplug(&mut self) {
-        self.plugged -= 1;
+    /// Has the next place get the addresses of this one, which must be gone.
+    pub(crate) fn unplug(&mut self, place: &Place) {
+        self.free.push(place.v4.octets()[3] - FIRST_HOST);
     }
 
     fn at(&self, name: &str, number: u8) -> Place {
-        let host = 10 + number;
+        let host = FIRST_HOST + number;
         Place {
             name: name.to_owned(),
             v4: Ipv4Addr::new(10, 201, 0, host),
@@ -148,6 +157,13 @@ impl Place {
     /// The story's folder.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Pulls its plug, as the network plugin does when a pod ends, and takes its name away. The namespace itself goes when
+    /// nothing is in it any more.
+    pub(crate) fn remove(&self) {
+        let _ = ip_batch(&self.netns, "link del eth0\n");
+        remove(OsStr::new(&self.netns));
     }
 
     /// A program to start here.

@@ -68,13 +68,18 @@ impl Launch {
 
 /// A process belongs to the namespace of the thread that starts it.
 fn spawn_in(netns: &Path, command: &mut Command) -> anyhow::Result<Child> {
-    let netns = File::open(netns)?;
     let enter_and_start = || {
-        setns(&netns, CloneFlags::CLONE_NEWNET)?;
+        enter(netns)?;
         anyhow::Ok(command.spawn()?)
     };
     thread::scope(|scope| scope.spawn(enter_and_start).join())
         .map_err(|_| anyhow::anyhow!("the thread that starts it panicked"))?
+}
+
+/// Takes this thread, and those it starts, to a namespace. There is no way back.
+pub(crate) fn enter(netns: &Path) -> anyhow::Result<()> {
+    let file = File::open(netns).with_context(|| format!("opening {}", netns.display()))?;
+    setns(&file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", netns.display()))
 }
 
 /// A running program; killed with its children when dropped.
@@ -155,6 +160,11 @@ impl Program {
 
     pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Waits for its end, at most `limit`; an overrun is an error and kills it.

@@ -11,6 +11,7 @@ mod journal;
 mod schema;
 
 use std::{
+    fs::{File, TryLockError},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -82,6 +83,49 @@ pub struct Kept {
     pub lines: String,
 }
 
+/// Held on the CA's folder as long as its state is open. `SQLite` removes the files beside the state when the last who had it
+/// open closes it, by their names: whoever makes the files anew must have waited for that.
+#[derive(Debug)]
+struct Lock {
+    folder: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// With others, or alone.
+    fn of(directory: &Path, alone: bool) -> Result<Self, CaError> {
+        let path = directory.to_path_buf();
+        let io = |source| CaError::Io { path: path.clone(), action: "lock it", source };
+        let lock = Self { folder: File::open(directory).map_err(io)?, path: path.clone() };
+        lock.take(|folder| if alone { folder.try_lock() } else { folder.try_lock_shared() })?;
+        Ok(lock)
+    }
+
+    /// Lets others in, too.
+    fn share(&self) -> Result<(), CaError> {
+        self.take(File::try_lock_shared)
+    }
+
+    fn take(&self, try_it: impl Fn(&File) -> Result<(), TryLockError>) -> Result<(), CaError> {
+        let end = Instant::now() + BUSY;
+        loop {
+            match try_it(&self.folder) {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(CaError::Refused(format!(
+                        "the CA's folder {} is in use: end the program that holds it",
+                        self.path.display()
+                    )));
+                }
+                Err(TryLockError::Error(source)) => {
+                    return Err(CaError::Io { path: self.path.clone(), action: "lock it", source });
+                }
+            }
+        }
+    }
+}
+
 type Reply = Box<dyn FnOnce(Result<(), rusqlite::Error>) + Send>;
 /// Whether it is to be kept, and whom to tell whether it was.
 type Work = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
@@ -123,6 +167,7 @@ impl State {
         };
         let refused = |what: String| CaError::Refused(format!("the CA's state is not kept: {what}"));
         let mut kept = None;
+        let lock = Lock::of(directory, keeper.is_some())?;
         if let Some(keeper) = &mut keeper {
             kept = keeper.kept().map_err(refused)?;
             files::make_anew(directory, &[FILE, "state.db-wal", "state.db-shm"])?;
@@ -137,11 +182,16 @@ impl State {
             keeper.begin(&all(&connection).map_err(failed)?).map_err(refused)?;
             journal::begin(&connection).map_err(failed)?;
         }
+        lock.share()?;
         let (writes, queue) = mpsc::channel();
         let (tell, changed) = watch::channel(0);
         let thread = thread::Builder::new().name("ca-state".to_owned());
         let seen = data_version(&connection);
-        let spawned = thread.spawn(move || serve(&mut connection, keeper, seen, &queue, &tell));
+        let spawned = thread.spawn(move || {
+            serve(&mut connection, keeper, seen, &queue, &tell);
+            drop(connection);
+            drop(lock);
+        });
         spawned.map_err(|source| CaError::Io { path: path.clone(), action: "serve it", source })?;
         Ok(Self { path, writes, changed })
     }

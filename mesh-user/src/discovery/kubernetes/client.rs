@@ -97,6 +97,8 @@ pub(super) async fn connect(
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(CONNECT_TIMEOUT);
+    // Each watch tries again by itself, and tells meanwhile that a busy server says nothing.
+    config.default_retry = false;
     let namespace = config.default_namespace.clone();
     let inner = client(config)?;
     let heard = Heard { inner, watches: watches.clone() };

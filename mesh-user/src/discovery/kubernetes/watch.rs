@@ -181,8 +181,19 @@ fn is_unknown_kind(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// The error and its causes, in one line.
-fn said(error: &dyn std::error::Error) -> String {
+/// What the API server answered, or the error and its causes, in one line.
+fn said(error: &watcher::Error) -> String {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status,
+        watcher::Error::WatchError(status) => status,
+        other => return with_causes(other),
+    };
+    format!("it answers {} {}: {}", status.code, status.reason, status.message)
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

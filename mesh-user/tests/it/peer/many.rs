@@ -12,14 +12,18 @@ use serde_json::json;
 
 use super::{Args, ms_since, say};
 
-/// `--count` connections on `--threads` threads, each a small question and its echo.
+/// `--count` connections on `--threads` threads, each a small question and its echo; or as many as there are, `--pause-ms`
+/// after each, until the file `--until` exists.
 pub(super) fn short(args: &Args) -> anyhow::Result<()> {
     let (to, count, threads) = (args.address()?, args.number("--count", 100)?, args.number("--threads", 8)?);
+    let (until, pause) = (args.option("--until").map(Path::new), args.number("--pause-ms", 0)?);
     let (next, failed, begun) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
+    let goes_on = |begun: u64| until.map_or(begun < count, |until| !until.exists());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while next.fetch_add(1, Ordering::Relaxed) < count {
+                while goes_on(next.fetch_add(1, Ordering::Relaxed)) {
+                    std::thread::sleep(Duration::from_millis(pause));
                     let asked = TcpStream::connect(to).and_then(|stream| ask(stream, b"short"));
                     let Err(error) = asked else { continue };
                     if failed.fetch_add(1, Ordering::Relaxed) < 5 {
@@ -29,6 +33,8 @@ pub(super) fn short(args: &Args) -> anyhow::Result<()> {
             });
         }
     });
+    // Each thread has counted one that it did not make.
+    let count = next.into_inner() - threads;
     say(&json!({ "count": count, "failed": failed.into_inner(), "ms": ms_since(begun) }));
     Ok(())
 }

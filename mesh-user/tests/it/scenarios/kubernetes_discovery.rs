@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::kube::Cluster;
+use crate::it::kube::{Cluster, ISSUER};
+use crate::it::kube_front::{Front, Mood};
 use crate::it::mesh::{MARKER, Mesh, PERMISSIVE, is_unserved, probe, serve, start_probe, wait_event};
 use crate::it::netns::Place;
 use crate::it::process::{PATIENCE, wait_until};
@@ -17,7 +18,8 @@ pub(super) const STORIES: &[Story] = stories![
     Kubernetes 180:
         a_labelled_namespace_is_meshed_and_its_services_lead_to_its_pods,
         policies_of_the_api_server_are_enforced_and_told_what_became_of_them,
-        what_the_api_server_said_last_stays_while_it_is_away;
+        what_the_api_server_said_last_stays_while_it_is_away,
+        a_busy_a_slow_and_a_forgetful_api_server_are_followed_all_the_same;
 ];
 
 /// The cast of [`Mesh`], node a with an API server and none of the others in its file.
@@ -278,4 +280,80 @@ fn what_the_api_server_said_last_stays_while_it_is_away(ground: &Ground) -> anyh
     // And what is new is heard.
     ready.label("meshd.io/dataplane=disabled")?;
     ready.wait_known(false)
+}
+
+fn a_busy_a_slow_and_a_forgetful_api_server_are_followed_all_the_same(ground: &Ground) -> anyhow::Result<()> {
+    let mut ready = Ready::given(ground)?;
+    ready.run_server()?;
+    ready.label("meshd.io/dataplane=enabled")?;
+    let mut front = Front::of(&ready.cluster)?;
+    // A token passes the proxy, which a client's certificate does not.
+    let all = ["--clusterrole=cluster-admin", "--serviceaccount=shop:server"];
+    ready.cluster.kubectl(&[["create", "clusterrolebinding", "all"].as_slice(), &all].concat())?;
+    let token = ready.cluster.token("shop", "server", ISSUER, None)?;
+    let mut kubeconfig = ready.cluster.kubeconfig_of_token(&token);
+    kubeconfig["clusters"][0]["cluster"]["server"] = json!(front.url());
+    let file = ground.dir().join("by-the-front.kubeconfig");
+    std::fs::write(&file, kubeconfig.to_string())?;
+    ready.mesh.a.settings.insert("kubernetes".into(), json!({ "enabled": true, "kubeconfig": file }));
+    // Busy from the start: nothing is put into force, and the status says why.
+    front.be(Mood::Busy)?;
+    ready.mesh.configure()?;
+    ready.mesh.a.launch()?;
+    let watches = |ready: &Ready| -> Vec<Value> {
+        let status = ready.mesh.a.ctl_json(&["status"]).unwrap_or_default();
+        status["kubernetes"]["watches"].as_array().cloned().unwrap_or_default()
+    };
+    let is_stale = |ready: &Ready| {
+        let pods = watches(ready).into_iter().find(|watch| watch["kind"] == "pods").unwrap_or_default();
+        pods["stale_since_unix_s"].is_number().then(|| pods["trouble"].to_string())
+    };
+    wait_until(PATIENCE, "meshd to say that the API server is busy", || {
+        Ok(is_stale(&ready).is_some_and(|trouble| trouble.contains("429 TooManyRequests: too many requests")))
+    })?;
+    front.be(Mood::Slow)?;
+    wait_until(PATIENCE * 3, "meshd to have heard all of a slow API server", || {
+        Ok(ready.mesh.a.wait_ready().is_ok())
+    })?;
+    ready.wait_known(true)?;
+    ready.mesh.b.join_trust_of(&ready.mesh.a)?;
+    ready.mesh.b.start()?;
+    let _server = serve(&ready.mesh.server, 7000, &["--echo"])?;
+    let to = ready.mesh.server.at(7000);
+    let must_serve = |ready: &Ready, name: &str| -> anyhow::Result<()> {
+        let tap = ready.mesh.watched(name, || {
+            let seen = probe(&ready.mesh.client, to, &["--send", MARKER, "--shutdown"])?;
+            ensure!(seen["text"] == MARKER && seen["ended"] == "eof", "{seen}");
+            Ok(())
+        })?;
+        tap.must_be_tls_between(ready.mesh.client.v4.into(), to)
+    };
+    must_serve(&ready, "slow")?;
+    // It forgets: what meshd saw last is from before its start, and much has changed meanwhile.
+    front.be(Mood::Busy)?;
+    wait_until(PATIENCE, "meshd to hear nothing", || Ok(is_stale(&ready).is_some()))?;
+    for round in 0..5 {
+        ready.cluster.kubectl(&[
+            "-n",
+            "shop",
+            "annotate",
+            "--overwrite",
+            "pod",
+            "server",
+            &format!("round={round}"),
+        ])?;
+    }
+    ready.cluster.stop_api_server()?;
+    ready.cluster.start_api_server()?;
+    ready.cluster.kubectl(&["-n", "shop", "label", "pod", "server", "meshd.io/dataplane=disabled"])?;
+    must_serve(&ready, "forgotten")?;
+    ready.wait_known(true)?;
+    front.be(Mood::Open)?;
+    // 410 comes inside the answer to a watch; who was told so lists anew.
+    front.wait_answered(200, "/api/v1/pods?&fieldSelector")?;
+    ready.wait_known(false)?;
+    wait_until(PATIENCE * 2, "meshd to hear all again", || {
+        let watches = watches(&ready);
+        Ok(!watches.is_empty() && watches.iter().all(|watch| watch["stale_since_unix_s"].is_null()))
+    })
 }

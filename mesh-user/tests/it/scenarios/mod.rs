@@ -21,6 +21,8 @@ mod interop_gnutls;
 mod interop_go;
 mod kernel_path;
 mod kubernetes_discovery;
+mod kubernetes_pods;
+mod kubernetes_scale;
 mod lifecycle;
 mod limits;
 mod modes;
@@ -49,6 +51,8 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("selfcheck", selfcheck::STORIES),
         ("cluster", cluster::STORIES),
         ("kubernetes_discovery", kubernetes_discovery::STORIES),
+        ("kubernetes_pods", kubernetes_pods::STORIES),
+        ("kubernetes_scale", kubernetes_scale::STORIES),
         ("pods", pods::STORIES),
         ("install", install::STORIES),
         ("privileges", privileges::STORIES),

@@ -245,8 +245,9 @@ fn a_sandbox_that_is_made_anew_is_followed(ground: &Ground) -> anyhow::Result<()
     must_serve_pod(&mesh, &first)?;
     let capture = mesh.capture("anew")?;
     // The same pod, cgroup and all, with the same address.
+    let place = first.place.clone();
     Kubelet::lose(first)?;
-    mesh.pods.wire.unplug();
+    mesh.pods.wire.unplug(&place);
     let mut second = kubelet.make(&mut mesh.pods.wire, "web2", UID)?;
     let waits = ["--send", MARKER, "--shutdown", "--wait-ms", "20000"];
     let waiting = start_probe(&second.place, mesh.server.at(7000), &waits)?;
@@ -267,9 +268,10 @@ fn an_address_that_another_pod_gets_is_the_other_pods(ground: &Ground) -> anyhow
     must_serve_pod(&mesh, &pod)?;
     let folder = mesh.a.runtime_dir().join("pods");
     ensure!(std::fs::read_dir(&folder)?.count() == 1, "one namespace is held");
+    let place = pod.place.clone();
     kubelet.delete(pod)?;
     mesh.workloads.pop();
-    mesh.pods.wire.unplug();
+    mesh.pods.wire.unplug(&place);
     mesh.workloads.push(Workload { service_account: "api".into(), ..planned(&mesh, "api", OTHER_UID) });
     mesh.configure()?;
     let capture = mesh.capture("reused")?;
