@@ -277,10 +277,7 @@ impl Node {
 
     /// Resident memory in KiB.
     pub(crate) fn rss_kib(&self) -> anyhow::Result<u64> {
-        let pid = self.meshd.as_ref().context("meshd was not started")?.pid();
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-        Ok(line.split_whitespace().nth(1).context("VmRSS has a value")?.parse()?)
+        rss_kib(self.meshd.as_ref().context("meshd was not started")?.pid())
     }
 
     /// Gives this node an intermediate of `root`'s CA, as two nodes of one trust domain have it.
@@ -291,6 +288,13 @@ impl Node {
         root.ctl(&argv)?.succeeded().context("making the second node's intermediate")?;
         Ok(())
     }
+}
+
+/// A process' resident memory in KiB.
+pub(crate) fn rss_kib(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+    Ok(line.split_whitespace().nth(1).context("VmRSS has a value")?.parse()?)
 }
 
 fn replace_file(path: &Path, text: &str) -> anyhow::Result<()> {

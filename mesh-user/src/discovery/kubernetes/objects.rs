@@ -15,6 +15,8 @@ use crate::{runtime::PodUid, world::one_of};
 const DATAPLANE: &str = "meshd.io/dataplane";
 /// Istio's own.
 const AMBIENT: &str = "istio.io/dataplane-mode";
+/// On what stands for a static pod: the hash of its file.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const SERVICE_OF_SLICE: &str = "kubernetes.io/service-name";
 /// The node's name in slices of `v1beta1`.
@@ -192,13 +194,13 @@ impl Kept<wire::NamespaceObject> for Namespace {
 
 impl Kept<wire::PodObject> for Pod {
     fn keep(object: wire::PodObject, interner: &mut Interner) -> Option<Self> {
-        let (meta, spec, status) = (object.metadata, object.spec, object.status);
-        let labels = meta.labels.unwrap_or_default();
+        let (mut meta, spec, status) = (object.metadata, object.spec, object.status);
+        let labels = meta.labels.take().unwrap_or_default();
         let account =
             if spec.service_account_name.is_empty() { "default" } else { &spec.service_account_name };
         let ips = status.pod_ips.iter().map(|ip| &ip.ip).chain([&status.pod_ip]);
         Some(Self {
-            uid: PodUid(meta.uid.as_deref().unwrap_or_default().into()),
+            uid: PodUid(sandboxes_uid(&meta).unwrap_or_default().into()),
             created: meta.creation_timestamp.map_or(0, |time| time.0.as_second()),
             service_account: interner.text(account),
             wish: Wish::of(Some(&labels)),
@@ -209,6 +211,15 @@ impl Kept<wire::PodObject> for Pod {
             ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         })
     }
+}
+
+/// The UID that its sandbox and cgroup have. That of a static pod is a hash of its file, 32 digits; what the API server shows
+/// is a mirror of it, with a UID of its own (`pkg/kubelet/config/common.go`). No such hash is another pod's UID, which is longer.
+fn sandboxes_uid(meta: &ObjectMeta) -> Option<&str> {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let is_hash = |hash: &&String| hash.len() == 32 && hash.bytes().all(is_digit);
+    let mirrored = meta.annotations.as_ref().and_then(|all| all.get(MIRROR)).filter(is_hash);
+    mirrored.or(meta.uid.as_ref()).map(String::as_str)
 }
 
 impl Kept<wire::ServiceObject> for Service {

@@ -8,7 +8,7 @@ use std::{
 
 use super::objects::{Key, Namespace, Pod, Table, Wish};
 use crate::{
-    runtime::{NodePod, PodPlace, PodPlaces},
+    runtime::{NodePod, PodPlace, PodPlaces, PodUid},
     world::{AddedWorkload, WorkloadName},
 };
 
@@ -51,6 +51,8 @@ pub(super) fn pods(
         }
     }
     let owners = owners(pods);
+    let first = first_of_each_uid(pods, node);
+    let first_of = |uid: &PodUid| first.get(uid).copied();
     let mut alive: Vec<_> = pods.iter().filter(|(_, pod)| !pod.ended).collect();
     alive.sort_unstable_by_key(|(key, _)| *key);
     for (key, pod) in alive {
@@ -58,6 +60,10 @@ pub(super) fn pods(
         let wanted = Wish::is_enrolled(pod.wish, namespace, with_ambient);
         let is_here = !pod.node.is_empty() && *pod.node == *node;
         let name = WorkloadName { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) };
+        if is_here && first_of(&pod.uid) != Some(key) {
+            found.waiting.push((name, "an older pod of this node has its UID".to_owned()));
+            continue;
+        }
         if is_here {
             found.of_node.push(NodePod {
                 uid: pod.uid.clone(),
@@ -104,6 +110,14 @@ pub(super) fn pods(
         }
     }
     found
+}
+
+/// Of this node's pods with one UID the oldest. The API server gives none twice, but that of a static pod is what its object
+/// says.
+fn first_of_each_uid<'a>(pods: &'a Table<Pod>, node: &str) -> HashMap<&'a PodUid, &'a Key> {
+    let mut here: Vec<_> = pods.iter().filter(|(_, pod)| !pod.ended && *pod.node == *node).collect();
+    here.sort_unstable_by_key(|(key, pod)| std::cmp::Reverse((pod.created, *key)));
+    here.into_iter().map(|(key, pod)| (&pod.uid, key)).collect()
 }
 
 /// Who has each address. An address is given out again as soon as its pod has ended, which the API server may hear of later

@@ -227,6 +227,41 @@ fn pods_of_this_node_are_served_once_it_is_known_where_they_live() {
 }
 
 #[test]
+fn a_static_pod_is_known_by_its_files_hash_and_by_nobody_elses() {
+    let mut ground = Ground::shop();
+    let hash = "0123456789abcdef0123456789abcdef";
+    let mirror = |hash: &str, when: &str| {
+        json!({ "metadata": {
+        "annotations": { "kubernetes.io/config.mirror": hash }, "creationTimestamp": when } })
+    };
+    let uids = |ground: &mut Ground| -> Vec<String> {
+        ground.build().1.of_node.iter().map(|pod| format!("{} {}", pod.name, pod.uid.0)).collect()
+    };
+    ground.pod("shop/static-a", "a", "10.0.0.1", mirror(hash, "2026-01-01T00:00:00Z"));
+    ground.pod(
+        "shop/web",
+        "a",
+        "10.0.0.2",
+        mirror("0f6e7a52-22a9-4d2e-9a3f-6c1d1b2a3c4d", "2026-01-01T00:00:00Z"),
+    );
+    assert_eq!(
+        uids(&mut ground),
+        [format!("static-a {hash}"), "web uid-web".to_owned()],
+        "only a hash is believed"
+    );
+    // Somebody else's claim changes nothing, whatever its labels say.
+    ground.pod("far/thief", "a", "10.0.0.3", mirror(hash, "2026-01-02T00:00:00Z"));
+    ground.pod("shop/a-thief", "a", "10.0.0.4", mirror(hash, "2026-01-02T00:00:00Z"));
+    assert_eq!(uids(&mut ground), [format!("static-a {hash}"), "web uid-web".to_owned()]);
+    assert!(
+        ground.build().1.waiting.iter().any(|(name, why)| &*name.name == "a-thief" && why.contains("UID"))
+    );
+    // On another node it is another pod.
+    ground.pod("shop/static-b", "b", "10.0.0.5", mirror(hash, "2025-01-01T00:00:00Z"));
+    assert_eq!(uids(&mut ground).len(), 2);
+}
+
+#[test]
 fn an_address_is_the_younger_pods() {
     let mut ground = Ground::shop();
     let created = |when: &str| json!({ "metadata": { "creationTimestamp": when } });

@@ -23,7 +23,8 @@ use crate::it::process::{PATIENCE, Program, wait_until};
 pub(super) const STORIES: &[Story] = stories![
     Kubernetes 240:
         a_label_meshes_live_programs_and_its_removal_lets_them_go,
-        a_rolling_update_under_load_fails_no_request,
+        a_rolling_update_under_load_fails_no_request;
+    Kubernetes 900:
         pods_that_come_and_go_leave_nothing;
 ];
 
@@ -182,7 +183,8 @@ fn a_label_meshes_live_programs_and_its_removal_lets_them_go(ground: &Ground) ->
     cast.serve(&deployment(1, Some("node-b"), &echo()))?;
     let client = cast.run("client", "node-a", "client", &idle())?;
     let name = cast.pods()?.pop().context("one pod")?;
-    let to = cast.kubelets.place("shop", &name)?.at(SERVER_PORT);
+    let server = cast.kubelets.place("shop", &name)?;
+    let (to, to_v6) = (server.at(SERVER_PORT), server.at6(SERVER_PORT));
     let mut on_host = pod("on-host", "node-a", "client", &idle());
     on_host["spec"]["hostNetwork"] = json!(true);
     cast.cluster.apply(&[on_host])?;
@@ -207,9 +209,12 @@ fn a_label_meshes_live_programs_and_its_removal_lets_them_go(ground: &Ground) ->
     let tap = capture.stop()?;
     tap.must_not_show(MARKER)?;
     tap.must_be_tls_between(client.v4.into(), to)?;
+    ensure!(asks(&cast, &client, to_v6)? == (true, false), "its other address is not meshed");
     // By its service's address too, and nobody else.
     ensure!(asks(&cast, &client, SERVICE.parse()?)? == (true, false), "the service does not lead to its pod");
-    ensure!(!asks(&cast, &cast.outsider, to)?.0, "a stranger was served under STRICT");
+    for to in [to, to_v6] {
+        ensure!(!asks(&cast, &cast.outsider, to)?.0, "a stranger was served under STRICT");
+    }
     // The node's probes pass all the same.
     let passed = cast.kubelets.probes();
     wait_until(PATIENCE, "the kubelet's probe to pass under STRICT", || {
