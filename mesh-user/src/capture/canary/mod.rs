@@ -65,6 +65,15 @@ pub(super) fn clean_up(runtime_dir: &std::path::Path) -> Result<(), CaptureError
 /// tried and did not work is a [`Capability`] that is not proven.
 pub fn prove(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError> {
     clean_up(&settings.runtime_dir)?;
+    let proven = try_all(settings);
+    if proven.is_err() {
+        // What did not start cannot end: a mount of its own for one.
+        clean_up(&settings.runtime_dir)?;
+    }
+    proven
+}
+
+fn try_all(settings: &CaptureSettings) -> Result<Vec<Capability>, CaptureError> {
     let stage = stage::Stage::build()?;
     let own = CaptureSettings {
         form: Form::Listener,

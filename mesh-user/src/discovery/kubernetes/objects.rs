@@ -132,6 +132,8 @@ pub(super) struct Endpoint {
     pub(super) node: Option<Arc<str>>,
     /// Zones whose clients are to use it; empty: nothing is said.
     pub(super) zones: Box<[Arc<str>]>,
+    /// For clients on which nodes; empty: the server gives no hint.
+    pub(super) nodes: Box<[Arc<str>]>,
     pub(super) pod: Option<Key>,
 }
 
@@ -273,6 +275,7 @@ impl Kept<wire::SliceObject> for Slice {
                     && conditions.serving.unwrap_or(ready),
                 node: node.map(|node| interner.text(node)),
                 zones: endpoint.hints.for_zones.iter().map(|zone| interner.text(&zone.name)).collect(),
+                nodes: endpoint.hints.for_nodes.iter().map(|node| interner.text(&node.name)).collect(),
                 pod: pod(&endpoint.target_ref, &service, interner),
             }
         };
@@ -296,6 +299,7 @@ pub(super) fn slices(object: &wire::EndpointsObject, interner: &mut Interner) ->
                 serves_to_the_end: false,
                 node: Some(&*address.node_name).filter(|node| !node.is_empty()).map(|n| interner.text(n)),
                 zones: Box::default(),
+                nodes: Box::default(),
                 pod: pod(&address.target_ref, &service, interner),
             };
             let endpoints: Box<[_]> = subset.addresses.iter().filter(of_family).map(endpoint).collect();

@@ -43,15 +43,15 @@ fn added(
 ) -> AddedPort {
     let zone = node.and_then(|node| node.zone.as_deref());
     let mut fronts = Vec::new();
-    let mut outside_the_zone = Vec::new();
+    let mut of_any_zone = Vec::new();
     for is_ipv4 in [true, false] {
         let all: Vec<_> = behind(port, slices, is_ipv4).collect();
         let all = answering(all);
         if service.addresses.is_empty() {
-            outside_the_zone.extend(all.iter().flat_map(|(endpoint, port)| endpoints(endpoint, *port)));
+            of_any_zone.extend(all.iter().flat_map(|(endpoint, port)| endpoints(endpoint, *port)));
             continue;
         }
-        let in_zone = in_zone(all.clone(), zone);
+        let nearest = nearest(all.clone(), node_name, zone);
         let made = |chosen: &[(&Endpoint, u16)]| {
             let mut made: Vec<_> =
                 chosen.iter().flat_map(|(endpoint, port)| endpoints(endpoint, *port)).collect();
@@ -68,7 +68,7 @@ fn added(
             let endpoints = if service.local_inside {
                 made(&all.iter().filter(here).copied().collect::<Vec<_>>())
             } else {
-                made(&in_zone)
+                made(&nearest)
             };
             fronts.push(Front { sockets, endpoints });
         }
@@ -77,13 +77,13 @@ fn added(
             node.addresses.iter().filter(of_family).map(|a| SocketAddr::new(*a, port)).collect()
         });
         if !at_node.is_empty() {
-            fronts.push(Front { sockets: at_node, endpoints: made(&in_zone) });
+            fronts.push(Front { sockets: at_node, endpoints: made(&nearest) });
         }
     }
     if service.addresses.is_empty() {
-        outside_the_zone.sort_unstable_by_key(|endpoint: &AddedEndpoint| endpoint.addr);
-        outside_the_zone.dedup_by_key(|endpoint| endpoint.addr);
-        fronts.push(Front { sockets: Vec::new(), endpoints: outside_the_zone });
+        of_any_zone.sort_unstable_by_key(|endpoint: &AddedEndpoint| endpoint.addr);
+        of_any_zone.dedup_by_key(|endpoint| endpoint.addr);
+        fronts.push(Front { sockets: Vec::new(), endpoints: of_any_zone });
     }
     AddedPort { port: port.number, name: protocol_name(port), fronts }
 }
@@ -120,15 +120,24 @@ fn answering(all: Vec<(&Endpoint, u16)>) -> Vec<(&Endpoint, u16)> {
     all.into_iter().filter(|(endpoint, _)| answers(endpoint)).collect()
 }
 
-/// Those that are for clients in this zone, where every endpoint says for whom it is, and any is for this one.
-fn in_zone<'s>(all: Vec<(&'s Endpoint, u16)>, zone: Option<&str>) -> Vec<(&'s Endpoint, u16)> {
-    let Some(zone) = zone else { return all };
-    let is_for = |e: &Endpoint| e.zones.iter().any(|hinted| **hinted == *zone);
-    let all_say = all.iter().all(|(endpoint, _)| !endpoint.zones.is_empty());
-    if !all_say || !all.iter().any(|(endpoint, _)| is_for(endpoint)) {
-        return all;
+/// Those that are for clients on this node, else those for this zone, else all.
+fn nearest<'s>(all: Vec<(&'s Endpoint, u16)>, node: &str, zone: Option<&str>) -> Vec<(&'s Endpoint, u16)> {
+    let of_zone = || zone.and_then(|zone| meant_for(&all, |endpoint| &endpoint.zones, zone));
+    meant_for(&all, |endpoint| &endpoint.nodes, node).or_else(of_zone).unwrap_or(all)
+}
+
+/// Where every endpoint says for whom it is, those that are for this one, if there is any.
+fn meant_for<'s>(
+    all: &[(&'s Endpoint, u16)],
+    hints: fn(&Endpoint) -> &[Arc<str>],
+    client: &str,
+) -> Option<Vec<(&'s Endpoint, u16)>> {
+    if all.iter().any(|(endpoint, _)| hints(endpoint).is_empty()) {
+        return None;
     }
-    all.into_iter().filter(|(endpoint, _)| is_for(endpoint)).collect()
+    let is_for = |(endpoint, _): &&(&Endpoint, u16)| hints(endpoint).iter().any(|hinted| **hinted == *client);
+    let meant: Vec<_> = all.iter().filter(is_for).copied().collect();
+    (!meant.is_empty()).then_some(meant)
 }
 
 fn endpoints(endpoint: &Endpoint, port: u16) -> impl Iterator<Item = AddedEndpoint> {

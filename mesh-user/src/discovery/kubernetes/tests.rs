@@ -296,6 +296,7 @@ fn a_services_endpoints_are_those_that_kube_proxy_would_choose() {
     let unready = json!({ "conditions": { "ready": false } });
     let ending = json!({ "conditions": { "ready": false, "serving": true, "terminating": true } });
     let zone = |zone: &str| json!({ "hints": { "forZones": [ { "name": zone } ] } });
+    let node = |node: &str| json!({ "hints": { "forNodes": [ { "name": node } ], "forZones": [ { "name": "z1" } ] } });
     let here = json!({ "nodeName": "a" });
     let (one, two) = ("10.0.0.1:8080 shop/web", "10.0.0.2:8080 shop/web2");
     let plain = "10.0.0.9:8080 outside";
@@ -307,6 +308,9 @@ fn a_services_endpoints_are_those_that_kube_proxy_would_choose() {
         ("that of the zone", json!({}), zone("z1"), zone("z2"), vec![one]),
         ("both, where one has no hint", json!({}), zone("z1"), json!({}), vec![one, two]),
         ("both, where none is for the zone", json!({}), zone("z3"), zone("z2"), vec![one, two]),
+        ("that for this node", json!({}), node("b"), node("a"), vec![two]),
+        ("those of the zone, where none is for the node", json!({}), node("b"), node("b"), vec![one, two]),
+        ("those of the zone, where one is for no node", json!({}), node("a"), zone("z1"), vec![one, two]),
         ("that of the node", json!({ "internalTrafficPolicy": "Local" }), here, json!({}), vec![one]),
         ("none", json!({}), unready.clone(), unready, vec![]),
     ] {

@@ -137,8 +137,8 @@ part!(SliceEndpoint {
     target_ref: TargetRef,
 });
 part!(Conditions { ready: Option<bool>, serving: Option<bool>, terminating: Option<bool> });
-part!(Hints { for_zones: Vec<Zone> });
-part!(Zone { name: String });
+part!(Hints { for_zones: Vec<Hint>, for_nodes: Vec<Hint> });
+part!(Hint { name: String });
 part!(TargetRef { kind: String, namespace: String, name: String });
 part!(SlicePort { name: String, protocol: String, port: Option<i64> });
 part!(Subset { addresses: Vec<SubsetAddress>, ports: Vec<SlicePort> });

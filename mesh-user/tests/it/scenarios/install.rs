@@ -381,6 +381,7 @@ fn check_proves_a_node_before_meshd_is_there_and_leaves_nothing(ground: &Ground)
     // What cannot be had is no success.
     let nowhere = node.ctl(&["check", "--cgroup", "/nonexistent"])?.failed()?;
     ensure!(nowhere.contains("cgroup v2"), "{nowhere}");
+    ensure!(before == leftovers()?, "a check that failed left something: {:?}", leftovers()?);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! A cluster's life on two nodes: an API server with its controllers, kubelets that obey it, real programs in pods, and a
 //! meshd on each node that knows nothing but what the API server says, with the permissions that are deployed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ use crate::it::process::{PATIENCE, Program, wait_until};
 pub(super) const STORIES: &[Story] = stories![
     Kubernetes 240:
         a_label_meshes_live_programs_and_its_removal_lets_them_go,
-        a_rolling_update_under_load_fails_no_request;
+        a_rolling_update_under_load_fails_no_request,
+        a_client_of_a_service_with_affinity_keeps_its_endpoint;
     Kubernetes 900:
         pods_that_come_and_go_leave_nothing;
 ];
@@ -294,6 +296,33 @@ fn a_rolling_update_under_load_fails_no_request(ground: &Ground) -> anyhow::Resu
         });
         ensure!(inbound, "none of the pods of {} was asked over mTLS", agent.name);
     }
+    Ok(())
+}
+
+fn a_client_of_a_service_with_affinity_keeps_its_endpoint(ground: &Ground) -> anyhow::Result<()> {
+    let cast = Cast::given(ground)?;
+    cast.label(&format!("{LABEL}=enabled"))?;
+    // It says whom it sees, and as whom.
+    let truthful = peer::command_line(&["serve", &format!("[::]:{SERVER_PORT}"), "--truth"]);
+    cast.serve(&deployment(3, None, &truthful))?;
+    let client = cast.run("client", "node-a", "client", &idle())?;
+    let served_by = || -> anyhow::Result<Option<String>> {
+        let seen = probe(&client, SERVICE.parse()?, &["--wait-ms", "3000"])?;
+        let truth: Value =
+            serde_json::from_str(seen["text"].as_str().unwrap_or_default()).unwrap_or_default();
+        ensure!(truth.is_null() || truth["peer"].to_string().contains(&client.v4.to_string()), "{truth}");
+        Ok(truth["local"].as_str().map(str::to_owned))
+    };
+    wait_until(PATIENCE, "the service to be served", || Ok(served_by()?.is_some()))?;
+    let many = |times: usize| -> anyhow::Result<BTreeSet<String>> {
+        (0..times).map(|_| served_by()?.context("it was not served")).collect()
+    };
+    // Each alike by chance happens once in ten million.
+    ensure!(many(16)?.len() > 1, "one endpoint is asked though nothing says so");
+    let affine = json!({ "spec": { "sessionAffinity": "ClientIP" } }).to_string();
+    cast.cluster.kubectl(&["-n", "shop", "patch", "service", "web", "--type=merge", "-p", &affine])?;
+    wait_until(PATIENCE, "the client to keep its endpoint", || Ok(many(6)?.len() == 1))?;
+    ensure!(many(10)?.len() == 1, "it does not keep it");
     Ok(())
 }
 
