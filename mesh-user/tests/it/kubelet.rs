@@ -126,14 +126,13 @@ impl Kubelet {
         host: Option<&Place>,
     ) -> anyhow::Result<Pod> {
         let cgroup = self.make_cgroup(uid)?;
-        let place = match host {
-            Some(host) => host.clone(),
-            None => {
-                // Interfaces have short names, and a pod that is gone may have had this one's.
-                self.plugged += 1;
-                let [place] = wire.plug([&*format!("{}p{}", self.node, self.plugged)])?;
-                place
-            }
+        let place = if let Some(host) = host {
+            host.clone()
+        } else {
+            // Interfaces have short names, and a pod that is gone may have had this one's.
+            self.plugged += 1;
+            let [place] = wire.plug([&*format!("{}p{}", self.node, self.plugged)])?;
+            place
         };
         Self::sandbox(&place, cgroup, (namespace, name), uid, host.is_some())
     }

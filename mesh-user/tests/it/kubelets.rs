@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,10 +65,14 @@ impl Kubelets {
         });
         let (reach, told) = (Reach::of(cluster), Arc::clone(&shared));
         let thread = std::thread::spawn(move || {
-            if let Err(error) = obey(&reach, nodes, &told) {
-                eprintln!("kubelets: {error:#}");
-                lock(&told.trouble).get_or_insert(format!("{error:#}"));
-            }
+            let obeyed = std::panic::catch_unwind(AssertUnwindSafe(|| obey(&reach, nodes, &told)));
+            let trouble = match obeyed {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(_) => "they panicked".to_owned(),
+            };
+            eprintln!("kubelets: {trouble}");
+            lock(&told.trouble).get_or_insert(trouble);
         });
         Self { shared, thread: Some(thread) }
     }
@@ -116,7 +121,7 @@ impl Drop for Kubelets {
 
 fn obey(reach: &Reach, nodes: Vec<KubeletNode>, shared: &Arc<Shared>) -> anyhow::Result<()> {
     reach.within(async |api| {
-        let mut cluster = Nodes { api, nodes, runs: BTreeMap::new(), bound: 0, shared };
+        let mut cluster = Obedient { api, nodes, runs: BTreeMap::new(), bound: 0, shared };
         while !shared.stop.load(Ordering::Relaxed) {
             // The API server may be away.
             if let Ok(pods) = cluster.api.get("/api/v1/pods").await {
@@ -128,7 +133,7 @@ fn obey(reach: &Reach, nodes: Vec<KubeletNode>, shared: &Arc<Shared>) -> anyhow:
     })
 }
 
-struct Nodes<'a> {
+struct Obedient<'a> {
     api: Api,
     nodes: Vec<KubeletNode>,
     /// By UID.
@@ -141,7 +146,10 @@ struct Nodes<'a> {
 struct Run {
     key: (String, String),
     node: usize,
-    pod: Pod,
+    /// None: it has ended, and its sandbox is gone.
+    pod: Option<Pod>,
+    place: Place,
+    host_network: bool,
     spec: Value,
     stage: Stage,
     probe: Option<Arc<AtomicBool>>,
@@ -164,7 +172,7 @@ enum Stage {
     },
 }
 
-impl Nodes<'_> {
+impl Obedient<'_> {
     async fn look(&mut self, pods: &[Value]) -> anyhow::Result<()> {
         for pod in pods {
             let (meta, spec) = (&pod["metadata"], &pod["spec"]);
@@ -189,6 +197,7 @@ impl Nodes<'_> {
                 run.end(meta["deletionGracePeriodSeconds"].as_u64().unwrap_or(30), self.shared)?;
             }
             run.go_on(&self.nodes[node].place, self.shared)?;
+            let ended = if matches!(run.stage, Stage::Over(_)) { run.pod.take() } else { None };
             let status = run.status(&self.nodes[node].place);
             if run.told != status {
                 let (namespace, name) = &run.key;
@@ -198,7 +207,11 @@ impl Nodes<'_> {
                     run.told = status;
                 }
             }
-            if run.is_over() {
+            let is_over = run.is_over();
+            if let Some(pod) = ended {
+                self.remove_sandbox(node, pod)?;
+            }
+            if is_over {
                 if let Some(run) = self.runs.remove(&uid) {
                     self.remove(run)?;
                 }
@@ -248,7 +261,9 @@ impl Nodes<'_> {
         Ok(Run {
             key: (namespace, name),
             node,
-            pod,
+            place: pod.place.clone(),
+            host_network: pod.host_network,
+            pod: Some(pod),
             spec,
             stage: Stage::Init(0, None),
             probe: None,
@@ -267,11 +282,12 @@ impl Nodes<'_> {
 
     fn remove(&mut self, run: Run) -> anyhow::Result<()> {
         lock(&self.shared.running).remove(&run.key);
-        let Run { node, pod, probe, stage, .. } = run;
-        if let Some(probe) = probe {
-            probe.store(false, Ordering::Relaxed);
-        }
+        let Run { node, pod, stage, .. } = run;
         drop(stage);
+        pod.map_or(Ok(()), |pod| self.remove_sandbox(node, pod))
+    }
+
+    fn remove_sandbox(&mut self, node: usize, pod: Pod) -> anyhow::Result<()> {
         let (place, is_own) = (pod.place.clone(), !pod.host_network);
         self.nodes[node].kubelet.delete(pod)?;
         if is_own {
@@ -289,7 +305,7 @@ impl Run {
     fn start(&self, container: &Value) -> anyhow::Result<Program> {
         let words = |name: &str| container[name].as_array().cloned().unwrap_or_default();
         let argv: Vec<String> = [words("command"), words("args")].concat().iter().map(text).collect();
-        self.pod.place.launch(&text(&container["name"]), &argv).start()
+        self.place.launch(&text(&container["name"]), &argv).start()
     }
 
     fn go_on(&mut self, node: &Place, shared: &Arc<Shared>) -> anyhow::Result<()> {
@@ -344,10 +360,10 @@ impl Run {
     fn run_containers(&mut self, node: &Place, shared: &Arc<Shared>) -> anyhow::Result<Stage> {
         let containers = self.containers("containers");
         let programs = containers.iter().map(|c| self.start(c)).collect::<anyhow::Result<Vec<_>>>()?;
-        lock(&shared.running).insert(self.key.clone(), self.pod.place.clone());
+        lock(&shared.running).insert(self.key.clone(), self.place.clone());
         let probed = containers.iter().find(|container| container["readinessProbe"].is_object());
         if let (Some(container), None) = (probed, &self.probe) {
-            self.probe = Some(probe(&container["readinessProbe"], &self.pod.place, node, shared));
+            self.probe = Some(probe(&container["readinessProbe"], &self.place, node, shared));
         }
         Ok(Stage::Containers(programs))
     }
@@ -366,7 +382,7 @@ impl Run {
         let hook = hook.filter(|_| !containers.is_empty());
         let before = hook.map(|argv| {
             let argv: Vec<String> = argv.iter().map(text).collect();
-            self.pod.place.launch("pre-stop", &argv).start()
+            self.place.launch("pre-stop", &argv).start()
         });
         let until = Instant::now() + Duration::from_secs(grace_s);
         self.stage = Stage::Ending { until, before: before.transpose()?, containers, told: false };
@@ -394,9 +410,9 @@ impl Run {
         let is_ready = runs && self.probe.as_ref().is_none_or(|probe| probe.load(Ordering::Relaxed));
         let word = |is: bool| if is { "True" } else { "False" };
         let condition = |kind: &str, is: bool| json!({ "type": kind, "status": word(is) });
-        let place = &self.pod.place;
+        let place = &self.place;
         let mut addresses = vec![json!({ "ip": place.v4 }), json!({ "ip": place.v6 })];
-        if self.pod.host_network {
+        if self.host_network {
             addresses.truncate(1);
         }
         json!({ "status": {
