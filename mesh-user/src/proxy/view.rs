@@ -94,6 +94,6 @@ impl View {
 
 fn labels(workload: &Workload) -> WorkloadLabels {
     let principal = workload.spiffe_id.to_string();
-    WorkloadLabels::new(&workload.name.name, workload.namespace(), Some(&principal), &workload.labels)
+    WorkloadLabels::new(&workload.owner, workload.namespace(), Some(&principal), &workload.labels)
         .in_cluster(&workload.cluster)
 }

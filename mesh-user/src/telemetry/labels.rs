@@ -144,7 +144,7 @@ label_enum! {
 /// What Istio's metrics say about a workload. Build once per workload and World, share by `Arc`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WorkloadLabels {
-    /// Workload name.
+    /// Name of the workload, which several pods may be.
     pub workload: Arc<str>,
     /// Its namespace.
     pub namespace: Arc<str>,

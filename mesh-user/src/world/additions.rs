@@ -31,6 +31,8 @@ pub struct Additions {
 pub struct AddedWorkload {
     /// Namespace and name.
     pub name: WorkloadName,
+    /// What made it and others alike, or its own name.
+    pub owner: Arc<str>,
     /// Part of its identity.
     pub service_account: Arc<str>,
     /// What policies and services select by.
@@ -141,6 +143,7 @@ impl World {
             same_node: config.same_node,
         });
         let workload = Workload {
+            owner: Arc::clone(&added.owner),
             labels: Arc::clone(&added.labels),
             addresses,
             ports: InboundPorts::AllBut(Vec::new()),

@@ -296,6 +296,7 @@ pub(super) fn named(
     Ok(Workload {
         id: WorkloadId(0),
         spiffe_id,
+        owner: Arc::clone(&name.name),
         name,
         service_account,
         labels: Arc::default(),

@@ -50,6 +50,8 @@ pub struct Workload {
     pub id: WorkloadId,
     /// Namespace and name.
     pub name: WorkloadName,
+    /// What metrics call it: that which made it and others alike, a Deployment for one, or else its own name.
+    pub owner: Arc<str>,
     /// Part of its identity.
     pub service_account: Arc<str>,
     /// Its identity.

@@ -77,6 +77,8 @@ pub(super) struct Pod {
     pub(super) uid: PodUid,
     /// Unix seconds.
     pub(super) created: i64,
+    /// What made it and others alike, or its own name.
+    pub(super) owner: Arc<str>,
     pub(super) service_account: Arc<str>,
     pub(super) labels: Arc<BTreeMap<String, String>>,
     /// Empty: not bound to one yet.
@@ -203,7 +205,8 @@ impl Kept<wire::PodObject> for Pod {
         let ips = status.pod_ips.iter().map(|ip| &ip.ip).chain([&status.pod_ip]);
         Some(Self {
             uid: PodUid(sandboxes_uid(&meta).unwrap_or_default().into()),
-            created: meta.creation_timestamp.map_or(0, |time| time.0.as_second()),
+            created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            owner: interner.text(owner(&meta, &labels)),
             service_account: interner.text(account),
             wish: Wish::of(Some(&labels)),
             labels: interner.labels(labels),
@@ -213,6 +216,27 @@ impl Kept<wire::PodObject> for Pod {
             ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         })
     }
+}
+
+/// By Istio's rules (`pkg/kube/controllers`, `GetWorkloadMetaFromPod`): of a pod whose name was made for it the controller; of a
+/// `ReplicaSet`'s its Deployment, of a Job's its `CronJob`, both told by how their names end.
+fn owner<'m>(meta: &'m ObjectMeta, labels: &BTreeMap<String, String>) -> &'m str {
+    let own = meta.name.as_deref().unwrap_or_default();
+    let is_made = meta.generate_name.as_ref().is_some_and(|name| !name.is_empty());
+    let mut owners = meta.owner_references.iter().flatten();
+    let Some(controller) = owners.find(|owner| is_made && owner.controller == Some(true)) else { return own };
+    let name = controller.name.as_str();
+    let without = |suffix: &str| name.strip_suffix(suffix)?.strip_suffix('-').filter(|rest| !rest.is_empty());
+    let maker = match controller.kind.as_str() {
+        "ReplicaSet" => labels.get("pod-template-hash").and_then(|hash| without(hash)),
+        "Job" => {
+            let digits = name.rsplit('-').next().unwrap_or_default();
+            let is_time = matches!(digits.len(), 8..=10) && digits.bytes().all(|byte| byte.is_ascii_digit());
+            if is_time { without(digits) } else { None }
+        }
+        _ => None,
+    };
+    maker.unwrap_or(name)
 }
 
 /// The UID that its sandbox and cgroup have. That of a static pod is a hash of its file, 32 digits; what the API server shows

@@ -101,6 +101,7 @@ pub(super) fn pods(
         if netns.is_some() || !addresses.is_empty() {
             found.workloads.push(AddedWorkload {
                 name,
+                owner: Arc::clone(&pod.owner),
                 service_account: Arc::clone(&pod.service_account),
                 labels: Arc::clone(&pod.labels),
                 addresses,

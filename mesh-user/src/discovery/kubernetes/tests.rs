@@ -262,6 +262,30 @@ fn a_static_pod_is_known_by_its_files_hash_and_by_nobody_elses() {
 }
 
 #[test]
+fn metrics_call_a_pod_by_what_made_it() {
+    let mut ground = Ground::shop();
+    let made = |kind: &str, name: &str, is_made: bool| {
+        json!({ "metadata": {
+        "generateName": if is_made { "x-" } else { "" }, "labels": { "pod-template-hash": "5d59d67564" },
+        "ownerReferences": [ { "apiVersion": "v1", "kind": kind, "name": name, "uid": "u", "controller": true } ] } })
+    };
+    for (kind, name, is_made, expected) in [
+        ("ReplicaSet", "web-5d59d67564", true, "web"),
+        ("ReplicaSet", "by-hand", true, "by-hand"),
+        ("StatefulSet", "db", true, "db"),
+        ("Job", "nightly-27541200", true, "nightly"),
+        ("Job", "once-1", true, "once-1"),
+        ("Node", "a", false, "pod"),
+    ] {
+        ground.pod("shop/pod", "b", "10.0.0.1", made(kind, name, is_made));
+        let world = ground.world();
+        assert_eq!(&*world.by_name("shop", "pod").unwrap().owner, expected, "{kind} {name}");
+    }
+    ground.pod("shop/pod", "b", "10.0.0.1", json!({}));
+    assert_eq!(&*ground.world().by_name("shop", "pod").unwrap().owner, "pod");
+}
+
+#[test]
 fn an_address_is_the_younger_pods() {
     let mut ground = Ground::shop();
     let created = |when: &str| json!({ "metadata": { "creationTimestamp": when } });

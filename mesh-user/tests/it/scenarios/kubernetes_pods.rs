@@ -332,6 +332,8 @@ struct Held {
     namespaces: usize,
     descriptors: usize,
     workloads: usize,
+    /// Of its metrics.
+    series: usize,
 }
 
 fn held(agent: &Node) -> anyhow::Result<Held> {
@@ -339,6 +341,7 @@ fn held(agent: &Node) -> anyhow::Result<Held> {
         namespaces: std::fs::read_dir(agent.runtime_dir().join("pods"))?.count(),
         descriptors: agent.descriptors()?,
         workloads: agent.ctl_json(&["workloads"])?.as_array().map_or(0, Vec::len),
+        series: agent.metrics()?.lines().count(),
     })
 }
 
@@ -380,6 +383,7 @@ fn pods_that_come_and_go_leave_nothing(ground: &Ground) -> anyhow::Result<()> {
             let seen = held(agent)?;
             let is_less = seen.namespaces <= as_before.namespaces
                 && seen.workloads <= as_before.workloads
+                && seen.series <= as_before.series
                 && seen.descriptors <= as_before.descriptors;
             now = Some(seen);
             Ok(is_less)
