@@ -166,7 +166,8 @@ fn connect(args: &Args, to: SocketAddr) -> std::io::Result<TcpStream> {
         stream.set_nonblocking(false)?;
         return Ok(stream);
     }
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    let protocol = if args.flag("--mptcp") { Protocol::MPTCP } else { Protocol::TCP };
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(protocol))?;
     if let Some(own) = args.option("--from") {
         let own: SocketAddr = own.parse().map_err(std::io::Error::other)?;
         socket.bind(&own.into())?;

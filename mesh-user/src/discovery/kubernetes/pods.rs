@@ -61,7 +61,9 @@ pub(super) fn pods(
         let is_here = !pod.node.is_empty() && *pod.node == *node;
         let name = WorkloadName { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) };
         if is_here && first_of(&pod.uid) != Some(key) {
-            found.waiting.push((name, "an older pod of this node has its UID".to_owned()));
+            if wanted {
+                found.waiting.push((name, "an older pod of this node has its UID".to_owned()));
+            }
             continue;
         }
         if is_here {

@@ -241,12 +241,16 @@ fn a_label_meshes_live_programs_and_its_removal_lets_them_go(ground: &Ground) ->
     cast.cluster.kubectl(&["-n", "shop", "delete", "authorizationpolicy", "nobody"])?;
     wait_until(PATIENCE, "the policy to be gone", || Ok(asks(&cast, &client, to)?.0))?;
 
+    let mut during = start_probe(&client, to, &stays)?;
+    during.wait_to_say("connected", PATIENCE)?;
     let unlabelled = Instant::now();
     cast.label(&format!("{LABEL}-"))?;
     wait_until(PATIENCE, "the client to be let go", || Ok(asks(&cast, &client, to)? == (true, true)))?;
     eprintln!("from kubectl label to a plain connection: {:?}", unlabelled.elapsed());
     ensure!(asks(&cast, &cast.outsider, to)?.0, "the server takes nobody in any more");
-    ensure!(before.is_running(), "the connection from before was cut: {}", before.stdout());
+    for (stood, name) in [(&mut before, "before"), (&mut during, "within the mesh")] {
+        ensure!(stood.is_running(), "the connection from {name} was cut: {}", stood.stdout());
+    }
     for agent in [&cast.a, &cast.b] {
         let held = std::fs::read_dir(agent.runtime_dir().join("pods"))?.count();
         ensure!(held == 0, "{} holds {held} namespaces of pods that are none of its", agent.name);

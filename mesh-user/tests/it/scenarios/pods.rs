@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use serde_json::json;
 
+use super::bypass::attempted;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::kubelet::{Kubelet, Pod};
@@ -20,6 +21,7 @@ pub(super) const STORIES: &[Story] = stories![
     Daemon 90:
         a_connect_is_refused_before_enrolment_where_the_setting_says_so,
         a_new_server_takes_nothing_in_past_meshd,
+        a_pod_that_waits_sends_nothing_by_any_other_way,
         a_pod_that_starts_while_meshd_is_dead_waits_for_it,
         a_pod_that_nobody_speaks_of_goes_free,
         a_running_pod_is_enrolled_and_let_go_and_what_stood_before_lives_on,
@@ -125,6 +127,35 @@ fn a_new_server_takes_nothing_in_past_meshd(ground: &Ground) -> anyhow::Result<(
     let seen = last_line(&stranger.finish(PATIENCE)?)?;
     ensure!(is_unserved(&seen), "a stranger was served under STRICT: {seen}");
     Ok(())
+}
+
+fn a_pod_that_waits_sends_nothing_by_any_other_way(ground: &Ground) -> anyhow::Result<()> {
+    let (mut mesh, mut kubelet) = given(ground)?;
+    for node in [&mut mesh.a, &mut mesh.b] {
+        node.capture.insert("uncaptured".into(), json!("refuse"));
+    }
+    mesh.workloads.push(planned(&mesh, "web", UID));
+    mesh.start()?;
+    let server = serve(&mesh.server, 7000, &["--echo"])?;
+    let capture = mesh.capture("other-ways")?;
+    let pod = kubelet.make(&mut mesh.pods.wire, "web", UID)?;
+    let (v4, v6) = (mesh.server.at(7000), mesh.server.at6(7000));
+    for (to, way) in [(v6, "--send"), (v4, "--mptcp"), (v6, "--mptcp"), (v4, "--mapped"), (v4, "--fastopen")]
+    {
+        let options = ["--connect-timeout-ms", "1000", "--wait-ms", "1500", way, MARKER, "--send", MARKER];
+        let seen = last_line(&start_probe(&pod.place, to, &options)?.finish(PATIENCE)?);
+        // A way that this kernel does not know ends the peer.
+        ensure!(seen.as_ref().is_ok_and(is_unserved) || seen.is_err(), "by {way} to {to}: {seen:?}");
+    }
+    let (v4, v6) = (mesh.server.v4.to_string(), mesh.server.v6.to_string());
+    let datagrams = attempted(&pod.place, &["datagrams", &v4, &v6, "7053"])?;
+    ensure!(!datagrams.is_empty() && datagrams.iter().all(|line| line["saw"] != MARKER), "{datagrams:?}");
+    ensure!(accepted(&server) == 0, "the server was reached: {}", server.stdout());
+    kubelet.tell(&pod);
+    wait_until(PATIENCE, "the pod to be enrolled", || {
+        Ok(probe(&pod.place, mesh.server.at6(7000), &["--send", MARKER, "--shutdown"])?["text"] == MARKER)
+    })?;
+    capture.stop()?.must_not_show(MARKER)
 }
 
 fn a_pod_that_starts_while_meshd_is_dead_waits_for_it(ground: &Ground) -> anyhow::Result<()> {

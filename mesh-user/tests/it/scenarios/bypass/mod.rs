@@ -35,7 +35,7 @@ fn attempt(place: &Place, args: &[&str]) -> anyhow::Result<Program> {
 }
 
 /// Runs a verb of `attempts.py` to its end: all that it says.
-fn attempted(place: &Place, args: &[&str]) -> anyhow::Result<Vec<Value>> {
+pub(super) fn attempted(place: &Place, args: &[&str]) -> anyhow::Result<Vec<Value>> {
     Ok(json_lines(&attempt(place, args)?.finish(PATIENCE * 4)?.succeeded()?))
 }
 
