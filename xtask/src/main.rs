@@ -41,6 +41,7 @@ mod systemd;
 mod tables;
 mod test;
 mod toolchain;
+mod venv;
 mod verdicts;
 mod virtiofs;
 mod vm;

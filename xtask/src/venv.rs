@@ -1,0 +1,32 @@
+//! Python programs from `PyPI`, each in a virtual environment of its own under the target directory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command::{command, run_quietly, step},
+    paths,
+};
+
+/// Installs `requirement`, as `pip` names it, where it is not there; the environment's folder. `options` are pip's.
+pub(crate) fn ensure(name: &str, python: &Path, options: &[&str], requirement: &str) -> Result<PathBuf> {
+    let folder = paths::target()?.join("tools").join(name);
+    // Its scripts begin with its own path: one that was moved is made anew.
+    let (stamp, wanted) = (folder.join("installed"), format!("{requirement} in {}", folder.display()));
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(folder);
+    }
+    step(&format!("{requirement} from PyPI"));
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    run_quietly(command(python, ["-m", "venv"]).arg(&folder), "make a virtual environment")?;
+    let mut pip = command(folder.join("bin/pip"), ["install", "--quiet", "--only-binary=:all:"]);
+    run_quietly(pip.args(options).arg(requirement), &format!("install {requirement}"))?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(folder)
+}
