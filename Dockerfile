@@ -1,8 +1,8 @@
 # The image of meshd: `docker build -t REGISTRY/meshd:0.1.0 .`
 #
-# Built as on any machine (`cargo xtask build` installs what it needs), on the Debian whose C library the image has. What is left
-# is two programs, glibc and libgcc: no shell, no package manager. Not linked statically: glibc looks names up by modules that it
-# loads, and a build for musl has not been tried. This file has not been built where it was written, for want of an engine.
+# The same image as `cargo xtask image` makes without a container engine: two programs linked statically and the root
+# certificates, no shell, no package manager, no C library. This file itself has not been built where it was written, for want of
+# an engine; the command has.
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock deny.toml ./
@@ -14,8 +14,9 @@ COPY mesh-user mesh-user
 COPY xtask xtask
 COPY docs docs
 COPY deploy deploy
-RUN cargo xtask build && strip target/release/meshd target/release/meshctl
+RUN cargo xtask image
 
-FROM gcr.io/distroless/cc-debian12
-COPY --from=build /src/target/release/meshd /src/target/release/meshctl /usr/bin/
+FROM scratch
+COPY --from=build /src/target/image/root /
+ENV PATH=/usr/bin
 ENTRYPOINT ["/usr/bin/meshd"]

@@ -18,6 +18,7 @@ mod ebpf;
 mod envoy;
 mod fuzz;
 mod host;
+mod image;
 mod initramfs;
 mod kernel_packages;
 mod kernels;
@@ -69,6 +70,8 @@ enum Task {
     },
     /// Compile the eBPF programs, then meshd and meshctl (release)
     Build,
+    /// Make target/image/meshd.tar, an OCI image of meshd and meshctl linked statically; no container engine is needed
+    Image(image::ImageArgs),
     /// Run every test level; does all set-up first
     Test(TestArgs),
     /// Feed what meshd parses with made-up inputs: the committed corpora, then new ones; crashes go to target/fuzz
@@ -163,6 +166,7 @@ fn run(task: Task) -> Result<ExitCode> {
             }
         }
         Task::Build => setup::build()?,
+        Task::Image(args) => image::image(&args)?,
         Task::Test(args) => return test::run(&args),
         Task::Fuzz(args) => return fuzz::run_alone(&args),
         Task::Bogo(args) => return bogo::run_alone(&args),

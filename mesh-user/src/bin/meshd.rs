@@ -5,9 +5,13 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use mesh_user::capture::canary;
 
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The per-node mesh daemon: identities and mutual TLS for unmodified programs.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "meshd", version, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -11,6 +11,8 @@ use std::{
 
 use zeroize::Zeroize;
 
+use super::ControlLength;
+
 /// RFC 8446 section 5.1.
 pub const RECORD_ALERT: u8 = 21;
 /// RFC 8446 section 5.1.
@@ -106,11 +108,11 @@ pub fn send_record(socket: &impl AsFd, record_type: u8, body: &[u8]) -> io::Resu
     // SAFETY: CMSG_SPACE and CMSG_LEN only compute; the first header lies in the aligned 64-byte buffer,
     // which has room for a header and one byte.
     unsafe {
-        message.msg_controllen = libc::CMSG_SPACE(1) as usize;
+        message.msg_controllen = libc::CMSG_SPACE(1) as ControlLength;
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_TLS;
         (*header).cmsg_type = libc::TLS_SET_RECORD_TYPE;
-        (*header).cmsg_len = libc::CMSG_LEN(1) as usize;
+        (*header).cmsg_len = libc::CMSG_LEN(1) as ControlLength;
         libc::CMSG_DATA(header).write(record_type);
     }
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -128,7 +130,7 @@ pub fn receive_record(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Recei
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = size_of::<ControlBuffer>();
+    message.msg_controllen = size_of::<ControlBuffer>() as ControlLength;
     // SAFETY: the kernel writes at most `iov_len` bytes to `buffer` and `msg_controllen` to `control`, both
     // exclusively borrowed here.
     let read = unsafe {

@@ -15,3 +15,9 @@ pub mod rtnetlink;
 pub mod sock_diag;
 pub mod socket;
 pub mod splice;
+
+/// Of a control message and a buffer of them, in bytes. The kernel reads 64 bits; musl has the other half as padding.
+#[cfg(target_env = "musl")]
+type ControlLength = libc::socklen_t;
+#[cfg(not(target_env = "musl"))]
+type ControlLength = libc::size_t;

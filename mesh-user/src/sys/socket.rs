@@ -15,6 +15,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use super::ControlLength;
+
 /// Pause after an accept that failed for want of descriptors or memory: the connection stays queued.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// Probes sent before a silent peer is given up.
@@ -168,7 +170,7 @@ pub fn receive_with_rest(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(u
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control);
+    message.msg_controllen = size_of_val(&control) as ControlLength;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the kernel writes at most `iov_len` bytes to `buffer` and `msg_controllen` to `control`, which is aligned for
     // headers; both are exclusively borrowed here.
