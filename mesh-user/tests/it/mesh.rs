@@ -136,9 +136,6 @@ impl Mesh {
         for node in [&self.a, &self.b] {
             let mut file = node_file(node, &self.workloads, &self.services);
             file["limits"] = self.limits.clone();
-            for (name, value) in &node.settings {
-                file[name.as_str()] = value.clone();
-            }
             node.configure(&file)?;
         }
         Ok(())

@@ -111,7 +111,7 @@ pub(crate) fn node_file(node: &super::daemon::Node, workloads: &[Workload], serv
         ("canary".to_owned(), json!(node.canary)),
     ]);
     capture.extend(node.capture.clone());
-    json!({
+    let mut file = json!({
         "node": node.name,
         "stateDir": node.state_dir(),
         "runtimeDir": node.runtime_dir(),
@@ -123,5 +123,9 @@ pub(crate) fn node_file(node: &super::daemon::Node, workloads: &[Workload], serv
         "services": services,
         "accessLog": { "format": "json", "perSecond": 100_000 },
         "log": "info",
-    })
+    });
+    for (name, value) in &node.settings {
+        file[name.as_str()] = value.clone();
+    }
+    file
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::it::daemon::{Node, bin_dir};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::kube::Cluster;
+use crate::it::kube::{self, Cluster};
 use crate::it::mesh::Mesh;
 use crate::it::netns::Wire;
 use crate::it::process::{PATIENCE, wait_until};
@@ -297,16 +297,8 @@ fn agents_keep_a_summary_that_meshctl_nodes_shows(ground: &Ground) -> anyhow::Re
     let [api, place] = wire.plug(["api", "node-a"])?;
     let cluster = Cluster::start(&api)?;
     install(&cluster, ground, "")?;
-    let node = |name: &str| json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
-    cluster.apply(&[node("node-a"), node("node-b")])?;
-    // As the agent's own account, with no more than its roles grant.
-    let token = cluster.token(NAMESPACE, "meshd", "https://kubernetes.default.svc", None)?;
-    let admin: Value = serde_json::from_str(&fs::read_to_string(cluster.admin())?)?;
-    let mut agent = admin.clone();
-    agent["users"] = json!([{ "name": "u", "user": { "token": token } }]);
-    agent["contexts"][0]["context"]["namespace"] = json!(NAMESPACE);
-    let kubeconfig = ground.dir().join("agent.kubeconfig");
-    fs::write(&kubeconfig, agent.to_string())?;
+    cluster.apply(&[kube::node("node-a"), kube::node("node-b")])?;
+    let kubeconfig = cluster.agents()?;
     let node = Node::new(ground, place)?;
     let config = json!({
         "stateDir": node.state_dir(), "runtimeDir": node.runtime_dir(), "policiesDir": node.policies_dir(),

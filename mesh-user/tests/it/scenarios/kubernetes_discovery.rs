@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::kube::{Cluster, ISSUER};
+use crate::it::kube::{Cluster, ISSUER, node};
 use crate::it::kube_front::{Front, Mood};
 use crate::it::mesh::{MARKER, Mesh, PERMISSIVE, is_unserved, probe, serve, start_probe, wait_event};
 use crate::it::netns::Place;
@@ -37,7 +37,7 @@ impl Ready {
         cluster.apply(&[
             json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } }),
             account("server"),
-            json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-a" } }),
+            node("node-a"),
         ])?;
         let kubeconfig = cluster.admin();
         mesh.a.settings.insert("kubernetes".into(), json!({ "enabled": true, "kubeconfig": kubeconfig }));
@@ -176,9 +176,7 @@ fn policies_of_the_api_server_are_enforced_and_told_what_became_of_them(
     // Now the server's node asks, and the client's has its file.
     ready.mesh.b.settings = std::mem::take(&mut ready.mesh.a.settings);
     ready.label("meshd.io/dataplane=enabled")?;
-    ready
-        .cluster
-        .apply(&[json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-b" } })])?;
+    ready.cluster.apply(&[node("node-b")])?;
     ready.mesh.b.settings.insert("remoteWorkloads".into(), json!([
         { "name": "client", "namespace": "shop", "serviceAccount": "client", "addresses": ready.mesh.client.addresses() },
         { "name": "other", "namespace": "shop", "serviceAccount": "other", "addresses": ready.mesh.other.addresses() },

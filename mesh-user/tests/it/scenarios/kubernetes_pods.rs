@@ -12,7 +12,7 @@ use crate::it::capture::Capture;
 use crate::it::daemon::Node;
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::kube::{Cluster, ISSUER};
+use crate::it::kube::{Cluster, node};
 use crate::it::kubelet::Kubelet;
 use crate::it::kubelets::{KubeletNode, Kubelets, settings};
 use crate::it::mesh::{MARKER, STRICT, is_unserved, last_line, probe, start_probe};
@@ -54,18 +54,13 @@ impl Cast {
             cluster.kubectl(&["apply", "-f", &deploy.join(file).to_string_lossy()])?;
         }
         cluster.kubectl(&["create", "-k", &deploy.join("crds").to_string_lossy()])?;
-        let node = |name: &str| json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
         let shop = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } });
         cluster.apply(&[node("node-a"), node("node-b"), shop])?;
         for name in ["web", "client"] {
             cluster.kubectl(&["-n", "shop", "create", "serviceaccount", name])?;
         }
         let controllers = cluster.start_controllers()?;
-        let token = cluster.token("meshd-system", "meshd", ISSUER, None)?;
-        let mut kubeconfig = cluster.kubeconfig_of_token(&token);
-        kubeconfig["contexts"][0]["context"]["namespace"] = json!("meshd-system");
-        let file = ground.dir().join("agent.kubeconfig");
-        std::fs::write(&file, kubeconfig.to_string())?;
+        let file = cluster.agents()?;
         let mut nodes = Vec::new();
         let mut agents = Vec::new();
         for place in [a, b] {
@@ -81,11 +76,7 @@ impl Cast {
         let kubelets = Kubelets::start(wire, &cluster, nodes);
         let mut cast = Self { kubelets, a, b, outsider, cluster, _controllers: controllers };
         for agent in [&cast.a, &cast.b] {
-            let mut file = node_file(agent, &[], &[]);
-            for (name, value) in &agent.settings {
-                file[name.as_str()] = value.clone();
-            }
-            agent.configure(&file)?;
+            agent.configure(&node_file(agent, &[], &[]))?;
         }
         cast.a.start()?;
         cast.b.join_trust_of(&cast.a)?;

@@ -11,7 +11,7 @@ use super::fleet::Service;
 use crate::it::daemon::{Node, rss_kib};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
-use crate::it::kube::Cluster;
+use crate::it::kube::{self, Cluster};
 use crate::it::kube_api::{Made, create_all};
 use crate::it::netns::Wire;
 use crate::it::nodefile::node_file;
@@ -99,8 +99,7 @@ fn an_agent_knows_all_of_a_large_cluster_and_follows_its_changes(ground: &Ground
     cluster.apply(&first)?;
     let begun = Instant::now();
     let node = |number: usize| {
-        let object =
-            json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": format!("node-{number}") } });
+        let object = kube::node(&format!("node-{number}"));
         Made { path: "/api/v1/nodes".into(), object, status: None }
     };
     create_all(&cluster, (0..nodes).map(node).collect())?;
