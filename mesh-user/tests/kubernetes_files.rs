@@ -7,8 +7,10 @@ use std::{
 
 use mesh_user::{
     admin::nodes,
+    ca::cluster,
     config::{AuthorityConfig, Config},
-    runtime::Access,
+    discovery::kubernetes,
+    runtime::{Access, lease},
 };
 use serde_json::Value;
 
@@ -68,59 +70,15 @@ fn asked<'a>(access: impl IntoIterator<Item = &'a Access>) -> BTreeSet<Permissio
     access.into_iter().flat_map(one).collect()
 }
 
-const READ: &[&str] = &["list", "watch"];
-/// A policy is read again before its status is written.
-const POLICIES: &[&str] = &["get", "list", "watch"];
-const STATUS: &[&str] = &["patch"];
-const SECURITY: &str = "security.istio.io";
-
-/// `discovery/kubernetes`: `watch.rs` reads, `report.rs` writes statuses and events.
-const DISCOVERY: &[Access] = &[
-    Access::new("", "namespaces", READ),
-    Access::new("", "nodes", READ),
-    Access::new("", "pods", READ),
-    Access::new("", "services", READ),
-    Access::new("", "endpoints", READ),
-    Access::new("discovery.k8s.io", "endpointslices", READ),
-    Access::new(SECURITY, "authorizationpolicies", POLICIES),
-    Access::new(SECURITY, "peerauthentications", POLICIES),
-    Access::new(SECURITY, "requestauthentications", POLICIES),
-    Access::new("networking.istio.io", "destinationrules", POLICIES),
-    Access::new(SECURITY, "authorizationpolicies/status", STATUS),
-    Access::new(SECURITY, "peerauthentications/status", STATUS),
-    Access::new(SECURITY, "requestauthentications/status", STATUS),
-    Access::new("networking.istio.io", "destinationrules/status", STATUS),
-    Access::new("events.k8s.io", "events", &["create", "patch"]),
-];
-/// `discovery/kubernetes/report.rs`: which agent writes statuses.
-const STATUS_LEASE: &[Access] = &[
-    Access::new("coordination.k8s.io", "leases", &["create"]),
-    Access::new("coordination.k8s.io", "leases", &["get", "update"]).named("meshd-status"),
-];
-
-/// `ca/callers/kubernetes.rs`, `ca/cluster/{pods,placement}.rs`.
-const CA: &[Access] = &[
-    Access::new("authentication.k8s.io", "tokenreviews", &["create"]),
-    Access::new("", "pods", &["get", "list", "watch"]),
-];
-/// `ca/cluster/{secrets,lease,roots}.rs`.
-const CA_STATE: &[Access] = &[
-    Access::new("", "secrets", &["create", "delete", "get", "list", "update"]),
-    Access::new("coordination.k8s.io", "leases", &["create"]),
-    Access::new("coordination.k8s.io", "leases", &["get", "update"]).named("meshd-ca"),
-    Access::new("", "configmaps", &["create"]),
-    Access::new("", "configmaps", &["patch"]).named("meshd-ca-root"),
-];
-
 #[test]
 fn roles_grant_what_the_code_asks_and_nothing_else() {
     let agent = "agent-access.yaml";
     let ca = "ca-access.yaml";
     for (file, kind, name, wanted) in [
-        (agent, "ClusterRole", "meshd", asked(DISCOVERY)),
-        (agent, "Role", "meshd", asked(STATUS_LEASE.iter().chain(nodes::ACCESS))),
-        (ca, "ClusterRole", "meshd-ca", asked(CA)),
-        (ca, "Role", "meshd-ca", asked(CA_STATE)),
+        (agent, "ClusterRole", "meshd", asked(kubernetes::ACCESS)),
+        (agent, "Role", "meshd", asked(kubernetes::LEASE_ACCESS.iter().chain(nodes::ACCESS))),
+        (ca, "ClusterRole", "meshd-ca", asked(cluster::ACCESS)),
+        (ca, "Role", "meshd-ca", asked(lease::access("meshd-ca").iter().chain(cluster::STATE_ACCESS))),
     ] {
         let granted = granted(&document(file, kind, name));
         let unused: Vec<_> = granted.difference(&wanted).collect();

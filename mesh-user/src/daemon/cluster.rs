@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::DaemonError;
@@ -41,10 +41,10 @@ impl Cluster {
         self.places.clone()
     }
 
-    /// Begins to watch, until `stop`.
-    pub(super) fn begin(&self, files: &Arc<FileSource>, stop: &CancellationToken) {
+    /// Begins to watch, until `stop`. What is returned ends soon after that.
+    pub(super) fn begin(&self, files: &Arc<FileSource>, stop: &CancellationToken) -> JoinHandle<()> {
         let (kubernetes, files) = (Arc::clone(&self.kubernetes), Arc::clone(files));
-        tokio::spawn(kubernetes.run(files, self.places.subscribe(), stop.clone()));
+        tokio::spawn(kubernetes.run(files, self.places.subscribe(), stop.clone()))
     }
 
     /// Puts into the metrics how the watches are doing.

@@ -98,11 +98,11 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     let source = Arc::new(Source::new(Arc::clone(&runtime), Arc::clone(&files), cluster.clone()));
     let mut doors = Some((admin, metrics.zip(snapshot.config.metrics.listen)));
     let mut serve = || doors.take().map(|(admin, metrics)| serve(admin, metrics, &source, &runtime, &stop));
-    let mut serving = None;
+    let (mut serving, mut watching) = (None, None);
     let snapshot = match &cluster {
         None => snapshot,
         Some(cluster) => {
-            cluster.begin(&files, &stop);
+            watching = Some(cluster.begin(&files, &stop));
             serving = serve();
             tokio::select! {
                 snapshot = cluster::whole(&files) => snapshot,
@@ -146,9 +146,9 @@ async fn daemon(files: Arc<FileSource>, snapshot: Arc<Snapshot>) -> Result<(), D
     supervise(&runtime, &files, &mut signals, federated).await;
     drain(&runtime, &mut signals).await;
     stop.cancel();
-    if let Some(serving) = serving {
-        // An error means that the server panicked: it serves no more either way.
-        let _ = serving.await;
+    for ending in [serving, watching].into_iter().flatten() {
+        // An error means that it panicked: it serves no more either way.
+        let _ = ending.await;
     }
     finish(&runtime)
 }

@@ -4,6 +4,7 @@ mod access;
 mod api_server;
 mod cri;
 mod info;
+pub mod lease;
 mod links;
 mod locator;
 mod proto;
@@ -15,6 +16,7 @@ use std::{collections::HashMap, fmt, path::PathBuf, sync::Arc};
 pub use access::Access;
 pub use api_server::{KubernetesError, api_server, client, kubeconfig};
 pub use cri::{CriError, DEFAULT_SOCKETS};
+pub use lease::{Lease, LeaseSettings, Lost};
 pub use locator::{Locator, LocatorSettings};
 pub use tree::{PodCgroup, PodTree};
 

@@ -40,6 +40,8 @@ pub(crate) struct Cluster {
     pub(crate) place: Place,
     assets: PathBuf,
     dir: PathBuf,
+    /// What else the API server is started with.
+    pub(crate) flags: Vec<String>,
     _etcd: Program,
     api_server: Option<Program>,
 }
@@ -47,6 +49,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts it in `place` and waits until it is ready.
     pub(crate) fn start(place: &Place) -> anyhow::Result<Self> {
+        Self::start_with(place, Vec::new())
+    }
+
+    /// The same, the API server with `flags` too.
+    pub(crate) fn start_with(place: &Place, flags: Vec<String>) -> anyhow::Result<Self> {
         let assets = assets().context("no API server: cargo xtask kube")?;
         let dir = place.dir().join(format!("{}-cluster", place.name));
         fs::create_dir_all(&dir)?;
@@ -68,7 +75,7 @@ impl Cluster {
         ]
         .map(str::to_owned);
         let etcd = place.launch("etcd", &etcd).start()?;
-        let mut cluster = Self { place: place.clone(), assets, dir, _etcd: etcd, api_server: None };
+        let mut cluster = Self { place: place.clone(), assets, dir, flags, _etcd: etcd, api_server: None };
         fs::write(cluster.admin(), cluster.kubeconfig_of("admin").to_string())?;
         cluster.start_api_server()?;
         Ok(cluster)
@@ -78,7 +85,7 @@ impl Cluster {
     pub(crate) fn start_api_server(&mut self) -> anyhow::Result<()> {
         let file = |name: &str| self.file(name).to_string_lossy().into_owned();
         let api_server = self.assets.join("kube-apiserver").to_string_lossy().into_owned();
-        let arguments = [
+        let mut arguments = vec![
             api_server,
             format!("--etcd-servers=http://{ETCD}"),
             "--bind-address=0.0.0.0".to_owned(),
@@ -95,6 +102,7 @@ impl Cluster {
             format!("--service-account-key-file={}", file("accounts.pub")),
             format!("--service-account-signing-key-file={}", file("accounts.key")),
         ];
+        arguments.extend(self.flags.iter().cloned());
         let mut program = self.place.launch("kube-apiserver", &arguments).start()?;
         wait_until(PATIENCE * 4, "the API server to be ready", || {
             ensure!(program.is_running(), "the API server ended at start: {}", program.stderr());
@@ -156,6 +164,17 @@ impl Cluster {
         let mut argv: Vec<&str> = vec![&kubectl, "--kubeconfig", &admin];
         argv.extend(arguments);
         self.place.run(&argv)?.succeeded()
+    }
+
+    /// Creates or applies (`how`) the files under `deploy/kubernetes` of these names.
+    pub(crate) fn deploy(&self, how: &str, files: &[&str]) -> anyhow::Result<()> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
+        for file in files {
+            let path = folder.join(file);
+            let flag = if path.is_dir() { "-k" } else { "-f" };
+            self.kubectl(&[how, flag, &path.to_string_lossy()])?;
+        }
+        Ok(())
     }
 
     /// Applies objects.

@@ -14,6 +14,7 @@ pub(crate) mod harness;
 pub(crate) mod judge;
 pub(crate) mod kube;
 pub(crate) mod kube_api;
+pub(crate) mod kube_audit;
 pub(crate) mod kube_front;
 pub(crate) mod kubelet;
 pub(crate) mod kubelets;

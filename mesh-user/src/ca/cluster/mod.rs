@@ -1,7 +1,6 @@
 //! What the CA asks of a Kubernetes API server: pods and where they run, one writer among replicas, their common state, and
 //! the roots told to whoever starts. Objects are read as a stranger's: bounded in number and size, and only what is needed.
 
-mod lease;
 mod placement;
 mod pods;
 mod roots;
@@ -13,14 +12,25 @@ use std::{path::Path, time::Duration};
 
 use kube::Client;
 
-pub use lease::{Lease, LeaseSettings, Lost};
 pub use placement::WatchedPods;
 pub(in crate::ca) use pods::{PodNode, Pods};
 pub use roots::{RootsMap, publish_roots};
 pub use secrets::{SharedState, SharedStateError};
 
 pub use crate::runtime::KubernetesError;
-use crate::runtime::{api_server, client};
+use crate::runtime::{Access, api_server, client};
+
+/// What reviewing tokens and knowing what runs where asks of the API server, in all namespaces.
+pub const ACCESS: &[Access] = &[
+    Access::new("authentication.k8s.io", "tokenreviews", &["create"]),
+    Access::new("", "pods", &["get", "list", "watch"]),
+];
+/// What keeping the state and telling the roots asks, beside the Lease, in meshd's own namespace.
+pub const STATE_ACCESS: &[Access] = &[
+    Access::new("", "secrets", &["create", "delete", "get", "list", "update"]),
+    Access::new("", "configmaps", &["create"]),
+    Access::new("", "configmaps", &["patch"]).named("meshd-ca-root"),
+];
 
 /// Until the API server has answered a call.
 const TIMEOUT: Duration = Duration::from_secs(8);

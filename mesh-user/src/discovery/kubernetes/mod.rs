@@ -28,6 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use client::{KubernetesError, WatchStatus};
+pub use report::LEASE_ACCESS;
 
 use self::{
     client::Watches,
@@ -40,7 +41,7 @@ use super::FileSource;
 use crate::{
     config::Config,
     policy::{PolicySet, PolicyStatus},
-    runtime::{NodePod, PodPlaces},
+    runtime::{Access, NodePod, PodPlaces},
     world::{Additions, WorkloadName},
 };
 
@@ -48,6 +49,34 @@ use crate::{
 const QUIET: Duration = Duration::from_millis(100);
 /// So long at most a burst is waited for.
 const AT_MOST: Duration = Duration::from_secs(1);
+/// How long an end waits for the API server.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+const READ: &[&str] = &["list", "watch"];
+/// A policy is read again before its status is written.
+const POLICIES: &[&str] = &["get", "list", "watch"];
+const STATUS: &[&str] = &["patch"];
+const SECURITY: &str = "security.istio.io";
+const NETWORKING: &str = "networking.istio.io";
+
+/// What an agent asks of the API server, in all namespaces.
+pub const ACCESS: &[Access] = &[
+    Access::new("", "namespaces", READ),
+    Access::new("", "nodes", READ),
+    Access::new("", "pods", READ),
+    Access::new("", "services", READ),
+    Access::new("", "endpoints", READ),
+    Access::new("discovery.k8s.io", "endpointslices", READ),
+    Access::new(SECURITY, "authorizationpolicies", POLICIES),
+    Access::new(SECURITY, "peerauthentications", POLICIES),
+    Access::new(SECURITY, "requestauthentications", POLICIES),
+    Access::new(NETWORKING, "destinationrules", POLICIES),
+    Access::new(SECURITY, "authorizationpolicies/status", STATUS),
+    Access::new(SECURITY, "peerauthentications/status", STATUS),
+    Access::new(SECURITY, "requestauthentications/status", STATUS),
+    Access::new(NETWORKING, "destinationrules/status", STATUS),
+    Access::new("events.k8s.io", "events", &["create", "patch"]),
+];
 
 /// What the API server knows, of one moment.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -141,10 +170,21 @@ impl Kubernetes {
         mut places: channel::Receiver<Arc<PodPlaces>>,
         shutdown: CancellationToken,
     ) {
+        let report = Report::new(&self.client, &self.watches, &self.namespace, &self.node);
+        let report = tokio::spawn(report.run(self.judgements.subscribe(), shutdown.clone()));
+        self.follow(&files, &mut places, &shutdown).await;
+        // Its Lease ends by itself where the API server does not answer.
+        let _ = timeout(FAREWELL, report).await;
+    }
+
+    async fn follow(
+        self: &Arc<Self>,
+        files: &Arc<FileSource>,
+        places: &mut channel::Receiver<Arc<PodPlaces>>,
+        shutdown: &CancellationToken,
+    ) {
         let mut tasks = JoinSet::new();
         let mut heard = watch::begin(&self.client, &self.watches, &self.node, &mut tasks);
-        let report = Report::new(&self.client, &self.watches, &self.namespace, &self.node);
-        tasks.spawn(report.run(self.judgements.subscribe(), shutdown.clone()));
         let mut tables = Tables::default();
         let mut builder = Builder::default();
         loop {
@@ -166,7 +206,7 @@ impl Kubernetes {
                 continue;
             }
             let (moment, known) = (tables.moment(), Arc::clone(&places.borrow_and_update()));
-            let (source, files) = (Arc::clone(&self), Arc::clone(&files));
+            let (source, files) = (Arc::clone(self), Arc::clone(files));
             let built = tokio::task::spawn_blocking(move || {
                 source.rebuild(&mut builder, &moment, &known, &files);
                 builder

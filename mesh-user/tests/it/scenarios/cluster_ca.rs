@@ -24,16 +24,16 @@ pub(super) const STORIES: &[Story] = stories![
 ];
 
 const PORT: u16 = 15012;
-const SYSTEM: &str = "meshd-system";
+pub(super) const SYSTEM: &str = "meshd-system";
 const AUDIENCE: &str = "meshd-ca";
 /// Of the Lease, in seconds.
-const LEASE: u64 = 6;
+pub(super) const LEASE: u64 = 6;
 /// An agent whose workload is refused asks again within this, give or take.
 const ASKED_AGAIN: Duration = Duration::from_secs(60);
 
-struct Given {
-    mesh: Mesh,
-    cluster: Cluster,
+pub(super) struct Given {
+    pub(super) mesh: Mesh,
+    pub(super) cluster: Cluster,
     ca: Place,
 }
 
@@ -55,44 +55,21 @@ fn pod(namespace: &str, name: &str, account: &str, node: &str) -> Value {
     object("v1", "Pod", namespace, name, &spec)
 }
 
-fn rule(groups: &str, resources: &str, verbs: &[&str]) -> Value {
-    json!({ "apiGroups": [groups], "resources": [resources], "verbs": verbs })
-}
-
-/// What the CA may do, and nothing more: as it is to be deployed.
-fn rights() -> Vec<Value> {
-    let rbac = "rbac.authorization.k8s.io/v1";
-    let subjects = json!([{ "kind": "ServiceAccount", "name": "meshd-ca", "namespace": SYSTEM }]);
-    let bound = |kind: &str, role: &str| json!({ "subjects": subjects, "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": kind } });
-    let everywhere = json!({ "rules": [
-        rule("authentication.k8s.io", "tokenreviews", &["create"]),
-        rule("", "pods", &["get", "list", "watch"]),
-    ] });
-    let here = json!({ "rules": [
-        rule("", "secrets", &["get", "list", "create", "update", "delete"]),
-        rule("", "configmaps", &["create", "patch"]),
-        rule("coordination.k8s.io", "leases", &["get", "create", "update"]),
-    ] });
-    vec![
-        object(rbac, "ClusterRole", "", "meshd-ca", &everywhere),
-        object(rbac, "ClusterRoleBinding", "", "meshd-ca", &bound("meshd-ca", "ClusterRole")),
-        object(rbac, "Role", SYSTEM, "meshd-ca", &here),
-        object(rbac, "RoleBinding", SYSTEM, "meshd-ca", &bound("meshd-ca", "Role")),
-    ]
-}
-
 /// The API server with everybody's pods but `other`'s, and nodes that do not run yet.
 fn given(ground: &Ground) -> anyhow::Result<Given> {
+    given_with(ground, Vec::new())
+}
+
+/// The same, the API server with `flags` too.
+pub(super) fn given_with(ground: &Ground, flags: Vec<String>) -> anyhow::Result<Given> {
     let mut mesh = Mesh::given(ground)?;
     let [api, ca] = mesh.pods.wire.plug(["api", "ca"])?;
-    let cluster = Cluster::start(&api)?;
+    let cluster = Cluster::start_with(&api, flags)?;
+    cluster.deploy("apply", &["namespace.yaml", "agent-access.yaml", "ca-access.yaml"])?;
     let account = |namespace: &str, name: &str| object("v1", "ServiceAccount", namespace, name, &json!({}));
-    let mut objects: Vec<Value> = ["shop", SYSTEM]
-        .map(|name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }))
-        .into();
+    let shop = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } });
+    let mut objects = vec![shop];
     objects.extend(["client", "other", "server"].map(|name| account("shop", name)));
-    objects.extend([account(SYSTEM, "meshd"), account(SYSTEM, "meshd-ca")]);
-    objects.extend(rights());
     objects.extend([
         pod("shop", "client-1", "client", "node-a"),
         pod("shop", "server-1", "server", "node-b"),
@@ -106,7 +83,7 @@ fn given(ground: &Ground) -> anyhow::Result<Given> {
 
 impl Given {
     /// A replica of the CA with a machine's folders of its own; `more` of its part about Kubernetes.
-    fn replica(&self, ground: &Ground, name: &str, more: &Value) -> anyhow::Result<Service> {
+    pub(super) fn replica(&self, ground: &Ground, name: &str, more: &Value) -> anyhow::Result<Service> {
         let dir = ground.dir().join(name);
         fs::create_dir(&dir)?;
         let token = self.cluster.token(SYSTEM, "meshd-ca", ISSUER, Some("meshd-ca-0"))?;
@@ -128,7 +105,7 @@ impl Given {
     }
 
     /// Gives both nodes the roots of the `ConfigMap` and their agents' tokens.
-    fn equip(&mut self, ground: &Ground) -> anyhow::Result<()> {
+    pub(super) fn equip(&mut self, ground: &Ground) -> anyhow::Result<()> {
         let roots = ground.dir().join("root-cert.pem");
         wait_until(PATIENCE, "the ConfigMap with the roots", || {
             let path = "jsonpath={.data.root-cert\\.pem}";
@@ -149,7 +126,7 @@ impl Given {
         self.mesh.configure()
     }
 
-    fn greets(&self) -> anyhow::Result<()> {
+    pub(super) fn greets(&self) -> anyhow::Result<()> {
         let seen = probe(&self.mesh.client, self.mesh.server.at(7000), &["--send", "hello", "--shutdown"])?;
         ensure!(seen["text"] == "hello", "{seen}{}{}", self.mesh.a.log(), self.mesh.b.log());
         Ok(())

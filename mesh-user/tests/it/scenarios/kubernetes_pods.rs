@@ -2,7 +2,6 @@
 //! meshd on each node that knows nothing but what the API server says, with the permissions that are deployed.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -49,11 +48,8 @@ impl Cast {
         let mut wire = Wire::lay(ground)?;
         let [api, outsider, a, b] = wire.plug(["api", "outsider", "node-a", "node-b"])?;
         let cluster = Cluster::start(&api)?;
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
-        for file in ["namespace.yaml", "agent-access.yaml"] {
-            cluster.kubectl(&["apply", "-f", &deploy.join(file).to_string_lossy()])?;
-        }
-        cluster.kubectl(&["create", "-k", &deploy.join("crds").to_string_lossy()])?;
+        cluster.deploy("apply", &["namespace.yaml", "agent-access.yaml"])?;
+        cluster.deploy("create", &["crds"])?;
         let shop = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop" } });
         cluster.apply(&[node("node-a"), node("node-b"), shop])?;
         for name in ["web", "client"] {

@@ -20,6 +20,7 @@ mod interop;
 mod interop_gnutls;
 mod interop_go;
 mod kernel_path;
+mod kubernetes_access;
 mod kubernetes_discovery;
 mod kubernetes_pods;
 mod kubernetes_scale;
@@ -52,6 +53,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("cluster", cluster::STORIES),
         ("kubernetes_discovery", kubernetes_discovery::STORIES),
         ("kubernetes_pods", kubernetes_pods::STORIES),
+        ("kubernetes_access", kubernetes_access::STORIES),
         ("kubernetes_scale", kubernetes_scale::STORIES),
         ("pods", pods::STORIES),
         ("install", install::STORIES),

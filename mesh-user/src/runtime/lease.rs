@@ -1,6 +1,6 @@
 //! One leader among replicas, by a Lease (`coordination.k8s.io/v1`). Clocks of machines are not compared: a Lease that has not
 //! changed for as long as it says, by this machine's own clock, is free. A leader that cannot renew counts itself out well
-//! before that. What makes a second writer impossible is not this but the state's own preconditions ([`super::secrets`]).
+//! before that. A write that it has begun may still arrive: what must have one writer needs preconditions of its own.
 //!
 //! Source: `k8s.io/client-go` `tools/leaderelection/leaderelection.go`.
 
@@ -14,8 +14,18 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::time::{sleep, timeout};
 
-use super::TIMEOUT;
+use super::Access;
 use crate::sys::clock::boot_time;
+
+/// Until the API server has answered a call.
+const TIMEOUT: Duration = Duration::from_secs(8);
+const SILENT: &str = "the API server does not answer";
+const GROUP: &str = "coordination.k8s.io";
+
+/// What the Lease `name` asks of the API server, in its namespace. Creation cannot be bound to a name: Kubernetes knows none yet.
+pub const fn access(name: &'static str) -> [Access; 2] {
+    [Access::new(GROUP, "leases", &["create"]), Access::new(GROUP, "leases", &["get", "update"]).named(name)]
+}
 
 /// Which Lease, and who asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +38,8 @@ pub struct LeaseSettings {
     pub identity: String,
     /// How long a leader is believed in that says nothing more.
     pub duration: Duration,
+    /// How often a replica that stands by looks whether it is free, give or take three tenths.
+    pub look: Duration,
 }
 
 impl LeaseSettings {
@@ -101,15 +113,21 @@ impl Lease {
             let outcome = timeout(TIMEOUT, self.try_acquire(&mut seen)).await;
             let state = match outcome {
                 Ok(Ok(Ok(()))) => return,
-                Ok(Ok(Err(holder))) => format!("{holder} leads"),
-                Ok(Err(error)) => format!("the Lease cannot be had: {error}"),
-                Err(_elapsed) => "the API server does not answer".to_owned(),
+                Ok(Ok(Err(holder))) => Ok(holder),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_elapsed) => Err(SILENT.to_owned()),
             };
             if told.as_ref() != Some(&state) {
-                tracing::info!(lease = %self.settings.name, %state, "this replica stands by");
+                let lease = &self.settings.name;
+                match &state {
+                    Ok(leader) => tracing::info!(%lease, %leader, "this replica stands by"),
+                    Err(error) => {
+                        tracing::warn!(%lease, %error, "this replica stands by: the Lease cannot be had");
+                    }
+                }
                 told = Some(state);
             }
-            sleep(self.settings.period().mul_f64(0.7 + 0.6 * rand::random::<f64>())).await;
+            sleep(self.settings.look.mul_f64(0.7 + 0.6 * rand::random::<f64>())).await;
         }
     }
 
@@ -149,7 +167,7 @@ impl Lease {
                 }
                 Ok(Ok(false)) => return Lost("another replica has the Lease".to_owned()),
                 Ok(Err(error)) => error.to_string(),
-                Err(_elapsed) => "the API server does not answer".to_owned(),
+                Err(_elapsed) => SILENT.to_owned(),
             };
             if boot_time().saturating_sub(renewed) >= self.settings.deadline() {
                 return Lost(format!("the Lease could not be renewed: {why}"));
@@ -260,6 +278,7 @@ mod tests {
             name: "l".into(),
             identity: "a".into(),
             duration: Duration::from_secs(15),
+            look: Duration::from_secs(3),
         };
         assert!(settings.deadline() + settings.period() < settings.duration);
     }
