@@ -1,8 +1,8 @@
 """Helm without its command: the library of its Go code that `PyPI`'s helm-sdkpy carries, called as `helm` calls it.
 
-Reads a JSON object from stdin: `do` (render, lint, package, install, upgrade, uninstall), `library`, `chart`, `values`,
-`release`, `namespace`, `folder` (for files that it writes), `kubeconfig` (of a real cluster). Prints one: `error`, or what
-came of it.
+Reads a JSON object from the file that its argument names: `do` (render, lint, package, install, upgrade, uninstall),
+`library`, `chart`, `values`, `namespace`, `folder` (for files that it writes), `kubeconfig` (of a real cluster). Prints one:
+`error`, or what came of it.
 
 The library has no `helm template`. `render` installs into an API server of this script's own, which says it is a new one, has
 nothing, keeps nothing and answers yes: what Helm would send it, and the release that Helm writes down, is the rendering.
@@ -12,6 +12,7 @@ import base64
 import ctypes
 import gzip
 import json
+import os
 import pathlib
 import re
 import sys
@@ -29,6 +30,8 @@ KINDS = {
     },
     "apps/v1": {"daemonsets": "DaemonSet", "deployments": "Deployment"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
+    # What a test puts in its place for an old cluster.
+    "policy/v1beta1": {"poddisruptionbudgets": "PodDisruptionBudget"},
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "rbac.authorization.k8s.io/v1": {
         "roles": "Role",
@@ -196,10 +199,8 @@ def rendered():
 
 def run(asked):
     do, chart, folder = asked["do"], asked.get("chart", ""), asked["folder"]
-    namespace, release = asked.get("namespace", "default"), asked.get("release", "meshd")
-    values = json.dumps(asked.get("values") or {})
-    kubeconfig = asked.get("kubeconfig") or serve(folder)
-    helm = Helm(asked["library"], namespace, kubeconfig)
+    values, release = json.dumps(asked.get("values") or {}), "meshd"
+    helm = Helm(asked["library"], asked["namespace"], asked.get("kubeconfig") or serve(folder))
     if do == "lint":
         return json.loads(helm.result("lint", chart))
     if do == "package":
@@ -208,13 +209,18 @@ def run(asked):
         return json.loads(helm.result("uninstall", release, 0, 60))
     if do == "upgrade":
         return json.loads(helm.result("upgrade", release, chart, values, "", options()))
-    created = options(create_namespace=asked.get("createNamespace", False))
-    said = helm.result("install", release, chart, values, "", created)
+    # This script's server has no schemas of objects, against which a namespace would be held too.
+    real = do == "install"
+    how = options(create_namespace=real, disable_openapi_validation=not real)
+    said = helm.result("install", release, chart, values, "", how)
     return rendered() if do == "render" else json.loads(said)
 
 
 def main():
-    asked = json.load(sys.stdin)
+    asked = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    # Before Go reads its environment: nothing is written to a user's home.
+    for name in ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"):
+        os.environ[name] = asked["folder"]
     try:
         said = run(asked)
     except RuntimeError as error:
