@@ -1,10 +1,13 @@
 //! The Helm chart, by Helm's own code (`scripts/helm.py`): with its default values what kustomize makes, each value with its
 //! effect, and one release's whole life in a real API server.
 
+mod effects;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use mesh_user::config::{AuthorityConfig, Config};
 use serde_json::{Value, json};
 
 use super::install::{NAMESPACE, apply, cluster, for_an_old_server, objects, rendered};
@@ -20,6 +23,7 @@ pub(super) const STORIES: &[Story] = stories![
     Helm 180:
         the_chart_is_what_kustomize_makes_and_the_api_server_takes_it,
         every_value_of_the_chart_has_its_effect_and_no_other,
+        the_chart_in_another_namespace_is_the_same_mesh_there,
         values_that_are_misspelt_or_of_a_wrong_type_are_refused,
         the_chart_is_without_lint_and_whole_when_it_is_packaged,
         a_release_is_installed_upgraded_cleaned_and_uninstalled;
@@ -39,13 +43,14 @@ fn chart() -> PathBuf {
 struct Helm {
     place: Place,
     kubeconfig: Option<PathBuf>,
+    namespace: &'static str,
 }
 
 impl Helm {
     fn of(ground: &Ground) -> anyhow::Result<(Wire, Self)> {
         let mut wire = Wire::lay(ground)?;
         let [place] = wire.plug(["helm"])?;
-        Ok((wire, Self { place, kubeconfig: None }))
+        Ok((wire, Self { place, kubeconfig: None, namespace: NAMESPACE }))
     }
 
     fn run(&self, what: &str, chart: &Path, values: &Value) -> anyhow::Result<Value> {
@@ -54,7 +59,7 @@ impl Helm {
         let file = folder.join("asked.json");
         let library = library().context("no Helm: cargo xtask test fetches it")?;
         let asked = json!({
-            "do": what, "chart": chart, "values": values, "library": library, "namespace": NAMESPACE,
+            "do": what, "chart": chart, "values": values, "library": library, "namespace": self.namespace,
             "folder": folder, "kubeconfig": self.kubeconfig,
         });
         fs::write(&file, asked.to_string())?;
@@ -130,7 +135,7 @@ fn differ(path: &str, left: &Value, right: &Value, lines: &mut Vec<String>) {
 
 fn the_chart_is_what_kustomize_makes_and_the_api_server_takes_it(ground: &Ground) -> anyhow::Result<()> {
     let (_wire, cluster) = cluster(ground)?;
-    let helm = Helm { place: cluster.place.clone(), kubeconfig: None };
+    let helm = Helm { place: cluster.place.clone(), kubeconfig: None, namespace: NAMESPACE };
     // The namespace is older than a release, which Helm keeps in it.
     let mut mesh = rendered(&cluster, "")?;
     let namespace = mesh.iter().position(|object| object["kind"] == "Namespace").context("no namespace")?;
@@ -158,137 +163,14 @@ fn ca(mesh: &[Value]) -> Vec<Value> {
     mesh.iter().filter(|object| object["metadata"]["name"] == "meshd-ca").cloned().collect()
 }
 
-/// A value, and all that differs from the defaults with it: pointers into objects, and what is there then.
-type Effect = (Value, &'static [(&'static str, &'static str)]);
-
-fn effects() -> Vec<Effect> {
-    const IMAGES: [&str; 2] = [
-        "DaemonSet meshd/spec/template/spec/containers/0/image",
-        "Deployment meshd-ca/spec/template/spec/containers/0/image",
-    ];
-    vec![
-        (
-            json!({ "image": { "repository": "r.example/meshd", "tag": "2" } }),
-            &[(IMAGES[0], r#""r.example/meshd:2""#), (IMAGES[1], r#""r.example/meshd:2""#)],
-        ),
-        (
-            json!({ "image": { "digest": "sha256:0123456789abcdef0123456789abcdef" } }),
-            &[
-                (IMAGES[0], r#""meshd@sha256:0123456789abcdef0123456789abcdef""#),
-                (IMAGES[1], r#""meshd@sha256:0123456789abcdef0123456789abcdef""#),
-            ],
-        ),
-        (
-            json!({ "image": { "pullPolicy": "Always", "pullSecrets": ["a"] } }),
-            &[
-                ("DaemonSet meshd/spec/template/spec/containers/0/imagePullPolicy", r#""Always""#),
-                ("DaemonSet meshd/spec/template/spec/imagePullSecrets", r#"[{"name":"a"}]"#),
-                ("Deployment meshd-ca/spec/template/spec/containers/0/imagePullPolicy", r#""Always""#),
-                ("Deployment meshd-ca/spec/template/spec/imagePullSecrets", r#"[{"name":"a"}]"#),
-            ],
-        ),
-        (
-            json!({ "trustDomain": "shop.example" }),
-            &[
-                ("ConfigMap meshd/data/node.yaml/trustDomain", r#""shop.example""#),
-                ("ConfigMap meshd-ca/data/ca.yaml/trustDomain", r#""shop.example""#),
-            ],
-        ),
-        (
-            json!({ "agent": { "config": { "relay": "ktls", "kubernetes": { "ambientLabel": true } } } }),
-            &[
-                ("ConfigMap meshd/data/node.yaml/relay", r#""ktls""#),
-                ("ConfigMap meshd/data/node.yaml/kubernetes/ambientLabel", "true"),
-            ],
-        ),
-        (
-            json!({ "agent": { "resources": { "limits": { "memory": "1Gi" } }, "tolerations": [], "priorityClassName": "" } }),
-            &[
-                ("DaemonSet meshd/spec/template/spec/containers/0/resources/limits", r#"{"memory":"1Gi"}"#),
-                ("DaemonSet meshd/spec/template/spec/priorityClassName", "null"),
-                ("DaemonSet meshd/spec/template/spec/tolerations", "[]"),
-            ],
-        ),
-        (
-            json!({ "agent": {
-                "nodeSelector": { "mesh": "yes" }, "updateStrategy": { "rollingUpdate": { "maxUnavailable": "10%" } },
-            } }),
-            &[
-                ("DaemonSet meshd/spec/template/spec/nodeSelector/mesh", r#""yes""#),
-                ("DaemonSet meshd/spec/updateStrategy/rollingUpdate/maxUnavailable", r#""10%""#),
-            ],
-        ),
-        (
-            // The selector's own label stays.
-            json!({ "agent": {
-                "podAnnotations": { "a": "b" }, "podLabels": { "c": "d", "app.kubernetes.io/name": "e" },
-            } }),
-            &[
-                ("DaemonSet meshd/spec/template/metadata/annotations/a", r#""b""#),
-                ("DaemonSet meshd/spec/template/metadata/labels/c", r#""d""#),
-            ],
-        ),
-        (
-            json!({ "ca": {
-                "replicas": 3, "config": { "audit": { "file": "/run/meshd-ca/a" } }, "podLabels": { "a": "b" },
-                "podAnnotations": { "c": "d" },
-            } }),
-            &[
-                ("Deployment meshd-ca/spec/replicas", "3"),
-                ("ConfigMap meshd-ca/data/ca.yaml/audit", r#"{"file":"/run/meshd-ca/a"}"#),
-                ("Deployment meshd-ca/spec/template/metadata/labels/a", r#""b""#),
-                ("Deployment meshd-ca/spec/template/metadata/annotations", r#"{"c":"d"}"#),
-            ],
-        ),
-        (
-            json!({ "ca": {
-                "resources": { "requests": { "cpu": "1" } }, "nodeSelector": { "a": "b" }, "tolerations": [],
-                "priorityClassName": "",
-            } }),
-            &[
-                ("Deployment meshd-ca/spec/template/spec/containers/0/resources/requests/cpu", r#""1""#),
-                ("Deployment meshd-ca/spec/template/spec/nodeSelector/a", r#""b""#),
-                ("Deployment meshd-ca/spec/template/spec/tolerations", "[]"),
-                ("Deployment meshd-ca/spec/template/spec/priorityClassName", "null"),
-            ],
-        ),
-        (
-            json!({ "ca": { "enabled": false, "external": { "address": "istiod.istio-system.svc:15012" } } }),
-            &[
-                ("ConfigMap meshd/data/node.yaml/ca/provider", r#""istiod""#),
-                ("ConfigMap meshd/data/node.yaml/ca/address", r#""istiod.istio-system.svc:15012""#),
-                ("DaemonSet meshd/spec/template/spec/volumes/1/configMap/name", r#""istio-ca-root-cert""#),
-                (
-                    "DaemonSet meshd/spec/template/spec/volumes/2/projected/sources/0/serviceAccountToken/audience",
-                    r#""istio-ca""#,
-                ),
-                ("ServiceAccount meshd-ca", "not there"),
-                ("ClusterRole meshd-ca", "not there"),
-                ("ClusterRoleBinding meshd-ca", "not there"),
-                ("Role meshd-ca", "not there"),
-                ("RoleBinding meshd-ca", "not there"),
-                ("ConfigMap meshd-ca", "not there"),
-                ("Deployment meshd-ca", "not there"),
-                ("PodDisruptionBudget meshd-ca", "not there"),
-                ("Service meshd-ca", "not there"),
-                ("NetworkPolicy meshd-ca", "not there"),
-            ],
-        ),
-        (json!({ "networkPolicy": { "enabled": false } }), &[("NetworkPolicy meshd-ca", "not there")]),
-        (json!({ "monitoring": { "podMonitor": true } }), &[("PodMonitor meshd", "there")]),
-        (
-            json!({ "monitoring": { "rules": true, "labels": { "release": "p" } } }),
-            &[("PrometheusRule meshd", "there")],
-        ),
-        (json!({ "monitoring": { "dashboard": true } }), &[("ConfigMap meshd-dashboard", "there")]),
-    ]
-}
-
 fn every_value_of_the_chart_has_its_effect_and_no_other(ground: &Ground) -> anyhow::Result<()> {
     let (_wire, helm) = Helm::of(ground)?;
+    let untried = untried()?;
+    ensure!(untried.is_empty(), "nobody tries {untried:?}");
     let before = helm.render(&json!({}))?;
-    for (values, wanted) in effects() {
+    for (values, wanted) in effects::all() {
         let after = helm.render(&values).with_context(|| values.to_string())?;
+        taken_by_meshd(&after).with_context(|| values.to_string())?;
         let mut found = differences(&before, &after);
         let mut missing = Vec::new();
         for (path, now) in wanted {
@@ -314,6 +196,48 @@ fn every_value_of_the_chart_has_its_effect_and_no_other(ground: &Ground) -> anyh
         ensure!(labels["release"] == "p" && labels["app.kubernetes.io/name"] == "meshd", "{kind}: {labels}");
     }
     Ok(())
+}
+
+/// The files in the `ConfigMap`s are ones that the programs accept.
+fn taken_by_meshd(objects: &[Value]) -> anyhow::Result<()> {
+    for object in objects.iter().filter(|object| object["kind"] == "ConfigMap") {
+        let mut file = object["data"].clone();
+        if let Some(node) = file.get_mut("node.yaml") {
+            // The node comes by the environment there.
+            node["node"] = json!("a");
+            Config::parse(&node.to_string(), "node.yaml")?;
+        } else if let Some(ca) = file.get("ca.yaml") {
+            AuthorityConfig::parse(&ca.to_string(), "ca.yaml")?;
+        }
+    }
+    Ok(())
+}
+
+fn the_chart_in_another_namespace_is_the_same_mesh_there(ground: &Ground) -> anyhow::Result<()> {
+    let (_wire, mut helm) = Helm::of(ground)?;
+    let monitoring = json!({ "monitoring": { "podMonitor": true, "rules": true, "dashboard": true } });
+    let here = helm.render(&monitoring)?;
+    helm.namespace = "mesh";
+    let there = helm.render(&monitoring)?;
+    let moved = serde_json::to_string(&here)?.replace(NAMESPACE, helm.namespace);
+    let difference = differences(&serde_json::from_str::<Vec<Value>>(&moved)?, &there);
+    ensure!(difference.is_empty(), "{}", difference.join("\n"));
+    let bound = there.iter().filter(|object| object["metadata"]["namespace"] == "mesh").count();
+    ensure!(bound > 10, "{bound} objects are there");
+    Ok(())
+}
+
+/// Values of the documentation that no effect is known of; `cleanup` makes other objects, which are compared with kustomize's.
+fn untried() -> anyhow::Result<Vec<String>> {
+    let table = fs::read_to_string(chart().join("README.md"))?;
+    let documented =
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(path, _)| path));
+    let effects = effects::all();
+    let tried = |path: &str| {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        effects.iter().any(|(values, _)| values.pointer(&pointer).is_some())
+    };
+    Ok(documented.filter(|path| *path != "cleanup" && !tried(path)).map(str::to_owned).collect())
 }
 
 fn values_that_are_misspelt_or_of_a_wrong_type_are_refused(ground: &Ground) -> anyhow::Result<()> {
@@ -378,7 +302,7 @@ fn chart_for_an_old_server(ground: &Ground, helm: &Helm) -> anyhow::Result<PathB
 
 fn a_release_is_installed_upgraded_cleaned_and_uninstalled(ground: &Ground) -> anyhow::Result<()> {
     let (_wire, cluster) = cluster(ground)?;
-    let helm = Helm { place: cluster.place.clone(), kubeconfig: Some(cluster.admin()) };
+    let helm = Helm { place: cluster.place.clone(), kubeconfig: Some(cluster.admin()), namespace: NAMESPACE };
     // Istio's own definition, which is left alone.
     let crd = "peerauthentications.security.istio.io";
     let mut theirs = rendered(&cluster, "crds")?;
@@ -414,7 +338,7 @@ fn a_release_is_installed_upgraded_cleaned_and_uninstalled(ground: &Ground) -> a
 
 /// What the API server has is what was rendered, and defaults; and Helm's own marks, which kustomize does not set.
 fn installed_as_rendered(cluster: &Cluster, helm: &Helm, chart: &Path) -> anyhow::Result<()> {
-    let renderer = Helm { place: helm.place.clone(), kubeconfig: None };
+    let renderer = Helm { place: helm.place.clone(), kubeconfig: None, namespace: NAMESPACE };
     let release = renderer.run("render", chart, &json!({}))?;
     for object in objects(release["manifest"].as_str().context("no manifest")?)? {
         let object = for_an_old_server(object);
