@@ -17,6 +17,7 @@ mod diagnosis;
 mod ebpf;
 mod envoy;
 mod fuzz;
+mod helm;
 mod host;
 mod image;
 mod initramfs;
@@ -155,6 +156,7 @@ fn run(task: Task) -> Result<ExitCode> {
             toolchain::ensure()?;
             deny::ensure()?;
             envoy::ensure();
+            helm::ensure();
             openid::ensure();
             spiffe::ensure();
             story_programs::ensure();

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::{
     TestArgs, bogo,
     command::{command, follow, note, step},
-    ebpf, envoy, fuzz, host,
+    ebpf, envoy, fuzz, helm, host,
     kernels::{self, Series},
     kube,
     libtest::Summary,
@@ -39,6 +39,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     }
     setup::for_tests()?;
     envoy::ensure();
+    helm::ensure();
     openid::ensure();
     spiffe::ensure();
     story_programs::ensure();

@@ -31,6 +31,8 @@ pub(crate) enum Needs {
     WideCompare,
     /// A Kubernetes API server, once, on this machine's own kernel.
     Kubernetes,
+    /// A Kubernetes API server and Helm's library, once, on this machine's own kernel.
+    Helm,
     /// `meshd` and libfaketime, once, on this machine's own kernel.
     FakeTime,
     /// `meshd`, once, where the kernel lets programs use `io_uring`.
@@ -173,7 +175,7 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
             );
         }
     }
-    if story.needs == Needs::Kubernetes {
+    if matches!(story.needs, Needs::Kubernetes | Needs::Helm) {
         if ground::Scale::from_environment().is_vm() {
             return Some(
                 "an API server is too slow for an emulated kernel: its stories are told natively".to_owned(),
@@ -182,6 +184,9 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
         if super::kube::assets().is_none() {
             return Some("no API server under target/kube: cargo xtask test builds it".to_owned());
         }
+    }
+    if story.needs == Needs::Helm && scenarios::helm::library().is_none() {
+        return Some("no Helm under target/tools: cargo xtask test fetches it".to_owned());
     }
     if story.needs == Needs::SpiffeClient {
         if ground::Scale::from_environment().is_vm() {

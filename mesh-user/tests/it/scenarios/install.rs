@@ -27,25 +27,25 @@ pub(super) const STORIES: &[Story] = stories![
         a_bug_report_holds_no_key_and_no_token;
 ];
 
-const NAMESPACE: &str = "meshd-system";
+pub(super) const NAMESPACE: &str = "meshd-system";
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes")
 }
 
-fn cluster(ground: &Ground) -> anyhow::Result<(Wire, Cluster)> {
+pub(super) fn cluster(ground: &Ground) -> anyhow::Result<(Wire, Cluster)> {
     let mut wire = Wire::lay(ground)?;
     let [place] = wire.plug(["api"])?;
     let cluster = Cluster::start(&place)?;
     Ok((wire, cluster))
 }
 
-fn rendered(cluster: &Cluster, part: &str) -> anyhow::Result<Vec<Value>> {
+pub(super) fn rendered(cluster: &Cluster, part: &str) -> anyhow::Result<Vec<Value>> {
     let folder = deploy().join(part);
     objects(&cluster.kubectl(&["kustomize", &folder.to_string_lossy()])?)
 }
 
-fn objects(yaml: &str) -> anyhow::Result<Vec<Value>> {
+pub(super) fn objects(yaml: &str) -> anyhow::Result<Vec<Value>> {
     let mut objects: Vec<Value> = serde_saphyr::from_multiple(yaml)?;
     objects.sort_by_key(|object| format!("{} {}", object["kind"], object["metadata"]["name"]));
     Ok(objects)
@@ -60,7 +60,7 @@ fn meshctl(cluster: &Cluster, arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 /// What this old API server lacks: `policy/v1` and `appArmorProfile`.
-fn for_an_old_server(mut object: Value) -> Value {
+pub(super) fn for_an_old_server(mut object: Value) -> Value {
     if object["kind"] == "PodDisruptionBudget" {
         object["apiVersion"] = json!("policy/v1beta1");
     }
@@ -76,7 +76,12 @@ fn for_an_old_server(mut object: Value) -> Value {
 }
 
 fn install(cluster: &Cluster, ground: &Ground, part: &str) -> anyhow::Result<()> {
-    for (index, object) in rendered(cluster, part)?.into_iter().enumerate() {
+    apply(cluster, ground, rendered(cluster, part)?)
+}
+
+/// Each after a dry run of its own.
+pub(super) fn apply(cluster: &Cluster, ground: &Ground, objects: Vec<Value>) -> anyhow::Result<()> {
+    for (index, object) in objects.into_iter().enumerate() {
         let file = ground.dir().join(format!("object-{index}.json"));
         fs::write(&file, for_an_old_server(object).to_string())?;
     }

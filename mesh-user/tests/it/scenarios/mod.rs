@@ -12,6 +12,7 @@ mod destination;
 mod endings;
 mod federation;
 mod fleet;
+pub(crate) mod helm;
 mod hold;
 mod hostile;
 mod http;
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<(&'static str, &'static Story)> {
         ("kubernetes_scale", kubernetes_scale::STORIES),
         ("pods", pods::STORIES),
         ("install", install::STORIES),
+        ("helm", helm::STORIES),
         ("privileges", privileges::STORIES),
         ("cluster_ca", cluster_ca::STORIES),
         ("bulk", bulk::STORIES),
