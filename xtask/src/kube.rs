@@ -39,7 +39,7 @@ pub(crate) fn ensure() {
 }
 
 /// The folder, its programs made if they are not here yet.
-fn ensure_assets() -> Result<PathBuf> {
+pub(crate) fn ensure_assets() -> Result<PathBuf> {
     if let Some(folder) = env::var_os(ASSETS).map(PathBuf::from) {
         let lacks: Vec<_> = NEEDED.into_iter().filter(|name| !folder.join(name).is_file()).collect();
         ensure!(lacks.is_empty(), "{ASSETS} is {}, which lacks {}", folder.display(), lacks.join(", "));
