@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    command::{command, note, step},
+    command::{command, note, output, step},
     debian_archive::Archive,
     image, kernels,
     kernels::{Series, remove_folder},
@@ -36,13 +36,12 @@ const PAUSE: &str = "registry.k8s.io/pause:3.10";
 
 /// `cargo xtask kubelet`.
 pub(crate) fn run_alone(programs: Option<PathBuf>) -> Result<ExitCode> {
-    let programs = match programs {
-        Some(programs) => programs,
-        None => {
-            setup::for_tests()?;
-            setup::build()?;
-            paths::target()?.join("release")
-        }
+    let programs = if let Some(programs) = programs {
+        programs
+    } else {
+        setup::for_tests()?;
+        setup::build()?;
+        paths::target()?.join("release")
     };
     let level = run(&programs);
     println!("\n{}", report::render(std::slice::from_ref(&level)));
@@ -101,6 +100,9 @@ fn props(programs: &Path) -> Result<Props> {
     for program in [CONTROLLER_MANAGER, SCHEDULER, KUBELET] {
         ensure!(assets.join(program).is_file(), "no {program} in {}", assets.display());
     }
+    // Of flags and fields there is no set that many versions have.
+    let version = output(&mut command(assets.join(KUBELET), ["--version"]))?;
+    ensure!(version.contains("v1.20."), "the story is told with 1.20, and there is {}", version.trim());
     let runtime = ensure_runtime().context("no containerd")?;
     Ok(Props { assets, runtime, images: images(programs).context("cannot make images")? })
 }
