@@ -41,26 +41,9 @@ pub(crate) fn image(args: &ImageArgs) -> Result<()> {
     let programs = build()?;
     let folder = paths::target()?.join("image");
     remove_folder(&folder)?;
-    let (root, layout) = (folder.join("root"), folder.join("layout"));
-    stage(&programs, &root)?;
+    stage(&programs, &folder.join("root"))?;
     step("OCI image");
-    fs::create_dir_all(layout.join("blobs/sha256")).context("cannot create the image's folder")?;
-    let (layer, plain) = layer(&folder, &root, &layout)?;
-    let config = json!({
-        "architecture": architecture()?.oci, "os": "linux",
-        "config": { "Entrypoint": ["/usr/bin/meshd"], "Env": ["PATH=/usr/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{plain}")] },
-    });
-    let config = Blob::of_json(&layout, CONFIG, &config)?;
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": MANIFEST, "config": config.descriptor(), "layers": [layer.descriptor()],
-    });
-    let manifest = Blob::of_json(&layout, MANIFEST, &manifest)?;
-    for (name, document) in documents(&args.tag, &manifest, &config, &layer) {
-        fs::write(layout.join(name), document.to_string()).with_context(|| format!("cannot write {name}"))?;
-    }
-    let archive = folder.join("meshd.tar");
-    pack(&layout, &archive)?;
+    let archive = write(&folder, "meshd.tar", &args.tag, &["/usr/bin/meshd"])?;
     let size = fs::metadata(&archive).context("no image")?.len();
     note(&format!(
         "{} ({} KiB): skopeo copy oci-archive:{0} docker://{}",
@@ -69,6 +52,28 @@ pub(crate) fn image(args: &ImageArgs) -> Result<()> {
         args.tag
     ));
     Ok(())
+}
+
+/// Makes `folder/archive`: the image of all in `folder/root`, called `tag`.
+pub(crate) fn write(folder: &Path, archive: &str, tag: &str, entrypoint: &[&str]) -> Result<PathBuf> {
+    let (root, layout, archive) = (folder.join("root"), folder.join("layout"), folder.join(archive));
+    fs::create_dir_all(layout.join("blobs/sha256")).context("cannot create the image's folder")?;
+    let (layer, plain) = layer(folder, &root, &layout)?;
+    let config = json!({
+        "architecture": architecture()?.oci, "os": "linux",
+        "config": { "Entrypoint": entrypoint, "Env": ["PATH=/usr/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{plain}")] },
+    });
+    let config = Blob::of_json(&layout, CONFIG, &config)?;
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": config.descriptor(), "layers": [layer.descriptor()],
+    });
+    let manifest = Blob::of_json(&layout, MANIFEST, &manifest)?;
+    for (name, document) in documents(tag, &manifest, &config, &layer) {
+        fs::write(layout.join(name), document.to_string()).with_context(|| format!("cannot write {name}"))?;
+    }
+    pack(&layout, &archive)?;
+    Ok(archive)
 }
 
 /// How this machine's processor is called.
@@ -105,7 +110,7 @@ fn build() -> Result<Vec<PathBuf>> {
 }
 
 /// The image's files.
-fn stage(programs: &[PathBuf], root: &Path) -> Result<()> {
+pub(crate) fn stage(programs: &[PathBuf], root: &Path) -> Result<()> {
     let (bin, roots) = (root.join("usr/bin"), root.join(ROOTS));
     for folder in [Some(bin.as_path()), roots.parent()].into_iter().flatten() {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;

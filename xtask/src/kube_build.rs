@@ -1,6 +1,6 @@
-//! Kubernetes' API server and controller manager, 1.20.2: Debian 12's source, verified with Debian's keys, built by
-//! Debian's Go 1.19 without its network; and Debian's etcd. Nothing of them is in our tree. Two cores take about two and a
-//! half minutes.
+//! Kubernetes' API server, controller manager, scheduler and kubelet, 1.20.2: Debian 12's source, verified with Debian's keys,
+//! built by Debian's Go 1.19 without its network; and Debian's etcd. Nothing of them is in our tree. Two cores take two to three
+//! minutes, the scheduler and the kubelet 25 s of that.
 //!
 //! Three things make it odd. The vendor folder is refused by this Go in module mode, so GOPATH mode builds it. The generated
 //! `OpenAPI` file is not in the source, so its generator is built first. And the vendored reflect2 crashes on Go 1.18 and
@@ -18,13 +18,13 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     command::{command, note, output},
     debian_archive::Archive,
-    kube::CONTROLLER_MANAGER,
+    kube::{CONTROLLER_MANAGER, KUBELET, SCHEDULER},
     packages, paths,
     setup::needs,
 };
 
 /// Changed whenever what is built is another thing.
-pub(crate) const EDITION: &str = "1.20.2-1";
+pub(crate) const EDITION: &str = "1.20.2-2";
 
 const SOURCE: &str = "kubernetes=1.20.5+really1.20.2-1.1+deb12u1";
 const ORIGINAL: &str = "kubernetes_1.20.5+really1.20.2.orig.tar.gz";
@@ -57,7 +57,7 @@ const CHANGES: [(&str, &str, &str); 3] = [
     ),
 ];
 
-/// Builds in `work` and puts `kube-apiserver`, `kube-controller-manager` and `etcd` into `assets`.
+/// Builds in `work` and puts the four programs and `etcd` into `assets`.
 pub(crate) fn build(work: &Path, assets: &Path) -> Result<()> {
     packages::ensure(&needs(&["debian-archive-keyring", "dpkg-dev"]), "building Kubernetes' API server")?;
     let tree = work.join(IMPORTED_AS);
@@ -66,7 +66,7 @@ pub(crate) fn build(work: &Path, assets: &Path) -> Result<()> {
     let go = Go { work: work.to_path_buf(), tree: tree.clone() };
     generate(&go)?;
     let stamped = version_flags();
-    for program in ["kube-apiserver", CONTROLLER_MANAGER] {
+    for program in ["kube-apiserver", CONTROLLER_MANAGER, SCHEDULER, KUBELET] {
         go.build(&assets.join(program), &format!("./cmd/{program}"), Some(&stamped))?;
     }
     let etcd = work.join("usr/bin/etcd");

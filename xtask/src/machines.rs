@@ -14,6 +14,7 @@ use crate::{
     TestArgs,
     command::{note, step},
     kernels::{Kernel, Series},
+    kubelet,
     libtest::Summary,
     report::Level,
     setup, systemd,
@@ -101,9 +102,10 @@ const LEFT_OUT_UNASKED: &[&str] = &[
 enum Job<'a> {
     Stories(Series, &'a Result<Kernel>),
     SystemdUnit,
+    Kubelet,
 }
 
-/// Runs the integration tests on each kernel, and systemd's unit where no filter asks for something else.
+/// Runs the integration tests on each kernel, and systemd's unit and Kubernetes' kubelet where no filter asks for something else.
 pub(crate) fn run(binaries: &Binaries, kernels: &[Series], args: &TestArgs) -> Vec<Level> {
     // One after the other: package managers and downloads.
     let prepared: Vec<_> = kernels.iter().map(|series| (*series, setup::for_vm(*series))).collect();
@@ -111,6 +113,9 @@ pub(crate) fn run(binaries: &Binaries, kernels: &[Series], args: &TestArgs) -> V
         prepared.iter().map(|(series, kernel)| Job::Stories(*series, kernel)).enumerate().collect();
     if kernels.contains(&systemd::KERNEL) && args.filter.is_none() {
         jobs.push_back((jobs.len(), Job::SystemdUnit));
+    }
+    if kernels.contains(&kubelet::KERNEL) && args.filter.is_none() {
+        jobs.push_back((jobs.len(), Job::Kubelet));
     }
     let is_longest = |job: &Job<'_>| matches!(job, Job::Stories(series, _) if *series == ALL_STORIES);
     jobs.make_contiguous().sort_by_key(|(_, job)| !is_longest(job));
@@ -122,7 +127,8 @@ pub(crate) fn run(binaries: &Binaries, kernels: &[Series], args: &TestArgs) -> V
                 while let Some((place, job)) = next() {
                     let level = match job {
                         Job::Stories(series, kernel) => stories(binaries, series, kernel, args),
-                        Job::SystemdUnit => systemd::run(&binaries.integration),
+                        Job::SystemdUnit => systemd::run(binaries.programs()),
+                        Job::Kubelet => kubelet::run(binaries.programs()),
                     };
                     note(&level.line());
                     levels.lock().unwrap_or_else(PoisonError::into_inner).push((place, level));

@@ -1,4 +1,4 @@
-//! Everything a person or CI types: `cargo xtask setup | build | test | fuzz | bogo | demo | bench | vm | kube | lint | clean`.
+//! Everything a person or CI types: `cargo xtask setup | build | test | fuzz | bogo | demo | bench | vm | kube | kubelet | lint | clean`.
 //!
 //! This file only parses arguments and hands over. Set-up is idempotent and cached; what it cannot do
 //! (no root, no network, another distribution) it says, it never guesses.
@@ -25,6 +25,7 @@ mod kernel_packages;
 mod kernels;
 mod kube;
 mod kube_build;
+mod kubelet;
 mod leftovers;
 mod libtest;
 mod lint;
@@ -97,6 +98,12 @@ enum Task {
     Vm(VmArgs),
     /// Print the folder of a real Kubernetes API server for tests (`KUBEBUILDER_ASSETS`), after building one if there is none
     Kube,
+    /// Run deploy/kubernetes on Kubernetes' own kubelet and containerd in a virtual machine
+    Kubelet {
+        /// Where meshd and meshctl are, if not to be built
+        #[arg(long)]
+        bin_dir: Option<std::path::PathBuf>,
+    },
     /// Formatting, clippy and licences, as CI checks them
     #[command(alias = "ci-lint")]
     Lint,
@@ -177,6 +184,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Story { bin_dir, colour } => story::run(&bin_dir, colour)?,
         Task::Vm(args) => return run_vm(&args),
         Task::Kube => kube::run()?,
+        Task::Kubelet { bin_dir } => return kubelet::run_alone(bin_dir),
         Task::Lint => return lint::run_alone(),
         Task::Tables => tables::run()?,
         Task::Clean => setup::clean()?,

@@ -51,7 +51,7 @@ pub(crate) fn clean() -> Result<()> {
     let target = paths::target()?;
     for folder in [kernels::folder()?]
         .into_iter()
-        .chain(["tools", "bpf", "fuzz", "bogo", "kube", "stories"].map(|name| target.join(name)))
+        .chain(["tools", "bpf", "fuzz", "bogo", "kube", "kubelet", "stories"].map(|name| target.join(name)))
     {
         if folder.exists() {
             step(&format!("remove {}", folder.display()));

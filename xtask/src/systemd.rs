@@ -21,8 +21,8 @@ const LIMIT: Duration = Duration::from_secs(10 * 60);
 /// The machine sees this one's files, so its systemd is this one's.
 const SYSTEMD: &str = "/lib/systemd/systemd";
 
-/// Runs it with the programs beside `integration`, a test's executable.
-pub(crate) fn run(integration: &Path) -> Level {
+/// Runs it with the meshd and meshctl in a folder.
+pub(crate) fn run(programs: &Path) -> Level {
     step("systemd's unit (virtual machine)");
     if !Path::new(SYSTEMD).exists() {
         return Level::skipped(NAME, &format!("no systemd here to run the unit with: {SYSTEMD} is missing"));
@@ -32,8 +32,6 @@ pub(crate) fn run(integration: &Path) -> Level {
         Err(error) => return Level::skipped(NAME, &format!("no virtual machine: {error:#}")),
     };
     let started = Instant::now();
-    // `<target>/<profile>/deps/integration-<hash>`
-    let programs = integration.ancestors().nth(2).unwrap_or(integration);
     let script = paths::workspace().join("mesh-user/tests/systemd_unit.sh");
     let words = [Path::new("bash"), &script, programs, &paths::workspace().join("deploy")];
     let command = words.map(|word| word.display().to_string()).into();

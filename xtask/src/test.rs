@@ -2,7 +2,7 @@
 //! virtual machine per kernel, and systemd's unit in one more. A level that cannot run is skipped with its reason; one that says nothing failed.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -31,6 +31,13 @@ const RELAY: &str = "relay_kernel";
 pub(crate) struct Binaries {
     pub(crate) integration: PathBuf,
     pub(crate) relay: PathBuf,
+}
+
+impl Binaries {
+    /// Where meshd and meshctl are: the executables are `<target>/<profile>/deps/integration-<hash>`.
+    pub(crate) fn programs(&self) -> &Path {
+        self.integration.ancestors().nth(2).unwrap_or(&self.integration)
+    }
 }
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {

@@ -172,6 +172,11 @@ impl Attempt {
         }
     }
 
+    /// Where it left from, once that is known.
+    pub(super) fn set_source_address(&mut self, address: SocketAddr) {
+        self.record_mut().source.address = address;
+    }
+
     /// Records a verdict; a denial is counted.
     pub(super) fn set_verdict(&mut self, verdict: &Verdict) -> Result<(), Failure> {
         match verdict {

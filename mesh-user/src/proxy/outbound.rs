@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -48,7 +48,8 @@ pub(super) async fn outbound(
         return leg.refuse(Refusal::Refused).await;
     };
     let destination = canonical(original.destination);
-    let source = original.source.map_or(destination, canonical);
+    // A pod that has only begun: the API server does not know its address yet.
+    let source = original.source.map_or(unknown_like(destination), canonical);
     let mut attempt = Attempt::new(
         &mesh,
         &view,
@@ -82,6 +83,11 @@ pub(super) async fn outbound(
             return attempt.fail(failure);
         }
     };
+    if original.source.is_none()
+        && let Some(address) = wire.local_address()
+    {
+        attempt.set_source_address(canonical(address));
+    }
     match outbound.complete(leg).await {
         Ok(app) => {
             attempt.allow_outbound();
@@ -97,6 +103,11 @@ pub(super) async fn outbound(
         }
         Err(failure) => attempt.fail(failure),
     }
+}
+
+fn unknown_like(address: SocketAddr) -> SocketAddr {
+    let unknown = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    SocketAddr::new(unknown, 0)
 }
 
 /// TLS has no urgent data, but a server that speaks for itself may.

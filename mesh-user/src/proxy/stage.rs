@@ -1,7 +1,7 @@
 //! The last stage of every connection, outbound or inbound: offload where the kernel can, enter the table of
 //! live connections, relay until the end, write the access-log line.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpStream;
 
@@ -26,6 +26,16 @@ pub(super) enum Wire {
     Plain(TcpStream),
     /// Handshake done.
     Tls(Box<Established>),
+}
+
+impl Wire {
+    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(established) => established.stream(),
+        };
+        stream.local_addr().ok()
+    }
 }
 
 /// Whose connection it is.

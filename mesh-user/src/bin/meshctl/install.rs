@@ -113,7 +113,7 @@ pub(crate) fn uninstall(namespace: &str) -> anyhow::Result<String> {
 kubectl get namespaces,pods --all-namespaces -l meshd.io/dataplane
 kubectl label namespace NAME meshd.io/dataplane-
 # 2. The agents. Their hooks stay (shutdown.hooks: keep) and refuse what is still enrolled, until step 3.
-kubectl -n {namespace} delete daemonset meshd --wait
+kubectl -n {namespace} delete daemonset meshd --cascade=foreground
 # 3. Hooks, pins and folders on every node.
 meshctl install --dry-run --part cleanup -n {namespace} --image IMAGE | kubectl apply -f -
 kubectl -n {namespace} rollout status daemonset meshd-cleanup
