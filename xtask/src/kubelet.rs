@@ -6,27 +6,27 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    command::{command, note, output, step},
+    command::{command, output, step},
     debian_archive::Archive,
     image, kernels,
     kernels::{Series, remove_folder},
     kube::{self, CONTROLLER_MANAGER, KUBELET, SCHEDULER},
-    libtest::Summary,
     paths,
     report::{self, Level},
-    setup, vm,
+    setup,
+    vm_script::Script,
 };
 
 /// One is enough, and emulated it takes minutes.
 pub(crate) const KERNEL: Series = Series::V6_12;
-const NAME: &str = "kubelet";
-const LIMIT: Duration = Duration::from_secs(15 * 60);
+const SCRIPT: Script =
+    Script { name: "kubelet", file: "kubelet.sh", kernel: KERNEL, limit: Duration::from_secs(15 * 60) };
 const RUNTIME: [&str; 3] = ["containerd", "runc", "containernetworking-plugins"];
 /// What pods of the script run: a server and a client that know nothing of meshes, and a shell to look about with.
 const PROGRAMS_OF_PODS: [&str; 3] = ["busybox", "curl", "nginx"];
@@ -50,42 +50,10 @@ pub(crate) fn run_alone(programs: Option<PathBuf>) -> Result<ExitCode> {
 
 /// Runs it with the meshd and meshctl in a folder.
 pub(crate) fn run(programs: &Path) -> Level {
-    step("Kubernetes' kubelet and containerd (virtual machine)");
-    let started = Instant::now();
-    let kernel = match setup::for_vm(KERNEL) {
-        Ok(kernel) => kernel,
-        Err(error) => return Level::skipped(NAME, &format!("no virtual machine: {error:#}")),
-    };
-    let props = match props(programs) {
-        Ok(props) => props,
-        Err(error) => return Level::skipped(NAME, &format!("{error:#}")),
-    };
-    let workspace = paths::workspace();
-    let script = workspace.join("mesh-user/tests/kubelet.sh");
-    let words =
-        [Path::new("bash"), &script, &props.assets, &props.runtime, &props.images, &workspace.join("deploy")];
-    let command = words.map(|word| word.display().to_string()).into();
-    let guest =
-        vm::Guest { kernel: &kernel, command, env: Vec::new(), timeout: LIMIT, clock: vm::Clock::Time };
-    let mut said = String::new();
-    let failure = match guest.run(|line| {
-        println!("kubelet| {line}");
-        said.push_str(line);
-        said.push('\n');
-    }) {
-        Ok(outcome) if outcome.exit_code == 0 => None,
-        Ok(outcome) => Some(format!("{said}exit code {}", outcome.exit_code)),
-        Err(error) => Some(format!("{said}{error:#}")),
-    };
-    let mut summary = Summary::default();
-    match failure {
-        None => summary.passed = 1,
-        Some(failure) => {
-            note(&failure);
-            summary.fail(NAME, &failure);
-        }
-    }
-    Level { name: NAME.to_owned(), summary, took: started.elapsed(), kernel: None }
+    SCRIPT.run(|| {
+        let props = props(programs)?;
+        Ok(vec![props.assets, props.runtime, props.images, paths::workspace().join("deploy")])
+    })
 }
 
 /// Folders the script is told.

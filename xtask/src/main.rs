@@ -48,6 +48,7 @@ mod venv;
 mod verdicts;
 mod virtiofs;
 mod vm;
+mod vm_script;
 
 use std::{process::ExitCode, time::Duration};
 
