@@ -73,7 +73,8 @@ on_wire() { # FILE COMMAND...: what the pods' bridge carried meanwhile
 	kill $tcpdump
 	wait $tcpdump || true
 }
-shows_page() { tcpdump -r "$1" -A 2>/dev/null | grep -q "hello from server"; }
+# A file between them: a grep that has seen enough would end tcpdump, and the pipe would count as failed.
+read_wire() { tcpdump -n -A -r "$1" >"$1.txt" 2>/dev/null || fail "cannot read $1"; }
 
 # --- The node: as a distribution's start leaves it, with an address of its own and the cluster's two.
 mount --make-rshared /
@@ -251,7 +252,8 @@ server=$(field shop pod/server '{.status.podIP}')
 direct=http://$server:8080/
 must_serve "before there is a mesh" elsewhere outsider "$direct"
 on_wire /run/plain.pcap must_serve "before there is a mesh" shop client "$direct"
-shows_page /run/plain.pcap || fail "no plaintext on the wire where it was expected"
+read_wire /run/plain.pcap
+grep -q "hello from server" /run/plain.pcap.txt || fail "no plaintext on the wire where it was expected"
 server_lives=$(lives server) client_lives=$(lives client)
 say "pods talk in plaintext"
 
@@ -299,8 +301,9 @@ kubectl label namespace shop meshd.io/dataplane=enabled
 until_true 120 "the first meshed connection" eval 'serves shop client "$direct" &&
 	kubectl -n meshd-system logs "$agent" | grep -q "\"peer_spiffe_id\":\"spiffe://cluster.local/ns/shop/sa/default\""'
 on_wire /run/meshed.pcap must_serve "meshed" shop client "$direct"
-tcpdump -n -r /run/meshed.pcap 2>/dev/null | grep -qF "$server." || fail "nothing on the wire in the mesh"
-if shows_page /run/meshed.pcap; then fail "plaintext on the wire in the mesh"; fi
+read_wire /run/meshed.pcap
+grep -qF " $server.8080" /run/meshed.pcap.txt || fail "nothing on the wire in the mesh: $(grep ' IP ' /run/meshed.pcap.txt)"
+if grep -q "hello from server" /run/meshed.pcap.txt; then fail "plaintext on the wire in the mesh"; fi
 must_serve "by the service's name, which meshd alone serves here" shop client http://web/
 must_serve "PERMISSIVE" elsewhere outsider "$direct"
 say "pods that ran already are meshed"
