@@ -26,7 +26,7 @@ use crate::{
 /// One is enough, and emulated it takes minutes.
 pub(crate) const KERNEL: Series = Series::V6_12;
 const SCRIPT: Script =
-    Script { name: "kubelet", file: "kubelet.sh", kernel: KERNEL, limit: Duration::from_secs(15 * 60) };
+    Script { name: "kubelet", file: "kubelet.sh", kernel: KERNEL, limit: Duration::from_secs(25 * 60) };
 const RUNTIME: [&str; 3] = ["containerd", "runc", "containernetworking-plugins"];
 /// What pods of the script run: a server and a client that know nothing of meshes, and a shell to look about with.
 const PROGRAMS_OF_PODS: [&str; 3] = ["busybox", "curl", "nginx"];
