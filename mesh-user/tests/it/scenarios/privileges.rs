@@ -75,10 +75,13 @@ impl Scene {
 
     /// The command as a container of the pod runs it.
     fn contained(&self, capabilities: &[String], command: &[&str]) -> Vec<String> {
-        let (run, pins) = (self.node.runtime_dir(), self.bpffs.join("meshd"));
-        let (run, pins) = (run.display(), pins.display());
-        let mounts =
-            format!("mkdir -p {pins} {run}/bpf && mount --bind {pins} {run}/bpf && exec setpriv \"$@\"");
+        let (run, pins, cgroup) =
+            (self.node.runtime_dir(), self.bpffs.join("meshd"), self.node.capture_cgroup());
+        let (run, pins, cgroup) = (run.display(), pins.display(), cgroup.display());
+        let mounts = format!(
+            "mkdir -p {pins} {run}/bpf && mount --bind {pins} {run}/bpf \
+             && mount --bind {cgroup} {cgroup} && mount -o remount,bind,ro {cgroup} && exec setpriv \"$@\""
+        );
         let bounding =
             capabilities.iter().fold("--bounding-set=-all".to_owned(), |all, one| format!("{all},+{one}"));
         let own = ["unshare", "--mount", "--cgroup", "--propagation", "private", "sh", "-c", &mounts, "sh"];
