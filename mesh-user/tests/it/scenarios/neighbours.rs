@@ -62,7 +62,7 @@ fn a_program_that_takes_our_callbacks_costs_the_node_no_probe(ground: &Ground) -
     let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
     let to = mesh.server.at(7000).to_string();
     let probes = crate::it::peer::command_line(&["short", &to, "--count", "5000"]);
-    let seen = last_line(&mesh.b.place.launch("probes", &probes).finish(PATIENCE * 2)?)?;
+    let seen = last_line(&mesh.b.place.launch("probes", &probes).finish(PATIENCE * 6)?)?;
     ensure!(seen["failed"] == 0, "probes of the node were refused: {seen}");
     ensure!(
         mesh.b.metric("meshd_bpf_events_total", &["passed_host_client"])? >= 5000,
