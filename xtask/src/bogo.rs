@@ -92,7 +92,9 @@ fn source() -> PathBuf {
 }
 
 fn build_shim() -> Result<()> {
-    let mut cargo = command(paths::cargo(), ["build", "--release", "--bin", "bogo_shim"]);
+    // With a test, so that features of what tests depend on are united, as for `cargo test`: else all of mesh-user is compiled
+    // once more.
+    let mut cargo = command(paths::cargo(), ["build", "--release", "--bin", "bogo_shim", "--test", "layers"]);
     let ended = follow(cargo.current_dir(paths::workspace()), |_| ())?;
     if !ended.ended_well {
         bail!("cannot build the shim:\n{}", ended.complaint);
