@@ -14,6 +14,11 @@ use mesh_user::{
 };
 use serde_json::Value;
 
+#[path = "it/roles.rs"]
+mod roles;
+
+use roles::{Permission, granted, strings};
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -31,32 +36,6 @@ fn documents(name: &str) -> Vec<Value> {
 fn document(name: &str, kind: &str, called: &str) -> Value {
     let found = documents(name).into_iter().find(|d| d["kind"] == kind && d["metadata"]["name"] == called);
     found.unwrap_or_else(|| panic!("no {kind} {called} in {name}"))
-}
-
-/// Group, resource, verb, and the name it is bound to, if any.
-type Permission = (String, String, String, Option<String>);
-
-fn strings(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
-fn granted(role: &Value) -> BTreeSet<Permission> {
-    let mut granted = BTreeSet::new();
-    for rule in role["rules"].as_array().unwrap() {
-        let names = strings(&rule["resourceNames"]);
-        let names: Vec<Option<String>> =
-            if names.is_empty() { vec![None] } else { names.into_iter().map(Some).collect() };
-        for group in strings(&rule["apiGroups"]) {
-            for resource in strings(&rule["resources"]) {
-                for verb in strings(&rule["verbs"]) {
-                    for name in &names {
-                        granted.insert((group.clone(), resource.clone(), verb.clone(), name.clone()));
-                    }
-                }
-            }
-        }
-    }
-    granted
 }
 
 fn asked<'a>(access: impl IntoIterator<Item = &'a Access>) -> BTreeSet<Permission> {

@@ -26,5 +26,6 @@ pub(crate) mod pki;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod relay;
+pub(crate) mod roles;
 pub(crate) mod scenarios;
 pub(crate) mod scripts;

@@ -10,9 +10,10 @@ use super::cluster_ca::{Given, LEASE, SYSTEM, given_with};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
 use crate::it::kube::node;
-use crate::it::kube_audit::{AuditLog, granted};
+use crate::it::kube_audit::AuditLog;
 use crate::it::mesh::{MARKER, probe, serve};
 use crate::it::process::{PATIENCE, wait_until};
+use crate::it::roles::granted;
 
 pub(super) const STORIES: &[Story] = stories![
     Kubernetes 300:
