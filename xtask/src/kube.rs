@@ -9,9 +9,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    command::{command, note, output, step},
+    command::{command, note, output},
     kernels::remove_folder,
-    kube_build, paths, venv,
+    kube_build,
+    once::make_once,
+    paths, venv,
 };
 
 /// envtest's own name for it.
@@ -47,20 +49,16 @@ pub(crate) fn ensure_assets() -> Result<PathBuf> {
     }
     let folder = paths::target()?.join("kube");
     let assets = folder.join("assets");
-    let stamp = folder.join("built");
-    let edition = edition();
-    if fs::read_to_string(&stamp).is_ok_and(|built| built == edition) {
-        return Ok(assets);
-    }
-    step("a Kubernetes API server (download, build; once)");
-    remove_folder(&folder)?;
-    fs::create_dir_all(&assets).with_context(|| format!("cannot create {}", assets.display()))?;
-    let work = folder.join("work");
-    kube_build::build(&work, &assets).context("cannot build Kubernetes' API server")?;
-    kubectl(&work, &assets)?;
-    remove_folder(&work)?;
-    note(output(&mut command(assets.join("kube-apiserver"), ["--version"]))?.trim());
-    fs::write(&stamp, edition).with_context(|| format!("cannot write {}", stamp.display()))?;
+    let what = "a Kubernetes API server (download, build; once)";
+    make_once(&folder.join("built"), &edition(), what, |folder| {
+        fs::create_dir(&assets).with_context(|| format!("cannot create {}", assets.display()))?;
+        let work = folder.join("work");
+        kube_build::build(&work, &assets).context("cannot build Kubernetes' API server")?;
+        kubectl(&work, &assets)?;
+        remove_folder(&work)?;
+        note(output(&mut command(assets.join("kube-apiserver"), ["--version"]))?.trim());
+        Ok(())
+    })?;
     Ok(assets)
 }
 

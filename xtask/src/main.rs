@@ -30,6 +30,7 @@ mod leftovers;
 mod libtest;
 mod lint;
 mod machines;
+mod once;
 mod openid;
 mod packages;
 mod paths;

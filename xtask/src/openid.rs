@@ -1,15 +1,13 @@
 //! An `OpenID` provider for the stories about tokens: npm's `oidc-provider`, under the target directory. A machine that
 //! cannot have it runs everything else.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    command::{command, note, run_quietly, step},
+    command::{command, note, run_quietly},
+    once::make_once,
     paths,
 };
 
@@ -24,23 +22,17 @@ pub(crate) fn ensure() {
 }
 
 fn try_ensure() -> Result<()> {
-    let folder = paths::target()?.join("tools/openid");
-    let stamp = folder.join("installed");
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENT) {
-        return Ok(());
-    }
-    let npm = paths::find_program("npm").context("no npm")?;
-    step(&format!("{REQUIREMENT} from npm"));
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    // No script of a package is run: it needs none.
-    let arguments = ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact", REQUIREMENT];
-    run_quietly(command(npm, arguments).arg("--prefix").arg(&folder).current_dir(&folder), "install it")?;
-    let module = module(&folder);
-    ensure!(module.is_file(), "npm made no {}", module.display());
-    fs::write(&stamp, REQUIREMENT).with_context(|| format!("cannot write {}", stamp.display()))
+    let stamp = paths::target()?.join("tools/openid/installed");
+    make_once(&stamp, REQUIREMENT, &format!("{REQUIREMENT} from npm"), |folder| {
+        let npm = paths::find_program("npm").context("no npm")?;
+        // No script of a package is run: it needs none.
+        let arguments =
+            ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact", REQUIREMENT];
+        run_quietly(command(npm, arguments).arg("--prefix").arg(folder).current_dir(folder), "install it")?;
+        let module = module(folder);
+        ensure!(module.is_file(), "npm made no {}", module.display());
+        Ok(())
+    })
 }
 
 /// Where the stories look for it.

@@ -1,15 +1,12 @@
 //! Python programs from `PyPI`, each in a virtual environment of its own under the target directory.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
-    command::{command, run_quietly, step},
-    kernels::remove_folder,
+    command::{command, run_quietly},
+    once::make_once,
     paths,
 };
 
@@ -18,13 +15,9 @@ pub(crate) fn ensure(name: &str, python: &Path, options: &[&str], requirement: &
     let folder = paths::target()?.join("tools").join(name);
     // Its scripts begin with its own path: one that was moved is made anew.
     let (stamp, wanted) = (folder.join("installed"), format!("{requirement} in {}", folder.display()));
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(folder);
-    }
-    step(&format!("{requirement} from PyPI"));
-    remove_folder(&folder)?;
-    make(&folder, python, options, requirement)?;
-    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    make_once(&stamp, &wanted, &format!("{requirement} from PyPI"), |folder| {
+        make(folder, python, options, requirement)
+    })?;
     Ok(folder)
 }
 
