@@ -30,6 +30,11 @@ pub(crate) fn assets() -> Option<PathBuf> {
     assets.join("kubectl").is_file().then_some(assets)
 }
 
+/// Where the deployed manifests are.
+pub(crate) fn manifests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes")
+}
+
 /// A node's object.
 pub(crate) fn node(name: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } })
@@ -168,7 +173,7 @@ impl Cluster {
 
     /// Creates or applies (`how`) the files under `deploy/kubernetes` of these names.
     pub(crate) fn deploy(&self, how: &str, files: &[&str]) -> anyhow::Result<()> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
+        let folder = manifests();
         for file in files {
             let path = folder.join(file);
             let flag = if path.is_dir() { "-k" } else { "-f" };

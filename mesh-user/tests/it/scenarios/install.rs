@@ -29,10 +29,6 @@ pub(super) const STORIES: &[Story] = stories![
 
 pub(super) const NAMESPACE: &str = "meshd-system";
 
-fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes")
-}
-
 pub(super) fn cluster(ground: &Ground) -> anyhow::Result<(Wire, Cluster)> {
     let mut wire = Wire::lay(ground)?;
     let [place] = wire.plug(["api"])?;
@@ -41,7 +37,7 @@ pub(super) fn cluster(ground: &Ground) -> anyhow::Result<(Wire, Cluster)> {
 }
 
 pub(super) fn rendered(cluster: &Cluster, part: &str) -> anyhow::Result<Vec<Value>> {
-    let folder = deploy().join(part);
+    let folder = kube::manifests().join(part);
     objects(&cluster.kubectl(&["kustomize", &folder.to_string_lossy()])?)
 }
 
@@ -132,7 +128,7 @@ fn istios_kinds_take_good_documents_and_refuse_bad_ones_and_are_never_written_ov
     ground: &Ground,
 ) -> anyhow::Result<()> {
     let (_wire, cluster) = cluster(ground)?;
-    let crds = deploy().join("crds");
+    let crds = kube::manifests().join("crds");
     let crds = crds.to_string_lossy();
     cluster.kubectl(&["create", "-k", &crds])?;
     cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::it::daemon::{Node, bin_dir};
 use crate::it::ground::Ground;
 use crate::it::harness::{Story, stories};
+use crate::it::kube;
 use crate::it::mesh::STRICT;
 use crate::it::netns::{Place, Wire};
 use crate::it::nodefile::{Selector, Workload, node_file};
@@ -29,7 +30,7 @@ const NOBODY: u16 = 8099;
 
 /// Of the container that the manifest in `file` describes, as setpriv(1) writes them.
 fn capabilities(file: &str, containers: &str) -> anyhow::Result<Vec<String>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes").join(file);
+    let file = kube::manifests().join(file);
     let manifest: Value = serde_saphyr::from_str(&fs::read_to_string(&file)?)?;
     let context = &manifest["spec"]["template"]["spec"][containers][0]["securityContext"];
     ensure!(context["capabilities"]["drop"] == json!(["ALL"]), "{context}");
