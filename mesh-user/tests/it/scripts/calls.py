@@ -20,16 +20,22 @@ class Story(grpc.GenericRpcHandler):
     def service(self, details):
         return {
             "/story/Echo": grpc.stream_stream_rpc_method_handler(lambda messages, _: messages),
-            "/story/Wait": grpc.unary_unary_rpc_method_handler(self.wait),
-            "/story/Ended": grpc.unary_unary_rpc_method_handler(lambda *_: ended.get(timeout=PATIENCE_S)),
+            "/story/Wait": grpc.unary_stream_rpc_method_handler(self.wait),
+            "/story/Ended": grpc.unary_unary_rpc_method_handler(self.ended),
         }.get(details.method)
 
     def wait(self, message, context):
         over = threading.Event()
-        context.add_callback(over.set)
-        over.wait(PATIENCE_S)
+        # False: the call was over before this began.
+        if context.add_callback(over.set):
+            yield b"begun"
+            over.wait(PATIENCE_S)
         ended.put(message)
-        return b""
+
+    def ended(self, message, context):
+        while (told := ended.get(timeout=context.time_remaining())) != message:
+            pass
+        return told
 
 
 def serve(port):
@@ -60,26 +66,24 @@ def code_of(call):
         return "OK"
     except grpc.RpcError as error:
         return error.code().name
-    except grpc.FutureCancelledError:
-        return "CANCELLED"
 
 
 def call(target, elsewhere):
     with grpc.insecure_channel(target) as channel:
         with futures.ThreadPoolExecutor(CALLS) as pool:
             rounds = list(pool.map(lambda name: talk(channel, name), range(CALLS)))
-        wait, ask = channel.unary_unary("/story/Wait"), channel.unary_unary("/story/Ended")
-        late = code_of(lambda: wait(b"late", timeout=1))
-        told_late = ask(b"", timeout=PATIENCE_S).decode()
-        waiting = wait.future(b"cancelled", timeout=PATIENCE_S)
-        # One that is cancelled before it is sent never comes to the server.
-        channel.stream_stream("/story/Echo")(iter([b""]), timeout=PATIENCE_S).__next__()
+        wait, ask = channel.unary_stream("/story/Wait"), channel.unary_unary("/story/Ended")
+        late = code_of(lambda: list(wait(b"late", timeout=2)))
+        told_late = ask(b"late", timeout=PATIENCE_S).decode()
+        waiting = wait(b"cancelled", timeout=PATIENCE_S)
+        next(waiting)
         waiting.cancel()
-        cancelled = code_of(waiting.result)
-        told_cancelled = ask(b"", timeout=PATIENCE_S).decode()
+        cancelled = code_of(lambda: next(waiting))
+        # Without a mesh too, the servers of some 5 % of grpcio's clients never hear that a call was cancelled.
+        after = talk(channel, "after")
     with grpc.insecure_channel(elsewhere) as channel:
-        refused = code_of(lambda: channel.unary_unary("/story/Wait")(b"", timeout=PATIENCE_S))
-    saw = {"rounds": rounds, "deadline": [late, told_late], "cancelled": [cancelled, told_cancelled], "refused": refused}
+        refused = code_of(lambda: list(channel.unary_stream("/story/Wait")(b"", timeout=PATIENCE_S)))
+    saw = {"rounds": rounds, "deadline": [late, told_late], "cancelled": [cancelled, after], "refused": refused}
     print(json.dumps(saw))
 
 
