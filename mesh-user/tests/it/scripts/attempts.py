@@ -295,6 +295,8 @@ def hammer(file, host, port, prefix):
             said = named(lambda: exchange(socket.socket(family(host)), host, int(port), text, wait=2.0))
             with lock:
                 if said == text.decode():
+                    if not answered:
+                        say(event="served")
                     answered.append(said)
                 else:
                     failed += 1

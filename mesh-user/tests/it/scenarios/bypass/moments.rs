@@ -83,7 +83,9 @@ fn daemons_killed_at_any_moment_let_nothing_past(ground: &Ground) -> anyhow::Res
     must_serve(&mesh)?;
     let stop = ground.dir().join("stop").to_string_lossy().into_owned();
     let capture = Capture::start_of_heads(&mesh.wire, "killed")?;
-    let client = hammer(&mesh, &mesh.client, &stop, MARKER)?;
+    let mut client = hammer(&mesh, &mesh.client, &stop, MARKER)?;
+    // Before the first kill: at the end its waiting exchanges may last longer than it is given.
+    client.wait_to_say("served", PATIENCE)?;
     let (rounds, step_ms) = ground.scale().of((16, 40), (3, 4000));
     for round in 0..rounds {
         // In the midst of handshakes and relays, then at a later moment of its start each time.

@@ -31,6 +31,8 @@ fn handshakes_that_never_end_keep_nobody_else_waiting(ground: &Ground) -> anyhow
     mesh.b.settings.insert("accessLog".into(), json!({ "format": "json", "perSecond": PER_SECOND }));
     mesh.start()?;
     let server = serve(&mesh.server, 7000, &["--echo"])?;
+    // What the first connections page in and count for ever is none of the crowd's.
+    must_serve(&mesh)?;
     let (files, rss, series) = (mesh.b.descriptors()?, mesh.b.rss_kib()?, mesh.b.metrics()?.lines().count());
     let (to, count) = (mesh.server.at(7000).to_string(), crowd(ground)?);
     let release = ground.dir().join("release").to_string_lossy().into_owned();
@@ -45,13 +47,16 @@ fn handshakes_that_never_end_keep_nobody_else_waiting(ground: &Ground) -> anyhow
     must_serve(&mesh)?;
     let still = mesh.b.descriptors()?;
     ensure!(still > files + there * 9 / 10, "they were over before the others were served: {still}");
-    let each = mesh.b.rss_kib()?.saturating_sub(rss) / count;
-    ensure!(each <= 20, "{each} KiB for each handshake that has begun");
+    let grown = mesh.b.rss_kib()?.saturating_sub(rss);
+    println!("{grown} KiB for {count} handshakes that have begun");
+    // 2 MiB: what the allocator takes ahead, which tells where they are few.
+    ensure!(grown <= 20 * count + 2048, "{grown} KiB for {count} handshakes that have begun");
     std::fs::write(&release, "")?;
     crowd.finish(PATIENCE)?.succeeded()?;
     wait_until(PATIENCE * 2, "meshd to let go of them", || Ok(mesh.b.descriptors()? < files + 50))?;
-    ensure!(accepted(&server) == 2, "the server saw {} connections", accepted(&server));
+    ensure!(accepted(&server) == 3, "the server saw {} connections", accepted(&server));
     let more = mesh.b.metrics()?.lines().count().saturating_sub(series);
+    println!("{count} strangers made {more} series");
     ensure!(more < 100, "{count} strangers made {more} series");
     if !ground.scale().is_vm() {
         let lines = i64::try_from(mesh.b.access_log().len())?;
