@@ -14,7 +14,7 @@ use super::{
     http::{self, Inspected},
     kernel_path,
     memory::{Noted, NotedContent},
-    mesh::{OVER_LIMIT, handshake_limits},
+    mesh::{Admission, OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
 };
 use crate::{
@@ -43,37 +43,68 @@ pub(super) async fn inbound(
     stream: TcpStream,
     (client, local): (SocketAddr, SocketAddr),
 ) {
+    // Boxed: what only the beginning needs, the world it judges by above all, goes with it. So does the other stage.
+    let begun = Box::pin(begin(&mesh, &net, name, stream, (client, local))).await;
+    let Some(Begun {
+        attempt,
+        opened: Opened { wire, app, sni, guard, inspects },
+        workload,
+        remote,
+        admission: _held,
+    }) = begun
+    else {
+        return;
+    };
+    let ends = Ends { workload, remote, sni };
+    if inspects {
+        let inspected = Inspected { net: &net, client, local, ends, app, guard };
+        Box::pin(http::inspect(&mesh, attempt, wire, inspected)).await;
+    } else {
+        carry(&mesh, attempt, app, wire, ends, Requests::Uninspected).await;
+        drop(guard);
+    }
+}
+
+/// A connection that is allowed and open at both ends.
+struct Begun {
+    attempt: Attempt,
+    opened: Opened,
+    workload: WorkloadName,
+    remote: Option<WorkloadName>,
+    admission: Admission,
+}
+
+/// Nothing where it has failed, of which it has told.
+async fn begin(
+    mesh: &Arc<Mesh>,
+    net: &WorkloadNet,
+    name: WorkloadName,
+    stream: TcpStream,
+    (client, local): (SocketAddr, SocketAddr),
+) -> Option<Begun> {
     let kernel_generation = mesh.kernel_generation();
     let view = mesh.view().clone();
     let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
-        return reset_on_close(&stream);
+        reset_on_close(&stream);
+        return None;
     };
     let source = view.world().by_address(client.ip());
-    let mut attempt = Attempt::new(
-        &mesh,
-        &view,
-        Direction::Inbound,
-        "sk_lookup",
-        (client, source),
-        (local, Some(workload)),
-    );
-    let Some(_admission) = mesh.admit() else {
+    let mut attempt =
+        Attempt::new(mesh, &view, Direction::Inbound, "sk_lookup", (client, source), (local, Some(workload)));
+    let Some(admission) = mesh.admit() else {
         reset_on_close(&stream);
-        return attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
+        attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
+        return None;
     };
-    let inbound = Inbound { mesh: &mesh, view: &view, workload, source, client, local, kernel_generation };
-    match inbound.open(&mut attempt, stream, &net).await {
-        Ok(Opened { wire, app, sni, guard, inspects }) => {
-            let ends = Ends { workload: name, remote: source.map(|w| w.name.clone()), sni };
-            if inspects {
-                let inspected = Inspected { net: &net, client, local, ends, app, guard };
-                http::inspect(&mesh, attempt, wire, inspected).await;
-            } else {
-                carry(&mesh, attempt, app, wire, ends, Requests::Uninspected).await;
-                drop(guard);
-            }
+    let inbound = Inbound { mesh, view: &view, workload, source, client, local, kernel_generation };
+    match inbound.open(&mut attempt, stream, net).await {
+        Ok(opened) => {
+            Some(Begun { attempt, opened, workload: name, remote: source.map(|w| w.name.clone()), admission })
         }
-        Err(failure) => attempt.fail(failure),
+        Err(failure) => {
+            attempt.fail(failure);
+            None
+        }
     }
 }
 

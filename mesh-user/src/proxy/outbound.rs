@@ -19,7 +19,7 @@ use super::{
     destination,
     handshakes::{ClientFailure, own_svid, with_server},
     inbound::{canonical, connected, handshake_failure},
-    mesh::{OVER_LIMIT, handshake_limits},
+    mesh::{Admission, OVER_LIMIT, handshake_limits},
     stage::{Ends, Wire, carry},
 };
 use crate::{
@@ -37,40 +37,52 @@ use crate::{
 const MAX_TRIES: usize = 3;
 
 /// Serves one outbound connection to its end.
-pub(super) async fn outbound(
-    mesh: Arc<Mesh>,
-    net: Arc<WorkloadNet>,
+pub(super) async fn outbound(mesh: Arc<Mesh>, net: Arc<WorkloadNet>, name: WorkloadName, captured: Captured) {
+    // Boxed: what only the beginning needs, the world it judges by above all, goes with it.
+    let begun = Box::pin(begin(&mesh, &net, name, captured)).await;
+    let Some(Begun { attempt, app, wire, ends, admission: _held }) = begun else { return };
+    carry(&mesh, attempt, app, wire, ends, Requests::Uninspected).await;
+}
+
+/// A connection that is open at both ends.
+struct Begun {
+    attempt: Attempt,
+    app: TcpStream,
+    wire: Wire,
+    ends: Ends,
+    admission: Admission,
+}
+
+/// Nothing where it has failed, of which it has told.
+async fn begin(
+    mesh: &Arc<Mesh>,
+    net: &WorkloadNet,
     name: WorkloadName,
     Captured { leg, original }: Captured,
-) {
+) -> Option<Begun> {
     let view = mesh.view().clone();
     let Some(workload) = view.world().by_name(&name.namespace, &name.name) else {
-        return leg.refuse(Refusal::Refused).await;
+        leg.refuse(Refusal::Refused).await;
+        return None;
     };
     let destination = canonical(original.destination);
     // A pod that has only begun: the API server does not know its address yet.
     let source = original.source.map_or(unknown_like(destination), canonical);
     let mut attempt = Attempt::new(
-        &mesh,
+        mesh,
         &view,
         Direction::Outbound,
         leg.form().as_str(),
         (source, Some(workload)),
         (destination, view.world().by_socket(destination)),
     );
-    let Some(_admission) = mesh.admit() else {
+    let Some(admission) = mesh.admit() else {
         leg.refuse(Refusal::Refused).await;
-        return attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
+        attempt.fail(Failure::new(ResponseFlags::Limit, OVER_LIMIT));
+        return None;
     };
-    let outbound = Outbound {
-        mesh: &mesh,
-        view: &view,
-        workload,
-        net: &net,
-        source: original.source,
-        destination,
-        form: leg.form(),
-    };
+    let outbound =
+        Outbound { mesh, view: &view, workload, net, source: original.source, destination, form: leg.form() };
     let opened = tokio::select! {
         biased;
         opened = outbound.open(&mut attempt) => opened,
@@ -80,7 +92,8 @@ pub(super) async fn outbound(
         Ok(opened) => opened,
         Err(failure) => {
             leg.refuse(failure.refusal).await;
-            return attempt.fail(failure);
+            attempt.fail(failure);
+            return None;
         }
     };
     if original.source.is_none()
@@ -91,17 +104,13 @@ pub(super) async fn outbound(
     match outbound.complete(leg).await {
         Ok(app) => {
             attempt.allow_outbound();
-            carry(
-                &mesh,
-                attempt,
-                app,
-                wire,
-                Ends { workload: name, remote, sni: None },
-                Requests::Uninspected,
-            )
-            .await;
+            let ends = Ends { workload: name, remote, sni: None };
+            Some(Begun { attempt, app, wire, ends, admission })
         }
-        Err(failure) => attempt.fail(failure),
+        Err(failure) => {
+            attempt.fail(failure);
+            None
+        }
     }
 }
 

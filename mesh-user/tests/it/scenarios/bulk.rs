@@ -17,6 +17,8 @@ pub(super) const STORIES: &[Story] = stories![
         iperf3_runs_both_ways,
         ten_thousand_short_connections_all_succeed,
         two_thousand_idle_connections_stay_usable_and_cost_little;
+    Daemon 180:
+        connections_outlive_the_worlds_that_they_were_judged_by;
 ];
 
 fn a_gigabyte_each_way_at_once_arrives_unchanged(ground: &Ground) -> anyhow::Result<()> {
@@ -89,5 +91,52 @@ fn two_thousand_idle_connections_stay_usable_and_cost_little(ground: &Ground) ->
     let each = (after.0.saturating_sub(before.0)).max(after.1.saturating_sub(before.1)) / count;
     // Two sockets' state, a TLS session and no buffers: a buffer per connection would show at once.
     ensure!(each <= 64, "{each} KiB for each idle connection");
+    Ok(())
+}
+
+fn connections_outlive_the_worlds_that_they_were_judged_by(ground: &Ground) -> anyhow::Result<()> {
+    const WORLDS: u16 = 8;
+    let services = ground.scale().of(20_000_u32, 5_000);
+    let mut mesh = Mesh::strict(ground)?;
+    let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
+    let rss = |mesh: &Mesh| anyhow::Ok([mesh.a.rss_kib()?, mesh.b.rss_kib()?]);
+    let small = rss(&mesh)?;
+    for service in 0..services {
+        let [_, high, middle, low] = service.to_be_bytes();
+        let address = format!("10.{}.{middle}.{low}", 128 + high);
+        mesh.service(&format!("service-{service}"), &address, 80, 7000, "server");
+    }
+    let release = ground.dir().join("release").to_string_lossy().into_owned();
+    let (to, mut living, mut first) = (mesh.server.at(7000).to_string(), Vec::new(), None);
+    for world in 0..WORLDS {
+        mesh.service(&format!("newest-{world}"), &format!("10.120.0.{world}"), 80, 7000, "server");
+        mesh.configure()?;
+        for node in [&mesh.a, &mesh.b] {
+            node.ctl(&["reload"])?.succeeded()?;
+        }
+        let idle = peer::command_line(&["idle", &to, "--count", "1", "--until", &release]);
+        let mut idle = mesh.client.launch("idle", &idle).start()?;
+        idle.wait_to_say("holding", PATIENCE)?;
+        living.push(idle);
+        // The second is made while the first is still there, as each one after it.
+        if world == 1 {
+            first = Some(rss(&mesh)?);
+        }
+    }
+    let (first, last) = (first.context("no world")?, rss(&mesh)?);
+    std::fs::write(&release, "")?;
+    for idle in living {
+        let said = idle.finish(PATIENCE * 2)?.succeeded()?;
+        ensure!(said.contains("all alive"), "{said}");
+    }
+    for (node, at) in [(&mesh.a, 0), (&mesh.b, 1)] {
+        let (two, more) = (first[at].saturating_sub(small[at]), last[at].saturating_sub(first[at]));
+        println!(
+            "{}: two worlds of {services} services took {two} KiB, {} more took {more} KiB",
+            node.name,
+            WORLDS - 2
+        );
+        ensure!(more < two + 2048, "{}: {more} KiB more, where two worlds took {two} KiB", node.name);
+    }
     Ok(())
 }
