@@ -19,6 +19,8 @@ pub(crate) enum Needs {
     NoDaemon,
     /// `meshd`, once, with the relay the machine offers first.
     Daemon,
+    /// `meshd`, once, on this machine's own kernel: much work, and nothing of it depends on the kernel.
+    DaemonNatively,
     /// `meshd`, once for every relay kind.
     EveryRelay,
     /// `meshd` and Envoy, once, on this machine's own kernel.
@@ -152,6 +154,9 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
     }
     if std::env::var_os("MESHD_TEST_NO_DAEMON").is_some() {
         return Some("MESHD_TEST_NO_DAEMON is set: only the harness's own checks run".to_owned());
+    }
+    if story.needs == Needs::DaemonNatively && ground::Scale::from_environment().is_vm() {
+        return Some("it does not depend on the kernel: its stories are told natively".to_owned());
     }
     if story.needs == Needs::Envoy {
         if ground::Scale::from_environment().is_vm() {

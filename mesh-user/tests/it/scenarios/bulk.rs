@@ -17,7 +17,7 @@ pub(super) const STORIES: &[Story] = stories![
         iperf3_runs_both_ways,
         ten_thousand_short_connections_all_succeed,
         two_thousand_idle_connections_stay_usable_and_cost_little;
-    Daemon 180:
+    DaemonNatively 180:
         connections_outlive_the_worlds_that_they_were_judged_by;
 ];
 
@@ -96,12 +96,12 @@ fn two_thousand_idle_connections_stay_usable_and_cost_little(ground: &Ground) ->
 
 fn connections_outlive_the_worlds_that_they_were_judged_by(ground: &Ground) -> anyhow::Result<()> {
     const WORLDS: u16 = 8;
-    let services = ground.scale().of(20_000_u32, 5_000);
+    const SERVICES: u32 = 20_000;
     let mut mesh = Mesh::strict(ground)?;
     let _server = serve(&mesh.server, 7000, &["--echo", "--quiet"])?;
     let rss = |mesh: &Mesh| anyhow::Ok([mesh.a.rss_kib()?, mesh.b.rss_kib()?]);
     let small = rss(&mesh)?;
-    for service in 0..services {
+    for service in 0..SERVICES {
         let [_, high, middle, low] = service.to_be_bytes();
         let address = format!("10.{}.{middle}.{low}", 128 + high);
         mesh.service(&format!("service-{service}"), &address, 80, 7000, "server");
@@ -132,7 +132,7 @@ fn connections_outlive_the_worlds_that_they_were_judged_by(ground: &Ground) -> a
     for (node, at) in [(&mesh.a, 0), (&mesh.b, 1)] {
         let (two, more) = (first[at].saturating_sub(small[at]), last[at].saturating_sub(first[at]));
         println!(
-            "{}: two worlds of {services} services took {two} KiB, {} more took {more} KiB",
+            "{}: two worlds of {SERVICES} services took {two} KiB, {} more took {more} KiB",
             node.name,
             WORLDS - 2
         );
