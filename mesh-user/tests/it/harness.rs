@@ -41,6 +41,21 @@ pub(crate) enum Needs {
     IoUring,
 }
 
+impl Needs {
+    /// Why no virtual machine tells such a story, where none does.
+    fn why_natively(self) -> Option<&'static str> {
+        match self {
+            Self::DaemonNatively => Some("it does not depend on the kernel"),
+            Self::Envoy => Some("Envoy is too slow for an emulated kernel"),
+            Self::OpenIdProvider => Some("the OpenID provider does not depend on the kernel"),
+            Self::Kubernetes | Self::Helm => Some("an API server is too slow for an emulated kernel"),
+            Self::SpiffeClient => Some("a Python of this machine's own is needed"),
+            Self::FakeTime => Some("libfaketime of this machine's own is needed"),
+            Self::NoDaemon | Self::Daemon | Self::EveryRelay | Self::WideCompare | Self::IoUring => None,
+        }
+    }
+}
+
 /// A story: a sentence as its name, and the function that tells it.
 #[derive(Clone, Copy)]
 pub(crate) struct Story {
@@ -155,63 +170,30 @@ fn reason_not_to_run(name: &str, story: Story, relay: Relay) -> Option<String> {
     if std::env::var_os("MESHD_TEST_NO_DAEMON").is_some() {
         return Some("MESHD_TEST_NO_DAEMON is set: only the harness's own checks run".to_owned());
     }
-    if story.needs == Needs::DaemonNatively && ground::Scale::from_environment().is_vm() {
-        return Some("it does not depend on the kernel: its stories are told natively".to_owned());
+    if ground::Scale::from_environment().is_vm()
+        && let Some(why) = story.needs.why_natively()
+    {
+        return Some(format!("{why}: its stories are told natively"));
     }
-    if story.needs == Needs::Envoy {
-        if ground::Scale::from_environment().is_vm() {
-            return Some(
-                "Envoy is too slow for an emulated kernel: its stories are told natively".to_owned(),
-            );
-        }
-        if super::envoy::executable().is_none() {
-            return Some("no Envoy under target/tools: cargo xtask test installs it".to_owned());
-        }
+    if story.needs == Needs::Envoy && super::envoy::executable().is_none() {
+        return Some("no Envoy under target/tools: cargo xtask test installs it".to_owned());
     }
-    if story.needs == Needs::OpenIdProvider {
-        if ground::Scale::from_environment().is_vm() {
-            return Some(
-                "the OpenID provider does not depend on the kernel: its stories are told natively".to_owned(),
-            );
-        }
-        if scenarios::requests_openid::module().is_none() {
-            return Some(
-                "no oidc-provider under target/tools: cargo xtask test installs it where npm is".to_owned(),
-            );
-        }
+    if story.needs == Needs::OpenIdProvider && scenarios::requests_openid::module().is_none() {
+        return Some(
+            "no oidc-provider under target/tools: cargo xtask test installs it where npm is".to_owned(),
+        );
     }
-    if matches!(story.needs, Needs::Kubernetes | Needs::Helm) {
-        if ground::Scale::from_environment().is_vm() {
-            return Some(
-                "an API server is too slow for an emulated kernel: its stories are told natively".to_owned(),
-            );
-        }
-        if super::kube::assets().is_none() {
-            return Some("no API server under target/kube: cargo xtask test builds it".to_owned());
-        }
+    if matches!(story.needs, Needs::Kubernetes | Needs::Helm) && super::kube::assets().is_none() {
+        return Some("no API server under target/kube: cargo xtask test builds it".to_owned());
     }
     if story.needs == Needs::Helm && scenarios::helm::library().is_none() {
         return Some("no Helm under target/tools: cargo xtask test fetches it".to_owned());
     }
-    if story.needs == Needs::SpiffeClient {
-        if ground::Scale::from_environment().is_vm() {
-            return Some(
-                "a Python of this machine's own is needed: its stories are told natively".to_owned(),
-            );
-        }
-        if scenarios::workload_api::python().is_none() {
-            return Some("no py-spiffe under target/tools: cargo xtask test installs it".to_owned());
-        }
+    if story.needs == Needs::SpiffeClient && scenarios::workload_api::python().is_none() {
+        return Some("no py-spiffe under target/tools: cargo xtask test installs it".to_owned());
     }
-    if story.needs == Needs::FakeTime {
-        if ground::Scale::from_environment().is_vm() {
-            return Some(
-                "libfaketime of this machine's own is needed: its stories are told natively".to_owned(),
-            );
-        }
-        if super::faketime::library().is_none() {
-            return Some("no libfaketime: cargo xtask setup installs it".to_owned());
-        }
+    if story.needs == Needs::FakeTime && super::faketime::library().is_none() {
+        return Some("no libfaketime: cargo xtask setup installs it".to_owned());
     }
     if story.needs == Needs::WideCompare && !has_wide_compare() {
         return Some("this processor has no cx16, without which haproxy does not run".to_owned());
